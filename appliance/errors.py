@@ -1,0 +1,141 @@
+"""Every failure has a name: one exception carries the status and the four fields of OpenAI's error body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ApplianceError(Exception):
+    """A refusal or fault told to the client; `message` is in our own words, `param` a JSON path into the body."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.type = type
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The response body, `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def bad_request(message: str, param: str | None, code: str | None = None) -> ApplianceError:
+    """400: the request is malformed, contradictory, or asks for what this server does not do."""
+    return ApplianceError(message, param=param, code=code)
+
+
+def media_not_allowed(message: str, param: str) -> ApplianceError:
+    """400: the recipe's media policy refuses the item."""
+    return ApplianceError(message, param=param, code="media_not_allowed")
+
+
+def media_unreadable(message: str, param: str) -> ApplianceError:
+    """422: the item's bytes are here but cannot be decoded."""
+    return ApplianceError(message, status=422, param=param, code="media_unreadable")
+
+
+def context_length_exceeded(message: str, param: str) -> ApplianceError:
+    """400: prompt and answer do not fit the model or the page pool."""
+    return ApplianceError(message, param=param, code="context_length_exceeded")
+
+
+def unauthorized(message: str) -> ApplianceError:
+    """401: no key, or one that is not known."""
+    return ApplianceError(
+        message,
+        status=401,
+        type="authentication_error",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def not_found(message: str, code: str, param: str | None = None) -> ApplianceError:
+    """404: no such route (`route_not_found`) or model (`model_not_found`)."""
+    return ApplianceError(message, status=404, code=code, param=param)
+
+
+def method_not_allowed(method: str, path: str, allowed: str) -> ApplianceError:
+    """405: the route exists, but not for this method."""
+    return ApplianceError(
+        f"{method} is not allowed on {path}; allowed: {allowed}.",
+        status=405,
+        code="method_not_allowed",
+        headers={"Allow": allowed},
+    )
+
+
+def body_too_large(limit: int) -> ApplianceError:
+    """413: the body is longer than server.max_body_bytes."""
+    return ApplianceError(
+        f"The request body is larger than the limit of {limit} bytes.",
+        status=413,
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def wrong_content_type(given: str | None) -> ApplianceError:
+    """415: the body is not declared to be JSON."""
+    seen = f"not '{given}'" if given else "and none was given"
+    return ApplianceError(
+        f"The body must be JSON: Content-Type has to be application/json, {seen}.",
+        status=415,
+        code="unsupported_media_type",
+    )
+
+
+def overloaded(message: str, retry_after: int = 1) -> ApplianceError:
+    """429: the queue is full; the client should come back."""
+    return ApplianceError(
+        message,
+        status=429,
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
+def unavailable(message: str, code: str, retry_after: int = 5) -> ApplianceError:
+    """503: still loading (`loading`), draining (`draining`), or the engine is gone (`engine_dead`)."""
+    return ApplianceError(
+        message,
+        status=503,
+        type="server_error",
+        code=code,
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
+def internal(request_id: str) -> ApplianceError:
+    """500: our bug; the request id finds it in the log."""
+    return ApplianceError(
+        f"The server failed while answering. Please report request id {request_id}.",
+        status=500,
+        type="server_error",
+        code="internal_error",
+    )
+
+
+def engine_failed(message: str) -> ApplianceError:
+    """500: the engine ended this answer with an error, or died under it."""
+    return ApplianceError(message, status=500, type="server_error", code="engine_error")

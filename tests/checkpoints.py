@@ -1,0 +1,476 @@
+"""Tiny random checkpoints with every file a real one has, for tests and trials without a model hub.
+
+`python -m tests.checkpoints qwen2_vl out/` writes one. Equal seeds give equal weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import ByteLevel, TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+CORPUS = """
+The quick brown fox jumps over the lazy dog while the small engine counts the pages of an open book.
+A picture of a harbour at dusk: three boats, two people on the pier, and a lantern above the water.
+What is in this image? Describe the photograph in one short sentence, and name the colours you see.
+How many birds are there? There are seven birds, and the largest of them is looking at the camera.
+The capital of France is Paris. The capital of Italy is Rome. The capital of Japan is Tokyo.
+You are a helpful assistant. Answer the question with a number, then explain how you found it.
+Hello! Thank you for your question. Yes, I can help with that; no, there is nothing else to do.
+def add(first, second):
+    return first + second  # the sum of 12 and 30 is 42
+{"name": "weather", "arguments": {"city": "Paris", "days": 3}}
+Grüße aus Köln, où l'été est très chaud. El niño comió una manzana. 東京は日本の首都です。
+Привет, мир! 你好，世界。 One, two, three, four, five, six, seven, eight, nine, ten.
+"""
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHATML = """
+{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+QWEN3_CHATML = """
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false -%}
+<think>
+
+</think>
+
+{% endif -%}
+{%- endif -%}
+"""
+
+QWEN_VL_CHATML = """
+{%- macro part(content) -%}
+{%- if content.type in ('image', 'image_url') or 'image' in content or 'image_url' in content -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif content.type == 'video' or 'video' in content -%}
+<|vision_start|><|video_pad|><|vision_end|>
+{%- elif 'text' in content -%}
+{{ content.text }}
+{%- endif -%}
+{%- endmacro -%}
+{%- if messages[0].role != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for content in message.content -%}{{ part(content) }}{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+# As the published LLaVA template does, this one writes a message's images before its text.
+LLAVA_CHAT = """
+{%- for message in messages -%}
+{%- if message.role != 'system' -%}{{ message.role | upper }}: {% endif -%}
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for content in message.content if content.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for content in message.content if content.type == 'text' -%}{{ content.text }}{%- endfor -%}
+{%- endif -%}
+{{ ' ' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}ASSISTANT:{%- endif -%}
+"""
+
+
+def write_llama(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Llama with a GPT-2-like tokenizer and ChatML, in the shape of SmolLM2."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = Path(folder)
+    tokenizer = byte_level_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    config = LlamaConfig(
+        **_decoder(tokenizer, layers=3),
+        **_ids(tokenizer, bos="<|im_start|>", eos="<|im_end|>", pad="<|im_end|>"),
+        tie_word_embeddings=False,
+    )
+    _write_model(folder, LlamaForCausalLM(config), seed, dtype)
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    _write_tokenizer(folder, tokenizer, CHATML, names)
+    _write_generation_config(folder, tokenizer, ["<|im_end|>"], bos="<|im_start|>")
+    return folder
+
+
+def write_qwen2(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Qwen2 (biased QKV, tied embeddings)."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = Path(folder)
+    tokenizer = qwen_tokenizer()
+    config = Qwen2Config(
+        **_decoder(tokenizer, layers=3),
+        **_ids(tokenizer, bos="<|endoftext|>", eos="<|im_end|>"),
+        tie_word_embeddings=True,
+    )
+    _write_model(folder, Qwen2ForCausalLM(config), seed, dtype)
+    _write_tokenizer(folder, tokenizer, CHATML, QWEN_NAMES)
+    _write_generation_config(folder, tokenizer, ["<|im_end|>", "<|endoftext|>"])
+    return folder
+
+
+def write_qwen3(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Qwen3 (normalised queries and keys, head size apart from hidden size)."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = Path(folder)
+    tokenizer = qwen_tokenizer()
+    config = Qwen3Config(
+        **(_decoder(tokenizer, layers=3) | {"head_dim": 32}),
+        **_ids(tokenizer, bos="<|endoftext|>", eos="<|im_end|>"),
+        tie_word_embeddings=False,
+    )
+    _write_model(folder, Qwen3ForCausalLM(config), seed, dtype)
+    _write_tokenizer(folder, tokenizer, QWEN3_CHATML, QWEN_NAMES)
+    _write_generation_config(folder, tokenizer, ["<|im_end|>", "<|endoftext|>"])
+    return folder
+
+
+def write_qwen2_vl(
+    folder: str | Path, seed: int = 0, dtype: str = "float32", flat: bool = False
+) -> Path:
+    """A Qwen2-VL; `flat` writes config.json as the published checkpoints have it, without `text_config`."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    folder = Path(folder)
+    tokenizer = qwen_tokenizer()
+    config = Qwen2VLConfig(
+        text_config={
+            **_decoder(tokenizer, layers=4),
+            **_ids(tokenizer, bos="<|endoftext|>", eos="<|im_end|>"),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [2, 3, 3],
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
+        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    _write_model(folder, Qwen2VLForConditionalGeneration(config), seed, dtype)
+    if flat:
+        _flatten_qwen2_vl_config(folder)
+    _write_tokenizer(folder, tokenizer, QWEN_VL_CHATML, QWEN_NAMES)
+    _write_generation_config(folder, tokenizer, ["<|im_end|>", "<|endoftext|>"])
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2VLProcessor",
+            "min_pixels": 4 * 28 * 28,
+            "max_pixels": 64 * 28 * 28,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        },
+    )
+    return folder
+
+
+def write_llava(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A LLaVA-1.5: CLIP tower of 16 patches, Llama with a SentencePiece-like tokenizer."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    folder = Path(folder)
+    tokenizer = sentencepiece_tokenizer(["<image>", "<pad>"])
+    ids = _ids(tokenizer, bos="<s>", eos="</s>", pad="<pad>")
+    config = LlavaConfig(
+        text_config={"model_type": "llama", **_decoder(tokenizer, layers=3), **ids},
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+            "projection_dim": 32,
+        },
+        image_token_index=tokenizer.token_to_id("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    _write_model(folder, LlavaForConditionalGeneration(config), seed, dtype)
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "image_token": "<image>",
+    }
+    _write_tokenizer(folder, tokenizer, LLAVA_CHAT, names)
+    _write_generation_config(folder, tokenizer, ["</s>"], bos="<s>", pad="<pad>")
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": 56},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": 56, "width": 56},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        },
+    )
+    return folder
+
+
+WRITERS: dict[str, Callable[..., Path]] = {
+    "llama": write_llama,
+    "qwen2": write_qwen2,
+    "qwen3": write_qwen3,
+    "qwen2_vl": write_qwen2_vl,
+    "llava": write_llava,
+}
+
+QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
+def qwen_tokenizer() -> Tokenizer:
+    """Byte-level BPE with Qwen's split and special tokens."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special += ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]
+    special += ["<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"]
+    special += ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = byte_level_tokenizer(special, split=QWEN_SPLIT)
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+def byte_level_tokenizer(special: list[str], split: str | None = None) -> Tokenizer:
+    """Byte-level BPE trained on the small corpus above, special tokens last as Qwen has them."""
+    tokenizer = Tokenizer(models.BPE())
+    if split is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(split), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    trainer = BpeTrainer(
+        vocab_size=620,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in special]
+    )
+    return tokenizer
+
+
+def sentencepiece_tokenizer(added: list[str]) -> Tokenizer:
+    """BPE over characters with byte fallback and a word mark, as Llama's SentencePiece model converts to."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = _word_mark()
+    trained.train_from_iterator(
+        [word for line in CORPUS.splitlines() if line.isascii() for word in line.split()],
+        BpeTrainer(vocab_size=360, show_progress=False),
+    )
+    learned = json.loads(trained.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(pieces)},
+            merges=[tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = _word_mark()
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    special = ["<unk>", "<s>", "</s>", *added]
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in special]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def _word_mark() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+
+
+def _decoder(tokenizer: Tokenizer, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": math.ceil(tokenizer.get_vocab_size() / 64) * 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+    }
+
+
+def _ids(tokenizer: Tokenizer, **names: str) -> dict[str, int]:
+    return {f"{role}_token_id": tokenizer.token_to_id(text) for role, text in names.items()}
+
+
+def _write_model(folder: Path, model: Any, seed: int, dtype: str) -> None:
+    randomise(model, seed)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Weights that keep activations near unit size, so that every layer and every image shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1 and name.endswith("bias"):
+            value = 0.1 * noise
+        elif parameter.ndim == 1:
+            value = 1 + 0.1 * noise
+        elif "embed" in name and "patch" not in name:
+            value = 0.7 * noise
+        elif "lm_head" in name:
+            value = 0.4 * noise
+        else:
+            value = 1.3 * noise / math.sqrt(parameter[0].numel())
+        parameter.data.copy_(value)
+
+
+def _flatten_qwen2_vl_config(folder: Path) -> None:
+    path = folder / "config.json"
+    nested = json.loads(path.read_text())
+    text = nested.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text.pop("layer_types", None)
+    text.pop("model_type")
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    _write_json(path, text | nested)
+
+
+def _write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, template: str, names: dict[str, str]
+) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 4096,
+            "chat_template": template,
+            **names,
+        },
+    )
+
+
+def _write_generation_config(
+    folder: Path,
+    tokenizer: Tokenizer,
+    ends: list[str],
+    bos: str = "<|endoftext|>",
+    pad: str = "<|endoftext|>",
+) -> None:
+    ids = [tokenizer.token_to_id(text) for text in ends]
+    _write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": tokenizer.token_to_id(bos),
+            "eos_token_id": ids if len(ids) > 1 else ids[0],
+            "pad_token_id": tokenizer.token_to_id(pad),
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.checkpoints")
+    parser.add_argument("family", choices=sorted(WRITERS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    options = parser.parse_args(arguments)
+    print(WRITERS[options.family](options.folder, options.seed, options.dtype))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

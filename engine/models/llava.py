@@ -1,0 +1,127 @@
+"""LLaVA-1.5: every picture becomes the same number of CLIP patches in front of a Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+from engine.models.family import Family
+from engine.models.pixels import CLIP_MEAN, Normaliser, as_bytes, processor_options
+from engine.request import MediaItem
+
+# Published config.json files leave out what equals transformers' LlamaConfig and CLIPVisionConfig defaults.
+LLAMA_DEFAULTS = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+# A resized picture this many times larger than its crop is resized only where it is kept.
+WIDE = 4
+MAX_PADDED_SIDE = 1 << 14
+
+
+class Llava(Family):
+    """LLaVA-1.5 with a CLIP tower."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("LlavaForConditionalGeneration",)
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._options = processor_options(self.folder)
+        self._resample = Image.Resampling(self._options.get("resample", Image.Resampling.BICUBIC))
+        self._normalise = Normaliser(self._options)
+        vision = self.config.get("vision_config", {})
+        side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
+        whole = self.config.get("vision_feature_select_strategy", "default") == "full"
+        self._tokens = side * side + whole
+
+    def placeholder(self, modality: str) -> str:
+        if modality != "image":
+            raise KeyError(modality)
+        return "<image>"
+
+    def item_text(self, modality: str) -> str:
+        return self.placeholder(modality) + "\n"
+
+    def text_config(self) -> dict[str, Any]:
+        return LLAMA_DEFAULTS | self.config.get("text_config", {})
+
+    def image_tokens(self, width: int, height: int) -> int:
+        if self._options.get("do_pad", False) and max(width, height) > MAX_PADDED_SIDE:
+            raise ValueError(f"the image is longer than {MAX_PADDED_SIDE} pixels")
+        return self._tokens
+
+    def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """`pixel_values` `[1, 3, height, width]`: shorter side resized, the middle kept."""
+        options = self._options
+        if options.get("do_pad", False):
+            image = _pad_to_square(image, options.get("image_mean", CLIP_MEAN))
+        crop = _box(options.get("crop_size", 224)) if options.get("do_center_crop", True) else None
+        if options.get("do_resize", True):
+            size = _resized(image.size, options.get("size", {"shortest_edge": 224}))
+            box = None
+            if crop and size[0] * size[1] > WIDE * crop[0] * crop[1]:
+                size, box = _kept(image.size, size, crop)
+            image = image.resize(size, self._resample, box=box)
+        if crop:
+            left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
+            image = image.crop((left, top, left + crop[0], top + crop[1]))
+        pixels = torch.empty(1, 3, image.height, image.width)
+        pixels[0].copy_(as_bytes(image).permute(2, 0, 1))
+        return {"pixel_values": self._normalise.apply(pixels, dim=1)}
+
+    def decoder(self, model: Any) -> nn.Module:
+        return model.model.language_model
+
+    def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+        tower = model.model.vision_tower
+        pixels = torch.cat([item.tensors["pixel_values"] for item in items])
+        return list(model.get_image_features(pixels.to(tower.device, tower.dtype)).pooler_output)
+
+
+def _box(size: int | dict[str, int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    return size["width"], size["height"]
+
+
+def _resized(size: tuple[int, int], wanted: int | dict[str, int]) -> tuple[int, int]:
+    if isinstance(wanted, int):
+        wanted = {"shortest_edge": wanted}
+    if "shortest_edge" not in wanted:
+        return _box(wanted)
+    edge, (width, height) = wanted["shortest_edge"], size
+    if width <= height:
+        return edge, int(edge * height / width)
+    return int(edge * width / height), edge
+
+
+def _kept(
+    source: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+    """Size of what a centre crop leaves of a resized picture, and where that lies in the source."""
+    width, height = min(resized[0], crop[0]), min(resized[1], crop[1])
+    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    across, down = source[0] / resized[0], source[1] / resized[1]
+    right, bottom = min(source[0], (left + width) * across), min(source[1], (top + height) * down)
+    return (width, height), (left * across, top * down, right, bottom)
+
+
+def _pad_to_square(image: Image.Image, mean: list[float] | tuple[float, ...]) -> Image.Image:
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,51 @@
+"""From a decoded picture to the numbers a tower takes: what the families' image processors share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def processor_options(folder: Path) -> dict[str, Any]:
+    """The image processor's settings: preprocessor_config.json, or its part of processor_config.json."""
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    path = folder / "processor_config.json"
+    if path.exists():
+        return json.loads(path.read_text()).get("image_processor", {})
+    return {}
+
+
+class Normaliser:
+    """Rescaling and normalisation in one multiplication and one addition a channel."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        scale = options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 1.0
+        mean, std = np.zeros(3), np.ones(3)
+        if options.get("do_normalize", True):
+            mean = np.broadcast_to(np.float64(options.get("image_mean", CLIP_MEAN)), 3)
+            std = np.broadcast_to(np.float64(options.get("image_std", CLIP_STD)), 3)
+        self._scale = torch.tensor(scale / std, dtype=torch.float32)
+        self._shift = torch.tensor(-mean / std, dtype=torch.float32)
+
+    def apply(self, pixels: torch.Tensor, dim: int) -> torch.Tensor:
+        """Normalises float32 values 0 to 255 in place; `dim` is the dimension of the three channels."""
+        shape = [1] * pixels.ndim
+        shape[dim] = 3
+        return pixels.mul_(self._scale.view(shape)).add_(self._shift.view(shape))
+
+
+def as_bytes(image: Image.Image) -> torch.Tensor:
+    """The picture's own bytes, `[height, width, 3]`, uint8. Raises ValueError unless it is RGB."""
+    if image.mode != "RGB":
+        raise ValueError(f"an RGB image is needed, not {image.mode}")
+    return torch.from_numpy(np.array(image))

@@ -1,0 +1,3 @@
+"""Serving appliance for multimodal language models: launcher, configuration, endpoint."""
+
+__version__ = "0.1.0"

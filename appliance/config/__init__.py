@@ -1,0 +1,1 @@
+"""Configuration: dataclasses give types and documentation, YAML gives values, Hydra composes them."""

@@ -1,0 +1,112 @@
+"""Checks that types alone cannot express: ranges, choices, lengths, and names that do not exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.config.errors import ConfigurationError, suggestion
+from appliance.config.schema import Config
+
+
+@dataclass(slots=True, frozen=True)
+class Key:
+    """One configuration key as declared in the schema."""
+
+    name: str  # dotted
+    type: str  # as a reader would say it: int, list of str, str or null
+    metadata: Mapping[str, Any]
+
+    @property
+    def help(self) -> str:
+        return str(self.metadata["help"])
+
+
+def spell(annotation: Any) -> str:
+    """Return a type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(spell(argument) for argument in arguments)
+    if origin is list:
+        return f"list of {spell(arguments[0])}"
+    return "null" if annotation is type(None) else str(annotation.__name__)
+
+
+def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Yield every key of the schema in the order it is declared."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        annotation = hints[field.name]
+        if dataclasses.is_dataclass(annotation):
+            yield from keys(typing.cast(type, annotation), f"{prefix}{field.name}.")
+        else:
+            yield Key(prefix + field.name, spell(annotation), field.metadata)
+
+
+def groups(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and description of every group of keys."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield prefix + field.name, str(field.metadata["help"])
+            yield from groups(hints[field.name], f"{prefix}{field.name}.")
+
+
+def bounds(metadata: Mapping[str, Any]) -> str:
+    """Return the values a key may take in words, or nothing when its type says it all."""
+    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
+    parts = []
+    if "choices" in metadata:
+        parts.append("one of " + ", ".join(metadata["choices"]))
+    if low is not None and high is not None:
+        parts.append(f"from {low} to {high}")
+    elif low is not None:
+        parts.append(f"at least {low}")
+    elif above is not None:
+        parts.append(f"more than {above}")
+    if "length" in metadata:
+        parts.append(f"exactly {metadata['length']} values")
+    return ", ".join(parts)
+
+
+def within(value: Any, metadata: Mapping[str, Any]) -> bool:
+    """Whether one value (not a list) lies inside the bounds of its key."""
+    if "choices" in metadata:
+        return value in metadata["choices"]
+    if not isinstance(value, (int, float)):
+        return True
+    return (
+        value >= metadata.get("low", float("-inf"))
+        and value <= metadata.get("high", float("inf"))
+        and value > metadata.get("above", float("-inf"))
+    )
+
+
+def check_values(config: Config) -> None:
+    """Raise ConfigurationError for the first value outside what the schema allows."""
+    for key in keys():
+        value: Any = config
+        for part in key.name.split("."):
+            value = getattr(value, part)
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        wrong = next((one for one in values if not within(one, key.metadata)), None)
+        if wrong is None and len(values) == key.metadata.get("length", len(values)):
+            continue
+        shown = value if wrong is None else wrong
+        hint = suggestion(str(shown), key.metadata.get("choices", ()))
+        raise ConfigurationError(f"{key.name} is {shown!r}, must be {bounds(key.metadata)}{hint}")
+
+
+def check_key(name: str) -> None:
+    """Raise ConfigurationError when the schema has no such dotted key; elements of lists count as their list."""
+    known = {key.name: key for key in keys()} | {group: None for group, _ in groups()}
+    stem, _, last = name.rpartition(".")
+    if name in known or (last.isdecimal() and stem in known):
+        return
+    raise ConfigurationError(f"unknown key '{name}'{suggestion(name, known)}")

@@ -1,0 +1,217 @@
+"""From a command line to a checked configuration: Hydra composes, the schema types, we explain what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from appliance.config.check import check_key, check_values, groups, keys
+from appliance.config.errors import ConfigurationError, suggestion
+from appliance.config.folders import PRIMARY, data_folder, searching, user_folders
+from appliance.config.recipes import recipe_files
+from appliance.config.schema import Config
+
+VERSION_BASE = "1.3"
+NOT_IN_DIGEST = (
+    "recipe",
+    "task",
+    "server.api_keys",
+)  # same model and behaviour whatever these are; keys are secret
+
+
+@dataclass(slots=True, frozen=True)
+class Composed:
+    """A checked configuration, what identifies it, and the YAML that reproduces it as a recipe."""
+
+    config: Config
+    digest: str
+    yaml: str
+
+
+def register_schema() -> None:
+    """Put the dataclasses under the YAML, as the config `schema` of the primary defaults list."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
+    """Compose `key=value` and `group=option` overrides; raises ConfigurationError with one line."""
+    folders = user_folders(config_dirs)
+    node = compose_node(argv, folders)
+    config = to_config(node)
+    config.cache.folder = str(Path(config.cache.folder).expanduser())
+    template = find_template(config.chat.template, folders)
+    config.chat.template = template and str(template)
+    if config.model.name is None:
+        config.model.name = config.recipe or Path(config.model.path).name
+    return Composed(config, digest(node, template), as_recipe(node))
+
+
+def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """Compose without requiring mandatory values, and check everything that is set."""
+    overrides = parse(argv)
+    options = group_options(folders)
+    for override in overrides:
+        check_override(override, options)
+    register_schema()
+    with (
+        searching(folders),
+        initialize_config_dir(
+            str(data_folder("conf")), version_base=VERSION_BASE, job_name=PRIMARY
+        ),
+    ):
+        try:
+            node = hydra_compose(PRIMARY, overrides=list(argv), return_hydra_config=True)
+            choice = node.hydra.runtime.choices.get("recipe")
+            with open_dict(node):
+                del node["hydra"]
+            node.recipe = choice
+            OmegaConf.to_container(node, resolve=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigurationError(explain(error, options)) from error
+    return node
+
+
+def to_config(node: DictConfig) -> Config:
+    """Turn a composed node into dataclasses; raises ConfigurationError for what is missing or out of range."""
+    try:
+        config = cast(Config, OmegaConf.to_object(node))
+    except MissingMandatoryValue as error:
+        name = str(error.full_key)
+        hint = "; choose a recipe=NAME or give a folder or hub id" if name == "model.path" else ""
+        raise ConfigurationError(f"{name} is not set{hint}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(explain(error, {})) from error
+    check_values(config)
+    return config
+
+
+def parse(argv: Sequence[str]) -> list[Override]:
+    """Parse overrides by Hydra's grammar, naming the first one that does not parse."""
+    try:
+        return OverridesParser.create().parse_overrides(list(argv))
+    except OverrideParseException as error:
+        raise ConfigurationError(
+            f"cannot read '{error.override}': overrides are key=value or group=option"
+        ) from error
+
+
+def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Return the options of every group that has YAML files, the user's included."""
+    options = {"recipe": list(recipe_files(folders))}
+    for root in [*folders, data_folder("conf")]:
+        for file in sorted(root.glob("*/*.yaml")):
+            if file.parent.name != "recipe":
+                names = options.setdefault(file.parent.name, [])
+                names.extend([file.stem] if file.stem not in names else [])
+    return options
+
+
+def check_override(override: Override, options: dict[str, list[str]]) -> None:
+    """Raise ConfigurationError for a key or option that does not exist."""
+    name, text = override.key_or_group, override.input_line
+    if name == "hydra" or name.startswith(("hydra.", "hydra/")):
+        raise ConfigurationError(f"'{text}': Hydra's own settings are fixed here")
+    if override.is_sweep_override():
+        raise ConfigurationError(f"'{text}': one value only, an appliance serves one model")
+    if override.is_delete():
+        raise ConfigurationError(
+            f"'{text}': keys cannot be deleted; set {name}=null or another value"
+        )
+    if name not in options:
+        check_key(name)
+        return
+    value = override.value()
+    if not isinstance(value, str):
+        keys_of = f"; its keys can be set one by one ({name}.KEY=VALUE)" if name != "recipe" else ""
+        raise ConfigurationError(f"'{text}': {name} takes the name of one option{keys_of}")
+    if value not in options[name]:
+        known = ", ".join(options[name])
+        raise ConfigurationError(
+            f"unknown {name} '{value}'{suggestion(value, options[name])}; there are: {known}"
+        )
+
+
+def explain(error: Exception, options: dict[str, list[str]]) -> str:
+    """Turn an error of Hydra, OmegaConf or the YAML reader into one line of ours."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        known = options.get(group, [])
+        return f"no configuration '{error.missing_cfg_file}'{suggestion(name, known)}"
+    chain = list(causes(error))
+    where = next(
+        (f"{match[1]}: " for one in chain if (match := re.match(r"In '(.+?)':", str(one)))), ""
+    )
+    for one in reversed(chain):
+        if isinstance(one, yaml.MarkedYAMLError) and one.problem_mark is not None:
+            mark = one.problem_mark
+            return f"{mark.name}, line {mark.line + 1}: not valid YAML ({one.problem})"
+        if isinstance(one, OmegaConfBaseException) and one.full_key:
+            return where + explain_key(one)
+    return where + " ".join(str(chain[-1]).split())
+
+
+def explain_key(error: OmegaConfBaseException) -> str:
+    name = str(error.full_key)
+    known = {key.name: key for key in keys()}
+    reason = " ".join(str(error.msg or error).split())
+    if name == "recipe":
+        return "a recipe has to begin with the line '# @package _global_'"
+    if name in known:
+        wrong = "null" if "not Optional" in reason else reason.split(" full_key:")[0]
+        return f"{name} must be {known[name].type}: {wrong}"
+    if name not in {group for group, _ in groups()} and re.search(
+        "not in|not a valid|struct", reason
+    ):
+        return f"unknown key '{name}'{suggestion(name, known)}"
+    return f"{name}: {reason.split(' full_key:')[0]}"
+
+
+def causes(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_template(name: str | None, folders: Sequence[Path]) -> Path | None:
+    """Return the template file: a path, or a name in the `templates/` of the user's folders, then of the built-in."""
+    if name is None:
+        return None
+    shelves = [folder / "templates" for folder in [*folders, data_folder("recipes")]]
+    for candidate in [*(shelf / name for shelf in shelves), Path(name).expanduser()]:
+        if candidate.is_file():
+            return candidate.resolve()
+    known = [file.name for shelf in shelves for file in sorted(shelf.glob("*.jinja"))]
+    raise ConfigurationError(f"chat.template: no file '{name}'{suggestion(name, known)}")
+
+
+def digest(node: DictConfig, template: Path | None) -> str:
+    """Return 12 hex digits of SHA-256 over the resolved configuration and the text of its chat template."""
+    content = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    for name in NOT_IN_DIGEST:
+        OmegaConf.update(content, name, None)
+    text = OmegaConf.to_yaml(content, sort_keys=True)
+    if template is not None:
+        text += template.read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def as_recipe(node: DictConfig, resolve: bool = False) -> str:
+    """Return YAML that, saved as `FOLDER/recipe/NAME.yaml`, is a recipe that composes to the same values."""
+    name = node.recipe or "no recipe"
+    return (
+        f"# Composed from {name}.\n# @package _global_\n{OmegaConf.to_yaml(node, resolve=resolve)}"
+    )

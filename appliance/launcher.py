@@ -1,0 +1,132 @@
+"""The command `appliance`: compose and check a recipe, then run its task.
+
+appliance                        list the recipes
+appliance recipe=NAME key=value  serve it, or plan it with task=plan
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from appliance import __version__
+from appliance.config.errors import ConfigurationError, suggestion
+
+USAGE_ERROR = 2
+
+
+class Arguments(argparse.ArgumentParser):
+    """The flags of Hydra that make sense here; what is wrong becomes one line."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="appliance", add_help=False, allow_abbrev=False)
+        self.add_argument("overrides", nargs="*", help="group=option or key=value")
+        self.add_argument("--help", "-h", action="store_true", help="groups, keys and their values")
+        self.add_argument("--version", action="store_true", help="version of the appliance")
+        self.add_argument(
+            "--config-dir",
+            "-cd",
+            action="append",
+            default=[],
+            help="folder with recipes of your own",
+        )
+        self.add_argument(
+            "--cfg", "-c", choices=["job", "hydra", "all"], help="print the composed configuration"
+        )
+        self.add_argument(
+            "--resolve", action="store_true", help="with --cfg: resolve interpolations"
+        )
+        self.add_argument("--package", "-p", help="with --cfg: only this part")
+        self.add_argument(
+            "--info", "-i", nargs="?", const="all", help="print what Hydra knows, e.g. searchpath"
+        )
+        self.add_argument(
+            "--shell-completion", "-sc", action="store_true", help="install=bash, fish or zsh"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise ConfigurationError(f"{message}{suggestion(unknown, flags) if unknown else ''}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 for what the user can correct, with one line on stderr."""
+    try:
+        return run(sys.argv[1:] if argv is None else list(argv))
+    except ConfigurationError as error:
+        print(f"appliance: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:  # the reader of our output is gone: `appliance --help | head`
+        sys.stderr.close()
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    arguments = Arguments().parse_intermixed_args(argv)
+    if arguments.version:
+        print(__version__)
+        return 0
+
+    from appliance.config.compose import as_recipe, compose, compose_node
+    from appliance.config.folders import user_folders
+    from appliance.config.recipes import listing
+
+    folders = user_folders(arguments.config_dir)
+    if (
+        arguments.help
+        or arguments.info
+        or arguments.shell_completion
+        or arguments.cfg in ("hydra", "all")
+    ):
+        return ask_hydra(arguments)
+    if arguments.cfg:
+        node = compose_node(arguments.overrides, folders)
+        if arguments.package:
+            return ask_hydra(arguments)
+        print(as_recipe(node, resolve=arguments.resolve), end="")
+        return 0
+    if not arguments.overrides:
+        print(listing(folders))
+        return 0
+    composed = compose(arguments.overrides, arguments.config_dir)
+    if composed.config.task == "plan":
+        from appliance.tasks import plan
+
+        return plan.run(composed)
+    from appliance.tasks.serve import serve
+
+    return serve(composed)
+
+
+def ask_hydra(arguments: argparse.Namespace) -> int:
+    """Let Hydra answer the flags about its own composition: help, information, completion, parts of the config."""
+    import hydra
+
+    from appliance.config.compose import VERSION_BASE, compose_node, register_schema
+    from appliance.config.folders import PRIMARY, data_folder, searching, user_folders
+
+    folders = user_folders(arguments.config_dir)
+    if not arguments.shell_completion:
+        compose_node(arguments.overrides, folders)  # says what is wrong in our words
+    flags = {
+        "--help": arguments.help,
+        "--resolve": arguments.resolve,
+        "--shell-completion": arguments.shell_completion,
+        f"--cfg={arguments.cfg}": arguments.cfg,
+        f"--package={arguments.package}": arguments.package,
+        f"--info={arguments.info}": arguments.info,
+    }
+    sys.argv[1:] = [*(flag for flag, given in flags.items() if given), *arguments.overrides]
+    register_schema()
+    with searching(folders):
+        hydra.main(
+            version_base=VERSION_BASE, config_path=str(data_folder("conf")), config_name=PRIMARY
+        )(refuse)()
+    return 0
+
+
+def refuse(_: object) -> None:
+    raise AssertionError("Hydra was asked to run a task")

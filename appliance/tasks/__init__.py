@@ -1,0 +1,1 @@
+"""What the launcher can do with a composed recipe: one module a task."""

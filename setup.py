@@ -1,4 +1,4 @@
-"""Copy `conf/` and `recipes/` into the wheel as `appliance/_data/`; everything else is in pyproject.toml."""
+"""Copy `conf/` and `recipes/` into the wheel as `appliance/_data/`."""
 
 import shutil
 from pathlib import Path

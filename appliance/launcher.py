@@ -53,7 +53,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 2 for what the user can correct, with one line on stderr."""
+    """Return the exit code: 2, with one line on stderr, for what the user can correct."""
     try:
         return run(sys.argv[1:] if argv is None else list(argv))
     except ConfigurationError as error:
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
 
 
 def ask_hydra(arguments: argparse.Namespace) -> int:
-    """Let Hydra answer the flags about its own composition: help, information, completion, parts of the config."""
+    """Let Hydra answer flags about its composition: help, information, completion."""
     import hydra
 
     from appliance.config.compose import VERSION_BASE, compose_node, register_schema

@@ -1,1 +1,1 @@
-"""Configuration: dataclasses give types and documentation, YAML gives values, Hydra composes them."""
+"""Configuration: dataclasses give types and help, YAML gives values, Hydra composes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -76,14 +77,11 @@ def bounds(metadata: Mapping[str, Any]) -> str:
 def within(value: Any, metadata: Mapping[str, Any]) -> bool:
     """Whether one value (not a list) lies inside the bounds of its key."""
     if "choices" in metadata:
-        return value in metadata["choices"]
+        return bool(value in metadata["choices"])
     if not isinstance(value, (int, float)):
         return True
-    return (
-        value >= metadata.get("low", float("-inf"))
-        and value <= metadata.get("high", float("inf"))
-        and value > metadata.get("above", float("-inf"))
-    )
+    low, high = metadata.get("low", -math.inf), metadata.get("high", math.inf)
+    return bool(low <= value <= high and value > metadata.get("above", -math.inf))
 
 
 def check_values(config: Config) -> None:
@@ -104,7 +102,7 @@ def check_values(config: Config) -> None:
 
 
 def check_key(name: str) -> None:
-    """Raise ConfigurationError when the schema has no such dotted key; elements of lists count as their list."""
+    """Raise ConfigurationError for a dotted key that the schema does not have."""
     known = {key.name: key for key in keys()} | {group: None for group, _ in groups()}
     stem, _, last = name.rpartition(".")
     if name in known or (last.isdecimal() and stem in known):

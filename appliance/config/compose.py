@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration: Hydra composes, the schema types, we explain what is wrong."""
+"""From a command line to a checked configuration, or to one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     config = to_config(node)
     config.cache.folder = str(Path(config.cache.folder).expanduser())
     template = find_template(config.chat.template, folders)
-    config.chat.template = template and str(template)
+    config.chat.template = str(template) if template else None
     if config.model.name is None:
         config.model.name = config.recipe or Path(config.model.path).name
     return Composed(config, digest(node, template), as_recipe(node))
@@ -86,7 +86,7 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
 
 
 def to_config(node: DictConfig) -> Config:
-    """Turn a composed node into dataclasses; raises ConfigurationError for what is missing or out of range."""
+    """Turn a composed node into dataclasses; raises ConfigurationError when one is missing."""
     try:
         config = cast(Config, OmegaConf.to_object(node))
     except MissingMandatoryValue as error:
@@ -187,7 +187,7 @@ def causes(error: BaseException | None) -> Any:
 
 
 def find_template(name: str | None, folders: Sequence[Path]) -> Path | None:
-    """Return the template file: a path, or a name in the `templates/` of the user's folders, then of the built-in."""
+    """Return the template file: a name in a `templates/` folder (the user's first), or a path."""
     if name is None:
         return None
     shelves = [folder / "templates" for folder in [*folders, data_folder("recipes")]]
@@ -199,7 +199,7 @@ def find_template(name: str | None, folders: Sequence[Path]) -> Path | None:
 
 
 def digest(node: DictConfig, template: Path | None) -> str:
-    """Return 12 hex digits of SHA-256 over the resolved configuration and the text of its chat template."""
+    """Return 12 hex digits of SHA-256 over the resolved values and the chat template's text."""
     content = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
     for name in NOT_IN_DIGEST:
         OmegaConf.update(content, name, None)
@@ -210,7 +210,7 @@ def digest(node: DictConfig, template: Path | None) -> str:
 
 
 def as_recipe(node: DictConfig, resolve: bool = False) -> str:
-    """Return YAML that, saved as `FOLDER/recipe/NAME.yaml`, is a recipe that composes to the same values."""
+    """Return YAML that is itself a recipe: saved under `recipe/`, it composes to the same."""
     name = node.recipe or "no recipe"
     return (
         f"# Composed from {name}.\n# @package _global_\n{OmegaConf.to_yaml(node, resolve=resolve)}"

@@ -1,4 +1,4 @@
-"""Where configuration is found: built-in data of a checkout or a wheel, and the user's own folders."""
+"""Where configuration is found: data of the checkout or wheel, and the user's folders."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _active: ContextVar[tuple[Path, ...]] = ContextVar("folders of recipes in use")
 
 
 def data_folder(name: str) -> Path:
-    """Return built-in data (`conf`, `recipes`): inside the package when installed, at the top level of a checkout."""
+    """Return built-in data (`conf`, `recipes`): in the installed package, or atop a checkout."""
     shipped = PACKAGE / "_data" / name
     return shipped if shipped.is_dir() else PACKAGE.parent / name
 
 
 def user_folders(given: Sequence[str]) -> list[Path]:
-    """Return the user's folders, first wins: those of `--config-dir`, then those of `APPLIANCE_RECIPES`."""
+    """Return the folders of `--config-dir`, then of `APPLIANCE_RECIPES`; the first wins."""
     from_environment = os.environ.get("APPLIANCE_RECIPES", "").split(os.pathsep)
     folders = []
     for text in [*given, *(part for part in from_environment if part)]:

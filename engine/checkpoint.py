@@ -1,0 +1,151 @@
+"""What a checkpoint folder says of itself without a weight being read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelUnsupported
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.", "vision_model.")
+LLAMA = {  # what transformers' LlamaConfig has where a nested config says nothing, as LLaVA's does
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
+
+
+@dataclass(slots=True, frozen=True)
+class Checkpoint:
+    """Sizes of a checkpoint. Parameters of media towers are counted apart from the decoder's."""
+
+    architecture: str
+    dtype: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    tied: bool
+    decoder_parameters: int
+    tower_parameters: int
+    embedding_parameters: int
+    vision: dict[str, Any] | None
+    processor: dict[str, Any]
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read `config.json`, `preprocessor_config.json` and safetensors headers.
+
+    Raises ModelUnsupported when a file is missing, unreadable, or lacks what is needed.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json")
+    nested = config.get("text_config")
+    text: dict[str, Any] = {**LLAMA, **nested} if nested is not None else config
+    tensors = tensor_shapes(folder)
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    tower = decoder = 0
+    for name, (_, shape) in tensors.items():
+        if _stem(name).startswith(TOWERS):
+            tower += math.prod(shape)
+        elif not (tied and name.endswith("lm_head.weight")):
+            decoder += math.prod(shape)
+    embedding = next(
+        (shape for name, (_, shape) in tensors.items() if name.endswith("embed_tokens.weight")), []
+    )
+    try:
+        heads = text["num_attention_heads"]
+        return Checkpoint(
+            architecture=(config.get("architectures") or ["(none named)"])[0],
+            dtype=_dtype(config, text, tensors),
+            layers=text["num_hidden_layers"],
+            hidden=text["hidden_size"],
+            intermediate=text["intermediate_size"],
+            heads=heads,
+            kv_heads=text.get("num_key_value_heads") or heads,
+            head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+            vocabulary=embedding[0] if embedding else text["vocab_size"],
+            positions=text["max_position_embeddings"],
+            tied=tied,
+            decoder_parameters=decoder,
+            tower_parameters=tower,
+            embedding_parameters=math.prod(embedding) if embedding else 0,
+            vision=config.get("vision_config"),
+            processor=_processor(folder),
+        )
+    except KeyError as error:
+        raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Return stored type and shape of every tensor, from one file or the files of an index.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelUnsupported(f"{folder} holds no safetensors")
+    tensors = {}
+    for file in files:
+        for name, entry in _header(file).items():
+            if name != "__metadata__":
+                tensors[name] = (str(entry["dtype"]), list(entry["shape"]))
+    return tensors
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= MAX_HEADER:
+                raise ValueError
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise ModelUnsupported(f"{file} is missing or not a safetensors file") from error
+    return header
+
+
+def _dtype(config: dict[str, Any], text: dict[str, Any], tensors: dict[str, Any]) -> str:
+    for source in (config, text):
+        declared = source.get("dtype") or source.get("torch_dtype")
+        if declared in ITEMSIZE:
+            return str(declared)
+    stored = Counter(STORED[kind] for kind, _ in tensors.values() if kind in STORED)
+    return stored.most_common(1)[0][0] if stored else "float32"
+
+
+def _stem(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        return _read_json(file)
+    file = folder / "processor_config.json"
+    return _read_json(file).get("image_processor", {}) if file.is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelUnsupported(f"{file} is missing or not JSON") from error
+    return content

@@ -1,0 +1,251 @@
+"""What fits: memory of a model before it is loaded, and whether a request can ever run on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.errors import EngineError
+from engine.memory import available_memory, cpu_has_native
+
+GIB = 1 << 30
+KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is
+SLACK_SHARE = 0.1  # of the weights: allocator rounding, prepacked copies
+PROCESS_BYTES = GIB // 2  # interpreter and libraries of the engine process
+QWEN2_VL_MAX_PIXELS = 28 * 28 * 1280  # transformers' default where the processor config has none
+
+
+class PlanError(EngineError):
+    """The model cannot run as configured; the message has the arithmetic and the keys that help."""
+
+
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """Memory of one engine in bytes. One page more than `pages` is held: page 0 takes padding."""
+
+    architecture: str
+    dtype: str
+    parameters: int
+    weights_bytes: int
+    slack_bytes: int
+    activation_bytes: int
+    encoder_bytes: int
+    encoder_cache_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+    pages: int
+    page_size: int
+    max_len: int
+    max_sequences: int
+    available_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.pages * self.page_size
+
+    @property
+    def total_bytes(self) -> int:
+        return self.fixed_bytes + self.kv_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the KV cache."""
+        fixed = self.weights_bytes + self.slack_bytes + self.activation_bytes
+        return fixed + self.encoder_bytes + self.encoder_cache_bytes
+
+    def concurrency(self, length: int) -> int:
+        """How many sequences of `length` tokens, none of them shared, can run at once."""
+        return min(self.max_sequences, self.pages // math.ceil(length / self.page_size))
+
+
+def plan(
+    folder: str | Path,
+    *,
+    dtype: str,
+    device: str,
+    page_size: int,
+    max_len: int | None,
+    max_tokens_per_step: int,
+    max_sequences: int,
+    kv_cache_gb: float | None,
+    encoder_cache_bytes: int,
+    modalities: tuple[str, ...],
+    available_bytes: int | None = None,
+) -> Plan:
+    """Plan the memory of the checkpoint in `folder` for a resolved `dtype` (see `resolve_dtype`).
+
+    Raises PlanError with the arithmetic when it cannot fit, ModelUnsupported for what is no checkpoint.
+    """
+    checkpoint = read_checkpoint(folder)
+    if modalities and checkpoint.vision is None:
+        raise PlanError(f"{checkpoint.architecture} takes no images: set media.image.limit=0")
+    if max_len is not None and max_len > checkpoint.positions:
+        raise PlanError(
+            f"model.max_len={max_len} is more than the {checkpoint.positions} positions of the model"
+        )
+    length = max_len or checkpoint.positions
+    itemsize = ITEMSIZE[dtype]
+    parameters = checkpoint.decoder_parameters + bool(modalities) * checkpoint.tower_parameters
+    weights = parameters * itemsize
+    slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
+    if checkpoint.tied and device == "cpu":  # the output projection is prepacked, the table stays
+        slack += checkpoint.embedding_parameters * itemsize
+    without_cache = Plan(
+        architecture=checkpoint.architecture,
+        dtype=dtype,
+        parameters=parameters,
+        weights_bytes=weights,
+        slack_bytes=slack,
+        activation_bytes=activation_bytes(
+            checkpoint, itemsize, max_tokens_per_step, max_sequences, length
+        ),
+        encoder_bytes=encoder_bytes(checkpoint, itemsize, length) if modalities else 0,
+        encoder_cache_bytes=encoder_cache_bytes if modalities else 0,
+        kv_bytes=0,
+        kv_bytes_per_token=2
+        * checkpoint.layers
+        * checkpoint.kv_heads
+        * checkpoint.head_dim
+        * itemsize,
+        pages=0,
+        page_size=page_size,
+        max_len=length,
+        max_sequences=max_sequences,
+        available_bytes=available_memory() if available_bytes is None else available_bytes,
+    )
+    return with_kv_cache(without_cache, kv_cache_gb)
+
+
+def with_kv_cache(plan: Plan, kv_cache_gb: float | None) -> Plan:
+    """Give the plan as many pages as it was told to have, or as there is room for."""
+    page_bytes = plan.kv_bytes_per_token * plan.page_size
+    one = math.ceil(plan.max_len / plan.page_size)
+    left = plan.available_bytes - plan.fixed_bytes
+    if kv_cache_gb is None:
+        share = int(max(left, 0) * KV_SHARE) // page_bytes - 1
+        pages = max(one, min(share, one * plan.max_sequences))
+    else:
+        pages = int(kv_cache_gb * GIB) // page_bytes - 1
+    kv_bytes = (pages + 1) * page_bytes
+    if pages < one:
+        most = max(pages, 0) * plan.page_size
+        raise PlanError(
+            f"engine.kv_cache_gb={kv_cache_gb:g} holds {most} tokens at "
+            f"{size(plan.kv_bytes_per_token)} each, one sequence of model.max_len={plan.max_len} "
+            f"takes {size((one + 1) * page_bytes)}: raise engine.kv_cache_gb or lower model.max_len"
+        )
+    if kv_bytes > left:
+        what = "KV cache" if kv_cache_gb is not None else "KV cache for one sequence"
+        raise PlanError(
+            f"{arithmetic(plan)} + {what} {size(kv_bytes)} = {size(plan.fixed_bytes + kv_bytes)}, "
+            f"but {size(plan.available_bytes)} are available: {helpful_keys(plan, kv_cache_gb)}"
+        )
+    return replace(plan, pages=pages, kv_bytes=kv_bytes)
+
+
+def arithmetic(plan: Plan) -> str:
+    """The terms of everything but the KV cache as a sum."""
+    terms = {
+        "weights": plan.weights_bytes,
+        "slack": plan.slack_bytes,
+        "activations": plan.activation_bytes,
+        "image tower": plan.encoder_bytes,
+        "encoder cache": plan.encoder_cache_bytes,
+    }
+    return " + ".join(f"{name} {size(count)}" for name, count in terms.items() if count)
+
+
+def helpful_keys(plan: Plan, kv_cache_gb: float | None) -> str:
+    keys = ["model.max_len" if kv_cache_gb is None else "engine.kv_cache_gb"]
+    keys.append("engine.max_tokens_per_step")
+    if plan.encoder_cache_bytes:
+        keys += ["cache.encoder_gb", "media.image.limit"]
+    lower = f"lower {' or '.join([', '.join(keys[:-1]), keys[-1]])}"
+    return f"{lower}, or take model.dtype=bfloat16" if plan.dtype == "float32" else lower
+
+
+def activation_bytes(
+    checkpoint: Checkpoint, itemsize: int, tokens: int, sequences: int, max_len: int
+) -> int:
+    """Most bytes alive in a step: one layer's tensors, one sequence's gathered KV and mask, logits.
+
+    A layer holds residual, normed, output, q, k, v, gate, up and product for each token of the step.
+    Logits are float32 and exist three times while sampling (logits, filtered, probabilities).
+    """
+    attention = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_dim
+    layer = tokens * (4 * checkpoint.hidden + 2 * attention + 3 * checkpoint.intermediate)
+    gathered = 2 * max_len * checkpoint.kv_heads * checkpoint.head_dim
+    mask = min(tokens, max_len) * max_len * itemsize
+    logits = 3 * min(sequences, tokens) * checkpoint.vocabulary * 4
+    return (layer + gathered) * itemsize + mask + logits
+
+
+def encoder_bytes(checkpoint: Checkpoint, itemsize: int, max_len: int) -> int:
+    """Most bytes alive in the image tower for one image: one layer's tensors for its patches."""
+    vision = checkpoint.vision or {}
+    hidden = vision.get("embed_dim") or vision.get("hidden_size", 1024)
+    intermediate = vision.get("intermediate_size") or int(hidden * vision.get("mlp_ratio", 4))
+    patches = most_patches(checkpoint, max_len)
+    return patches * (8 * hidden + 2 * intermediate) * itemsize
+
+
+def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
+    """Patches of the largest image that the processor makes and that a prompt can hold."""
+    vision = checkpoint.vision or {}
+    patch = vision.get("patch_size", 14)
+    if "spatial_merge_size" not in vision:
+        return (vision.get("image_size", 336) // patch) ** 2 + 1
+    size_options = checkpoint.processor.get("size") or {}
+    pixels = (
+        checkpoint.processor.get("max_pixels")
+        or size_options.get("max_pixels")
+        or size_options.get("longest_edge")
+        or QWEN2_VL_MAX_PIXELS
+    )
+    return int(min(pixels // patch**2, max_len * vision["spatial_merge_size"] ** 2))
+
+
+def admission(
+    prompt_tokens: int, max_tokens: int, max_len: int, pages: int, page_size: int
+) -> str | None:
+    """Return why a request of this length can never run, or None when it can."""
+    total = prompt_tokens + max_tokens
+    if total > max_len:
+        return (
+            f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, "
+            f"together {total}; the model takes {max_len}"
+        )
+    if math.ceil(total / page_size) > pages:
+        return (
+            f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, "
+            f"together {total}; the KV cache holds {pages * page_size}"
+        )
+    return None
+
+
+def resolve_dtype(
+    requested: str, folder: str | Path, device: str, available_bytes: int | None = None
+) -> str:
+    """Turn `auto` into a type: the checkpoint's, or float32 on a CPU that has to emulate it.
+
+    Float32 is taken when its weights would fit twice over; it prefills several times faster there.
+    """
+    if requested != "auto":
+        return requested
+    checkpoint = read_checkpoint(folder)
+    if device != "cpu" or cpu_has_native(checkpoint.dtype):
+        return checkpoint.dtype
+    parameters = checkpoint.decoder_parameters + checkpoint.tower_parameters
+    available = available_memory() if available_bytes is None else available_bytes
+    return "float32" if 2 * parameters * ITEMSIZE["float32"] <= available else checkpoint.dtype
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.2f} {units[0]}"

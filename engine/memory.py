@@ -8,7 +8,7 @@ UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2**63 for no limit
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes free on the machine or in the tightest cgroup around this process, whichever is less."""
+    """Bytes free on the machine or in the tightest cgroup around us, whichever is less."""
     for line in (proc / "meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024

@@ -76,14 +76,15 @@ def plan(
 ) -> Plan:
     """Plan the memory of the checkpoint in `folder` for a resolved `dtype` (see `resolve_dtype`).
 
-    Raises PlanError with the arithmetic when it cannot fit, ModelUnsupported for what is no checkpoint.
+    Raises PlanError with the arithmetic when it cannot fit, ModelUnsupported when `folder` is
+    no checkpoint.
     """
     checkpoint = read_checkpoint(folder)
     if modalities and checkpoint.vision is None:
         raise PlanError(f"{checkpoint.architecture} takes no images: set media.image.limit=0")
     if max_len is not None and max_len > checkpoint.positions:
         raise PlanError(
-            f"model.max_len={max_len} is more than the {checkpoint.positions} positions of the model"
+            f"model.max_len={max_len} is more than the model's {checkpoint.positions} positions"
         )
     length = max_len or checkpoint.positions
     itemsize = ITEMSIZE[dtype]
@@ -171,7 +172,7 @@ def activation_bytes(
 ) -> int:
     """Most bytes alive in a step: one layer's tensors, one sequence's gathered KV and mask, logits.
 
-    A layer holds residual, normed, output, q, k, v, gate, up and product for each token of the step.
+    A layer holds residual, normed, output, q, k, v, gate, up and product for each token.
     Logits are float32 and exist three times while sampling (logits, filtered, probabilities).
     """
     attention = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_dim
@@ -188,7 +189,7 @@ def encoder_bytes(checkpoint: Checkpoint, itemsize: int, max_len: int) -> int:
     hidden = vision.get("embed_dim") or vision.get("hidden_size", 1024)
     intermediate = vision.get("intermediate_size") or int(hidden * vision.get("mlp_ratio", 4))
     patches = most_patches(checkpoint, max_len)
-    return patches * (8 * hidden + 2 * intermediate) * itemsize
+    return int(patches * (8 * hidden + 2 * intermediate) * itemsize)
 
 
 def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
@@ -196,7 +197,7 @@ def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
     vision = checkpoint.vision or {}
     patch = vision.get("patch_size", 14)
     if "spatial_merge_size" not in vision:
-        return (vision.get("image_size", 336) // patch) ** 2 + 1
+        return int(vision.get("image_size", 336) // patch) ** 2 + 1
     size_options = checkpoint.processor.get("size") or {}
     pixels = (
         checkpoint.processor.get("max_pixels")

@@ -384,7 +384,7 @@ def _decoder(tokenizer: Tokenizer, layers: int) -> dict[str, Any]:
     }
 
 
-def _ids(tokenizer: Tokenizer, **names: str) -> dict[str, int]:
+def _ids(tokenizer: Tokenizer, **names: str) -> dict[str, Any]:
     return {f"{role}_token_id": tokenizer.token_to_id(text) for role, text in names.items()}
 
 

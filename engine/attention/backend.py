@@ -1,0 +1,56 @@
+"""What the layers ask of an attention backend, and the cache it works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.batch import Batch
+
+
+@dataclass(slots=True, frozen=True)
+class AttentionShape:
+    """Shape of one decoder's attention; the same for all its layers."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+
+
+class KVCache:
+    """Keys and values of all layers: per layer one tensor `[2, pages + 1, page_size, kv_heads, head_dim]`.
+
+    Page 0 is nobody's. A layer's `[0]` and `[1]` are FlashInfer's (k, v) pair in NHD layout.
+    """
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_size = page_size
+        size = (2, pages + 1, page_size, shape.kv_heads, shape.head_dim)
+        self.layers = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+
+
+class AttentionBackend(Protocol):
+    """Paged causal attention. `plan` once a step, then `run` once a layer."""
+
+    def plan(self, batch: Batch) -> None:
+        """Prepare what all layers of this step share."""
+
+    def run(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Store key and value in the slots of the planned batch, then attend.
+
+        query `[tokens, heads, head_dim]`, key and value `[tokens, kv_heads, head_dim]`; returns
+        `[tokens, heads * head_dim]`.
+        """

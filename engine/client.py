@@ -1,0 +1,240 @@
+"""The server's end of the engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from engine.core import EngineStats
+from engine.errors import EngineDead, RequestRefused
+from engine.options import EngineOptions
+from engine.process import (
+    Abort,
+    Failed,
+    FromEngine,
+    Phase,
+    Refused,
+    Stepped,
+    ToEngine,
+    run_engine,
+)
+from engine.request import Output, Request
+
+
+class EngineClient:
+    """Starts the engine process and carries requests and outputs; every method runs on the event loop.
+
+    Sending is done by a thread of its own, so that a full pipe (large images, an engine in a long step) never
+    stops the loop.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.phase = "starting"
+        self.fraction = 0.0
+        self.stats = EngineStats(pages_total=options.pages)
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._outbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._streams: dict[str, OutputStream] = {}
+        self._reason: str | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[str] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Spawn the process and wait until its model is loaded. Raises EngineDead with the reason."""
+        loop = asyncio.get_running_loop()
+        self._started, self._ended = loop.create_future(), loop.create_future()
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        level = logging.getLogger().getEffectiveLevel()
+        self._process = context.Process(
+            target=run_engine, args=(self.options, theirs, level), name="engine", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        os.set_blocking(self._connection.fileno(), True)
+        loop.add_reader(self._connection.fileno(), self._read)
+        threading.Thread(target=self._send, name="to-engine", daemon=True).start()
+        await self._started
+
+    def submit(self, request: Request) -> OutputStream:
+        """Hand a request over at once; its outputs are read from the stream returned."""
+        if self.phase != "ready":
+            raise EngineDead(self._reason or "the engine is not ready")
+        stream = OutputStream(self, request)
+        self._streams[request.id] = stream
+        self._outbox.put(request)
+        return stream
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its answers. A stream that was aborted whole yields nothing more."""
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        stream.drop(index)
+        if stream.complete:
+            del self._streams[request_id]
+        if self.phase == "ready":
+            self._outbox.put(Abort(request_id, index))
+
+    async def died(self) -> str:
+        """Waits for the process to be gone without having been stopped; returns why."""
+        assert self._ended is not None
+        return await asyncio.shield(self._ended)
+
+    async def stop(self) -> None:
+        """End the process; what still runs there is lost."""
+        self._stopping = True
+        process = self._process
+        if process is None:
+            return
+        self._outbox.put(None)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, process.join, 5)
+        if process.is_alive():
+            process.kill()
+            await loop.run_in_executor(None, process.join, 5)
+        self._close("the engine was stopped")
+
+    def _send(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        while True:
+            message = self._outbox.get()
+            try:
+                connection.send(message)
+            except (OSError, ValueError):
+                return  # the reader notices and says so
+            if message is None:
+                return
+
+    def _read(self) -> None:
+        assert self._connection is not None
+        try:
+            while self._connection.poll():
+                self._take(self._connection.recv())
+        except (EOFError, OSError):
+            self._close(self._reason or "the engine process ended unexpectedly")
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Phase(name="ready"):
+                self.phase, self.fraction = "ready", 1.0
+                if self._started is not None and not self._started.done():
+                    self._started.set_result(None)
+            case Phase(name=name, fraction=fraction):
+                self.phase, self.fraction = name, fraction
+            case Failed(reason=reason):
+                self._reason = reason
+            case Refused(request_id=request_id, reason=reason):
+                stream = self._streams.pop(request_id, None)
+                if stream is not None:
+                    stream.fail(RequestRefused(reason))
+            case Stepped(outputs=outputs, stats=stats):
+                self.stats = stats
+                for output in outputs:
+                    stream = self._streams.get(output.request_id)
+                    if stream is not None:
+                        stream.put(output)
+                        if stream.complete:
+                            del self._streams[output.request_id]
+
+    def _close(self, reason: str) -> None:
+        if self._connection is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._connection.close()
+        self._connection = None
+        self.phase = "dead"
+        self._outbox.put(None)
+        error = EngineDead(reason)
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(error)
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(error)
+        if self._ended is not None and not self._ended.done() and not self._stopping:
+            self._ended.set_result(reason)
+
+
+class OutputStream(AsyncIterator[Output]):
+    """Outputs of one request, until all its answers have finished.
+
+    Iterating raises RequestRefused or EngineDead. Call `close` when reading stops early: the engine then drops the
+    request. `ready` tells whether more can be had without waiting.
+    """
+
+    def __init__(self, client: EngineClient, request: Request) -> None:
+        self._client = client
+        self._id = request.id
+        self._open = set(range(request.n))
+        self._outputs: list[Output] = []
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every answer has finished, was dropped or failed."""
+        return not self._open
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._outputs)
+
+    async def __anext__(self) -> Output:
+        while not self._outputs:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._outputs.pop(0)
+
+    def close(self) -> None:
+        """Abort what is still running."""
+        if self._open:
+            self._client.abort(self._id)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def put(self, output: Output) -> None:
+        if output.index not in self._open:
+            return
+        if output.finish_reason is not None:
+            self._open.discard(output.index)
+        self._outputs.append(output)
+        self._wake()
+
+    def drop(self, index: int | None) -> None:
+        if index is None:
+            self._open.clear()
+        else:
+            self._open.discard(index)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._open.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

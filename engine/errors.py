@@ -1,0 +1,17 @@
+"""Errors the engine raises on purpose; their messages are written for the person who sent the request."""
+
+
+class EngineError(Exception):
+    """Base of the engine's own errors."""
+
+
+class RequestRefused(EngineError):
+    """The request can never run here (too long for the model or the page pool, contradictory)."""
+
+
+class ModelUnsupported(EngineError):
+    """No family knows this checkpoint, or it lacks what the family needs."""
+
+
+class EngineDead(EngineError):
+    """The engine process is gone; nothing that was running can be finished."""

@@ -1,0 +1,143 @@
+"""A checkpoint folder to a model in memory, each tensor read once from its mapped file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from engine.attention.backend import AttentionShape
+from engine.decoder import PAGED_ATTENTION
+from engine.errors import ModelUnsupported
+from engine.models.family import Family
+from engine.models.registry import family_for
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A transformers model whose decoder attends through us, and what the engine needs to know of it."""
+
+    family: Family
+    model: nn.Module
+    stack: nn.Module
+    shape: AttentionShape
+    eos_ids: frozenset[int]
+    dtype: torch.dtype
+
+
+def load_model(
+    folder: str,
+    dtype: str,
+    device: str,
+    modalities: tuple[str, ...] = (),
+    progress: Progress = lambda phase, fraction: None,
+) -> LoadedModel:
+    """Load the checkpoint in `folder`. Towers of modalities not asked for stay empty.
+
+    Raises ModelUnsupported for an architecture without a family, or attention that the backends do not have.
+    """
+    family = family_for(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if not modalities:
+        family.drop_towers(config)
+    architecture = getattr(transformers, family.config["architectures"][0])
+    vision = {"vision_config": "sdpa"} if family.modalities else {}
+    text = getattr(config, "text_config", None)
+    attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
+
+    def report(factory: Any, args: Any, kwargs: Any) -> Any:
+        return _ProgressBar(progress, *args, **kwargs)
+
+    previous = transformers_logging.set_tqdm_hook(report)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a dropped tower's weights are reported as unexpected
+    try:
+        model = architecture.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            device_map=None if device == "cpu" else device,
+            attn_implementation="sdpa",
+            local_files_only=True,
+        )
+        model.set_attn_implementation(attention)
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+        transformers_logging.set_verbosity(verbosity)
+    model.eval().requires_grad_(False)
+    stack = family.decoder(model)
+    return LoadedModel(
+        family=family,
+        model=model,
+        stack=stack,
+        shape=attention_shape(stack.config),
+        eos_ids=_eos_ids(Path(folder), stack.config),
+        dtype=getattr(torch, dtype),
+    )
+
+
+def attention_shape(config: Any) -> AttentionShape:
+    """Heads and sizes of a decoder configuration. Raises ModelUnsupported for what no backend does."""
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        raise ModelUnsupported("sliding-window attention is not supported")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return AttentionShape(
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+    )
+
+
+def _eos_ids(folder: Path, config: Any) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    declared = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    if declared is None:
+        declared = config.eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset([declared] if isinstance(declared, int) else declared)
+
+
+class _ProgressBar:
+    """What transformers uses of a tqdm bar, reporting fractions to us."""
+
+    def __init__(
+        self, progress: Progress, iterable: Any = None, *, total: int | None = None, **_: Any
+    ) -> None:
+        self._progress = progress
+        self._iterable = iterable
+        self._total = total or (len(iterable) if hasattr(iterable, "__len__") else None)
+        self._done = 0
+
+    def __iter__(self) -> Any:
+        for item in self._iterable:
+            yield item
+            self.update(1)
+
+    def update(self, count: int = 1) -> None:
+        before, self._done = self._done, self._done + count
+        if self._total and before * 50 // self._total != self._done * 50 // self._total:
+            self._progress("loading weights", self._done / self._total)
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+    def set_postfix(self, *_: Any, **__: Any) -> None:
+        return None

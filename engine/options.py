@@ -1,0 +1,24 @@
+"""What the engine can be told; the launcher fills it from the composed recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, frozen=True)
+class EngineOptions:
+    """Resolved settings of one engine: no `auto`, no None that means a choice still to be made elsewhere."""
+
+    model_path: str  # a local folder with config.json and safetensors
+    dtype: str  # float32, bfloat16 or float16
+    device: str  # cpu or cuda
+    threads: int
+    page_size: int
+    pages: int  # size of the KV pool, from engine.plan
+    max_len: int
+    max_tokens_per_step: int
+    max_sequences: int
+    prefix_cache: bool
+    encoder_cache_bytes: int
+    modalities: tuple[str, ...] = ()  # towers to load: image; empty loads none
+    fuse: bool = True

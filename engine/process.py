@@ -1,0 +1,112 @@
+"""The engine in a process of its own: what runs there, and what crosses the pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from engine.core import Engine, EngineStats
+from engine.errors import EngineError, RequestRefused
+from engine.options import EngineOptions
+from engine.request import Output, Request
+
+logger = logging.getLogger(__name__)
+
+STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
+
+
+@dataclass(slots=True, frozen=True)
+class Abort:
+    """To the engine: end a request, or one of its answers."""
+
+    request_id: str
+    index: int | None
+
+
+@dataclass(slots=True, frozen=True)
+class Phase:
+    """From the engine: how far the start is."""
+
+    name: str
+    fraction: float
+
+
+@dataclass(slots=True, frozen=True)
+class Refused:
+    """From the engine: a request that was not taken."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Stepped:
+    """From the engine: what a step added, and the state after it."""
+
+    outputs: list[Output]
+    stats: EngineStats
+
+
+@dataclass(slots=True, frozen=True)
+class Failed:
+    """From the engine, last of all: why it ends."""
+
+    reason: str
+
+
+ToEngine = Request | Abort | None  # None: stop
+FromEngine = Phase | Refused | Stepped | Failed
+
+
+def run_engine(options: EngineOptions, connection: Connection, log_level: int) -> None:
+    """Body of the engine process: load, then step for as long as the other end is there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        engine = Engine(options, lambda name, fraction: connection.send(Phase(name, fraction)))
+    except EngineError as error:
+        connection.send(Failed(str(error)))
+        return
+    except (OSError, RuntimeError, ValueError):
+        logger.exception("the engine did not start")
+        connection.send(Failed("the model could not be loaded; the log says why"))
+        return
+    connection.send(Phase("ready", 1.0))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        for message in _messages(engine, connection):
+            _receive(engine, connection, message)
+
+
+def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abort]:
+    """Steps the engine while there is work and yields what arrives between steps, until told to stop."""
+    reported = 0.0
+    while True:
+        while connection.poll(0 if engine.has_work() else None):
+            message: ToEngine = connection.recv()
+            if message is None:
+                return
+            yield message
+        outputs = engine.step()
+        now = time.monotonic()
+        if outputs or now - reported > STATS_INTERVAL or not engine.has_work():
+            connection.send(Stepped(outputs, engine.stats()))
+            reported = now
+
+
+def _receive(engine: Engine, connection: Connection, message: Request | Abort) -> None:
+    if isinstance(message, Abort):
+        engine.abort(message.request_id, message.index)
+        return
+    try:
+        engine.add(message)
+    except RequestRefused as error:
+        connection.send(Refused(message.id, str(error)))
+    except Exception:
+        logger.exception("request %s could not be taken", message.id)
+        connection.send(Refused(message.id, "the engine could not take this request"))

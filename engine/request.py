@@ -1,0 +1,107 @@
+"""What the engine is asked to do, and what it answers: plain data that crosses a process border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingOptions:
+    """How the next token is chosen and when a sequence ends.
+
+    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. Penalties are OpenAI's
+    (`frequency`, `presence`: counted over generated tokens) and CTRL's (`repetition`: prompt and output).
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; k: the chosen token's and the k best
+    prompt_logprobs: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class MediaItem:
+    """One image (later: clip, sound) of a prompt.
+
+    `start` is the index of its first placeholder in the prompt, `length` the number of placeholders, and `digest`
+    identifies content and processing: equal digests must mean equal embeddings.
+    """
+
+    modality: str
+    digest: bytes
+    start: int
+    length: int
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch would pass its storages by file descriptor; plain arrays go through the pipe as they are
+        arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        return _media_item, (self.modality, self.digest, self.start, self.length, arrays)
+
+
+def _media_item(
+    modality: str, digest: bytes, start: int, length: int, arrays: dict[str, numpy.ndarray]
+) -> MediaItem:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return MediaItem(modality, digest, start, length, tensors)
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """A prompt and `n` answers wanted to it. Lower `priority` runs first; `salt` separates prefix caches."""
+
+    id: str
+    prompt_ids: list[int]
+    sampling: SamplingOptions
+    media: list[MediaItem] = field(default_factory=list)
+    n: int = 1
+    priority: int = 0
+    salt: bytes = b""
+
+
+@dataclass(slots=True, frozen=True)
+class TokenLogprob:
+    """Log-probability of one token and of the most likely ones at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(slots=True, frozen=True)
+class Output:
+    """What one step added to answer `index` of a request.
+
+    `finish_reason` is None while it goes on; `stop` (end token or stop token, which is the last of `token_ids`),
+    `length`, `abort`, or `error` with a message in our own words in `error`.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = (
+        None  # once, with the first token; [0] is None
+    )
+    cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    error: str | None = None

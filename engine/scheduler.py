@@ -1,0 +1,184 @@
+"""Who computes how many tokens in the next step."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from engine.page_pool import PagePool
+from engine.sequence import Sequence
+
+
+@dataclass(slots=True, frozen=True)
+class Slice:
+    """Tokens `start`..`end` of a sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def count(self) -> int:
+        return self.end - self.start
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step yields this sequence's next token."""
+        return self.end == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """Continuous batching under one token budget.
+
+    Decoding sequences come first, one token each, so a long prompt never stops them; then prompts in progress, then
+    waiting ones, in order of service, in chunks of what is left of the budget. When pages run out the last in order
+    is preempted: its pages go back (and stay findable) and it waits to be computed again.
+    """
+
+    def __init__(self, pool: PagePool, page_size: int, max_tokens: int, max_sequences: int) -> None:
+        self.pool = pool
+        self.page_size = page_size
+        self.max_tokens = max_tokens
+        self.max_sequences = max_sequences
+        self.running: list[Sequence] = []  # in order of service
+        self.waiting: list[Sequence] = []  # in order of service
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda other: other.rank)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it stands, and give its pages back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def schedule(self) -> list[Slice]:
+        """The slices of the next step; their pages are allocated. Empty only if nothing can run."""
+        budget = self.max_tokens
+        images = self.max_tokens  # media tokens whose tower may run in this step
+        slices: list[Slice] = []
+        preempted = False
+
+        decoding = [sequence for sequence in self.running if sequence.remaining == 1]
+        prefilling = [sequence for sequence in self.running if sequence.remaining > 1]
+        for sequence in decoding + prefilling:
+            if budget == 0:
+                break
+            if sequence not in self.running:
+                continue  # preempted for one before it
+            end = self._chunk_end(sequence, budget, images)
+            if end == sequence.computed:
+                continue
+            while not self._grow(sequence, end):
+                victim = self.running[-1]
+                preempted = True
+                slices = [item for item in slices if item.sequence is not victim]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                slices.append(Slice(sequence, sequence.computed, end))
+                budget -= slices[-1].count
+                images -= self._media_tokens(slices[-1])
+
+        position = 0
+        while (
+            not preempted
+            and budget > 0
+            and position < len(self.waiting)
+            and len(self.running) < self.max_sequences
+        ):
+            sequence = self.waiting[position]
+            leader = sequence.leader
+            if leader is not None and leader.finish_reason is None:
+                if leader.computed < leader.prompt_length:
+                    position += 1
+                    continue
+            if not self._admit(sequence):
+                break
+            del self.waiting[position]
+            insort(self.running, sequence, key=lambda other: other.rank)
+            end = self._chunk_end(sequence, budget, images)
+            if end == sequence.computed:
+                continue
+            if not self._grow(sequence, end):
+                self._preempt(sequence)
+                break
+            slices.append(Slice(sequence, sequence.computed, end))
+            budget -= slices[-1].count
+            images -= self._media_tokens(slices[-1])
+        return slices
+
+    def computed(self, item: Slice) -> None:
+        """Note that a slice's keys and values are in its pages; full pages become findable."""
+        sequence = item.sequence
+        sequence.computed = item.end
+        digests = sequence.block_digests(self.page_size)
+        for block in range(sequence.published, sequence.computed // self.page_size):
+            self.pool.publish(sequence.pages[block], digests[block])
+            sequence.published = block + 1
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Share the cached prefix, if the pages for the whole rest of the prompt are there too."""
+        hits: list[int] = []
+        if sequence.sampling.prompt_logprobs is None or sequence.generated:
+            blocks = (
+                len(sequence.tokens) - 1
+            ) // self.page_size  # the last token's logits are needed
+            hits = self.pool.match(sequence.block_digests(self.page_size)[:blocks])
+        missing = self._pages_for(len(sequence.tokens)) - len(hits)
+        if missing > self.pool.free - self.pool.idle(hits):
+            return False
+        self.pool.share(hits)
+        sequence.pages = hits
+        sequence.computed = len(hits) * self.page_size
+        sequence.published = len(hits)
+        if not sequence.started:
+            sequence.started = True
+            sequence.cached_tokens = sequence.computed
+        return True
+
+    def _chunk_end(self, sequence: Sequence, budget: int, images: int) -> int:
+        """Where the next slice ends: within the budget, before a media item too many for this step."""
+        start = sequence.computed
+        end = min(start + budget, len(sequence.tokens))
+        for item in sequence.media:
+            if item.end <= start or item.start >= end:
+                continue
+            if item.start >= start:  # its tower has to run
+                if item.length > images and images < self.max_tokens:
+                    return item.start
+                images -= item.length
+        return end
+
+    def _media_tokens(self, item: Slice) -> int:
+        return sum(
+            media.length for media in item.sequence.media if item.start <= media.start < item.end
+        )
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def _grow(self, sequence: Sequence, end: int) -> bool:
+        missing = self._pages_for(end) - len(sequence.pages)
+        if missing <= 0:
+            return True
+        pages = self.pool.allocate(missing)
+        if pages is None:
+            return False
+        sequence.pages.extend(pages)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.preemptions += 1
+        self.add(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.pages)
+        sequence.pages = []
+        sequence.computed = sequence.published = 0

@@ -1,0 +1,87 @@
+"""One answer in the making: its tokens, how far they are computed, and the pages that hold them."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from array import array
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
+
+
+@dataclass(slots=True)
+class Sequence:
+    """`computed` tokens of `tokens` (prompt, then output) have their keys and values in `pages`."""
+
+    request: Request
+    index: int
+    arrival: int
+    salt: bytes
+    positions: torch.Tensor  # [rows, prompt]
+    position_offset: int
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    published: int = 0
+    cached_tokens: int = 0
+    started: bool = False
+    leader: Sequence | None = None  # computes the prompt that this sequence will share
+    finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        return self.request.sampling
+
+    @property
+    def media(self) -> list[MediaItem]:
+        return self.request.media
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens known but not yet computed: 1 while decoding, more in prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Order of service: priority, then arrival, then number of the answer."""
+        return (self.request.priority, self.arrival, self.index)
+
+    def block_digests(self, page_size: int) -> list[bytes]:
+        """Digests of all full blocks of `tokens`: tokens, media over them, and everything before, by SHA-256."""
+        for block in range(len(self.digests), len(self.tokens) // page_size):
+            start, end = block * page_size, (block + 1) * page_size
+            state = hashlib.sha256(self.digests[-1] if block else b"prefix:" + self.salt)
+            state.update(array("q", self.tokens[start:end]).tobytes())
+            for item in self.media:
+                if item.start < end and item.end > start:
+                    state.update(item.digest)
+                    state.update(struct.pack("<q", start - item.start))
+            self.digests.append(state.digest())
+        return self.digests
+
+    def token_positions(self, start: int, end: int) -> torch.Tensor:
+        """Positions `[rows, end - start]` of tokens start..end."""
+        prompt = self.positions[:, start : min(end, self.prompt_length)]
+        if end <= self.prompt_length:
+            return prompt
+        first = max(start, self.prompt_length)
+        after = torch.arange(first, end) + self.position_offset
+        after = after.expand(self.positions.shape[0], -1)
+        return after if start >= self.prompt_length else torch.cat((prompt, after), dim=1)

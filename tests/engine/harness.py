@@ -1,0 +1,169 @@
+"""An engine whose every row of logits is kept, and transformers' own forward to hold it against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+
+from engine.batch import Batch
+from engine.core import Engine
+from engine.models.registry import family_for
+from engine.options import EngineOptions
+from engine.request import MediaItem, Output, Request, SamplingOptions
+
+TOLERANCE = 1e-4  # float32 logits
+
+
+def engine_options(folder: Path, **changes: object) -> EngineOptions:
+    settings: dict[str, object] = {
+        "model_path": str(folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+        "page_size": 16,
+        "pages": 64,
+        "max_len": 512,
+        "max_tokens_per_step": 64,
+        "max_sequences": 16,
+        "prefix_cache": True,
+        "encoder_cache_bytes": 1 << 20,
+        "modalities": family_for(folder).modalities,
+    }
+    return EngineOptions(**(settings | changes))  # type: ignore[arg-type]
+
+
+def greedy(max_tokens: int, **changes: object) -> SamplingOptions:
+    options: dict[str, object] = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+    return SamplingOptions(**(options | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class Recorder:
+    """Runs an engine and keeps logits by (request, answer, position of the token they were made at)."""
+
+    engine: Engine
+    rows: dict[tuple[str, int, int], torch.Tensor] = field(default_factory=dict)
+    tokens: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    outputs: list[Output] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        run = self.engine._runner.run
+
+        def recorded(batch: Batch) -> torch.Tensor:
+            logits = run(batch)
+            self.batches.append(batch)
+            places = [
+                (item.sequence.request.id, item.sequence.index, position)
+                for item in batch.slices
+                for position in range(item.start, item.end)
+            ]
+            for row, place in zip(logits, batch.logit_rows.tolist(), strict=True):
+                self.rows[places[place]] = row.clone()
+            return logits
+
+        self.engine._runner.run = recorded  # type: ignore[method-assign]
+
+    def step(self) -> list[Output]:
+        outputs = self.engine.step()
+        for output in outputs:
+            self.tokens.setdefault((output.request_id, output.index), []).extend(output.token_ids)
+        self.outputs += outputs
+        return outputs
+
+    def finish(self) -> None:
+        steps = 0
+        while self.engine.has_work():
+            self.step()
+            steps += 1
+            assert steps < 2000, "the engine does not come to an end"
+
+    def run(self, *requests: Request) -> None:
+        for request in requests:
+            self.engine.add(request)
+        self.finish()
+
+
+class Reference:
+    """transformers' model of the same checkpoint, one sequence at a time, without any cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.family = family_for(folder)
+        architecture = getattr(transformers, self.family.config["architectures"][0])
+        self.model = architecture.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def logits(self, tokens: list[int], media: list[MediaItem] = ()) -> torch.Tensor:  # type: ignore[assignment]
+        """`[tokens, vocabulary]`"""
+        return self.model(**self._inputs(tokens, media)).logits[0]
+
+    @torch.no_grad()
+    def generate(self, prompt: list[int], count: int, media: list[MediaItem] = ()) -> list[int]:  # type: ignore[assignment]
+        output = self.model.generate(
+            **self._inputs(prompt, media),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return output[0, len(prompt) :].tolist()
+
+    def _inputs(self, tokens: list[int], media: list[MediaItem]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([tokens])
+        inputs: dict[str, torch.Tensor] = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
+        for name in media[0].tensors if media else ():
+            inputs[name] = torch.cat([item.tensors[name] for item in media])
+        if "image_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        return inputs
+
+
+def compare(recorder: Recorder, reference: Reference, requests: list[Request]) -> float:
+    """Largest difference between recorded logits and the reference's, over every recorded row."""
+    worst = 0.0
+    for request in requests:
+        for index in range(request.n):
+            tokens = request.prompt_ids + recorder.tokens[request.id, index]
+            expected = reference.logits(tokens[:-1], request.media)
+            found = 0
+            for (name, answer, position), row in recorder.rows.items():
+                if (name, answer) == (request.id, index):
+                    found += 1
+                    worst = max(worst, (row - expected[position]).abs().max().item())
+            assert found >= len(recorder.tokens[request.id, index])
+    return worst
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Noise over a gradient: no two seeds look alike to a model."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy(), "RGB")
+
+
+def prompt_with_images(
+    folder: Path, parts: list[list[int] | Image.Image]
+) -> tuple[list[int], list[MediaItem]]:
+    """Token ids and media items of text ids and pictures in order."""
+    family = family_for(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    placeholder = tokenizer.convert_tokens_to_ids(family.placeholder("image"))
+    tokens: list[int] = []
+    media: list[MediaItem] = []
+    for part in parts:
+        if isinstance(part, list):
+            tokens += part
+            continue
+        length = family.image_tokens(*part.size)
+        tensors = family.preprocess_image(part)
+        digest = part.tobytes()[:64] + repr(part.size).encode()
+        media.append(MediaItem("image", digest, len(tokens), length, tensors))
+        tokens += [placeholder] * length
+    return tokens, media

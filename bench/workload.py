@@ -1,0 +1,69 @@
+"""The requests of a benchmark: prompts of an exact length, all distinct or sharing a beginning."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.load import Call
+
+
+@dataclass(slots=True, frozen=True)
+class Workload:
+    """What each request looks like; lengths in tokens."""
+
+    prompt_tokens: int
+    output_tokens: int
+    shared_tokens: int = 0  # beginning that all prompts have in common
+    endpoint: str = "completions"  # or chat
+    seed: int = 0
+
+
+class Prompts:
+    """Random English words, each one token of the checkpoint's tokenizer.
+
+    The same seed and label give the same prompts to every server; no two prompts of a run are
+    alike beyond the shared beginning.
+    """
+
+    def __init__(self, checkpoint: Path, workload: Workload) -> None:
+        vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        words = {t: i for t, i in vocabulary.items() if re.fullmatch(r"[Ġ▁][a-z]{3,12}", t)}
+        if len(words) < 100:
+            raise SystemExit(f"{checkpoint}: no words to make prompts from in its tokenizer")
+        self._words = sorted(words.items())
+        self._workload = workload
+        self._shared = self._draw(f"{workload.seed}/shared", workload.shared_tokens)
+
+    def _draw(self, seed: str, count: int) -> list[tuple[str, int]]:
+        return random.Random(seed).choices(self._words, k=count)
+
+    def calls(self, model: str, label: str, count: int, output_tokens: int = 0) -> list[Call]:
+        """`count` requests; `label` names the draw, so that other labels give other prompts."""
+        work = self._workload
+        options = {
+            "model": model,
+            "max_tokens": output_tokens or work.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        calls = []
+        for index in range(count):
+            own = work.prompt_tokens - work.shared_tokens
+            drawn = self._shared + self._draw(f"{work.seed}/{label}/{index}", own)
+            if work.endpoint == "chat":
+                text = "".join(token for token, _ in drawn).replace("Ġ", " ").replace("▁", " ")
+                body = {"messages": [{"role": "user", "content": text.strip()}], **options}
+                path = "/v1/chat/completions"
+            else:
+                body = {"prompt": [token_id for _, token_id in drawn], **options}
+                path = "/v1/completions"
+            calls.append(Call(path, json.dumps(body).encode()))
+        return calls

@@ -105,7 +105,8 @@ def parse(argv: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(argv))
     except OverrideParseException as error:
         raise ConfigurationError(
-            f"cannot read '{error.override}': overrides are key=value or group=option"
+            f"cannot read '{error.override}': overrides are key=value or group=option, "
+            "and a value with = , : or brackets is quoted twice: 'key=\"value\"'"
         ) from error
 
 

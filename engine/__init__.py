@@ -1,1 +1,1 @@
-"""Paged-attention engine: scheduler, page pool, model runner and sampler. Imports nothing of `appliance`."""
+"""Paged-attention engine: scheduler, pages, runner, sampler. Imports nothing of `appliance`."""

@@ -14,8 +14,9 @@ class Batch:
     """Tokens of all slices, one after the other, and where their keys and values lie.
 
     `query_start[i]` is where slice i begins in the flat tensors. The page table is compressed rows:
-    slice i uses `page_indices[page_start[i]:page_start[i + 1]]`, the last of them filled up to `last_page_length[i]`.
-    These are the arrays that FlashInfer's paged wrappers take (int32, on the host).
+    slice i uses `page_indices[page_start[i]:page_start[i + 1]]`, the last of them filled up to
+    `last_page_length[i]`. These are the arrays that FlashInfer's paged wrappers take (int32, on the
+    host).
     """
 
     slices: list[Slice]

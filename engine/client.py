@@ -29,10 +29,10 @@ from engine.request import Output, Request
 
 
 class EngineClient:
-    """Starts the engine process and carries requests and outputs; every method runs on the event loop.
+    """Starts the engine process and carries requests and outputs, all on the event loop.
 
-    Sending is done by a thread of its own, so that a full pipe (large images, an engine in a long step) never
-    stops the loop.
+    Sending is done by a thread of its own, so that a full pipe (large images, an engine in a long
+    step) never stops the loop.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -54,7 +54,7 @@ class EngineClient:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Spawn the process and wait until its model is loaded. Raises EngineDead with the reason."""
+        """Spawn the process and wait for its model. Raises EngineDead with the reason."""
         loop = asyncio.get_running_loop()
         self._started, self._ended = loop.create_future(), loop.create_future()
         context = multiprocessing.get_context("spawn")
@@ -80,7 +80,7 @@ class EngineClient:
         return stream
 
     def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its answers. A stream that was aborted whole yields nothing more."""
+        """End a request, or one of its answers; a stream aborted whole yields nothing more."""
         stream = self._streams.get(request_id)
         if stream is None:
             return
@@ -173,8 +173,8 @@ class EngineClient:
 class OutputStream(AsyncIterator[Output]):
     """Outputs of one request, until all its answers have finished.
 
-    Iterating raises RequestRefused or EngineDead. Call `close` when reading stops early: the engine then drops the
-    request. `ready` tells whether more can be had without waiting.
+    Iterating raises RequestRefused or EngineDead. Call `close` when reading stops early: the engine
+    then drops the request. `ready` tells whether more can be had without waiting.
     """
 
     def __init__(self, client: EngineClient, request: Request) -> None:

@@ -121,7 +121,7 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def step(self) -> list[Output]:
-        """Compute one batch and return what it added; a sequence that fails ends with `error`, alone."""
+        """Compute one batch and return what it added; a sequence that fails ends alone."""
         slices = self._scheduler.schedule()
         if not slices:
             return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from transformers import AttentionInterface
 
 from engine.attention.backend import AttentionBackend
@@ -26,7 +25,7 @@ class TransformersDecoder:
     Works for every model whose attention goes through `AttentionInterface`.
     """
 
-    def __init__(self, stack: nn.Module, backend: AttentionBackend) -> None:
+    def __init__(self, stack: Any, backend: AttentionBackend) -> None:
         self._stack = stack
         for module in stack.modules():
             if hasattr(module, "layer_idx") and hasattr(module, "scaling"):
@@ -37,20 +36,21 @@ class TransformersDecoder:
         output = self._stack(
             inputs_embeds=embeddings[None], position_ids=position_ids, use_cache=False
         )
-        return output.last_hidden_state[0]
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
 
 
 def _paged_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    backend: AttentionBackend = module.paged_attention  # type: ignore[assignment]
+    backend: AttentionBackend = module.paged_attention
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
-    output = backend.run(module.layer_idx, query, key, value)  # type: ignore[arg-type]
+    output = backend.run(module.layer_idx, query, key, value)
     return output.view(1, query.shape[0], query.shape[1], query.shape[2]), None
 
 

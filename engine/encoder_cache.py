@@ -8,7 +8,7 @@ import torch
 
 
 class EncoderCache:
-    """Least recently used first out, bounded by bytes. An entry larger than the budget is not kept."""
+    """Least recently used first out, bounded by bytes. A larger entry is not kept."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

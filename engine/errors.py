@@ -1,4 +1,4 @@
-"""Errors the engine raises on purpose; their messages are written for the person who sent the request."""
+"""Errors the engine raises on purpose; their messages are written for people."""
 
 
 class EngineError(Exception):

@@ -1,10 +1,13 @@
-"""The Llama pattern with fewer, larger operations: SmolLM2, Llama, Qwen2, Qwen3, Qwen2-VL's text stack.
+"""The Llama pattern with fewer, larger operations: SmolLM2, Llama, Qwen2, Qwen3, Qwen2-VL.
 
-One product for query, key and value, one for gate and up, and one pass per norm and rotation. Every replacement is
-equal to transformers' layer up to rounding; a stack that is not of the pattern is left as it is.
+One product for query, key and value, one for gate and up, and one pass per norm and rotation. Every
+replacement is equal to transformers' layer up to rounding; a stack that is not of the pattern is
+left as it is.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +25,7 @@ LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 class FusedDecoder:
     """A whole Llama-like stack; `Decoder`."""
 
-    def __init__(self, stack: nn.Module, shape: AttentionShape, backend: AttentionBackend) -> None:
+    def __init__(self, stack: Any, shape: AttentionShape, backend: AttentionBackend) -> None:
         self._rotary = stack.rotary_emb
         self._layers = [
             FusedLayer(layer, i, shape, backend) for i, layer in enumerate(stack.layers)
@@ -48,7 +51,7 @@ class FusedLayer:
     """One decoder layer."""
 
     def __init__(
-        self, layer: nn.Module, index: int, shape: AttentionShape, backend: AttentionBackend
+        self, layer: Any, index: int, shape: AttentionShape, backend: AttentionBackend
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
@@ -91,8 +94,8 @@ class FusedLayer:
         return self._down(activated).add_(hidden)
 
 
-def fusible(stack: nn.Module) -> bool:
-    """Whether every layer of the stack is of the pattern, to the last child and rotation over the whole head."""
+def fusible(stack: Any) -> bool:
+    """Whether every layer is of the pattern, to the last child."""
     layers = getattr(stack, "layers", None)
     if layers is None or not all(hasattr(stack, name) for name in ("norm", "rotary_emb")):
         return False
@@ -103,7 +106,7 @@ def fusible(stack: nn.Module) -> bool:
     return all(_fusible_layer(layer) for layer in layers)
 
 
-def _fusible_layer(layer: nn.Module) -> bool:
+def _fusible_layer(layer: Any) -> bool:
     if set(dict(layer.named_children())) != LAYER:
         return False
     attention, mlp = layer.self_attn, layer.mlp

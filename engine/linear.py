@@ -9,7 +9,8 @@ from torch import nn
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` with the weight reordered once into oneDNN's blocked layout (CPU).
 
-    The reordered copy replaces the plain one. From torch's own inductor lowering (`torch/_inductor/mkldnn_ir.py`).
+    The reordered copy replaces the plain one. From torch's own inductor lowering
+    (`torch/_inductor/mkldnn_ir.py`).
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -41,7 +42,7 @@ Linear = PackedLinear | PlainLinear
 
 
 def fuse_linears(*linears: nn.Linear) -> Linear:
-    """One product that yields the outputs of several `nn.Linear` side by side; theirs are emptied."""
+    """One product with the outputs of several `nn.Linear` side by side; theirs are emptied."""
     weights = [linear.weight.data for linear in linears]
     biases = [linear.bias for linear in linears]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)

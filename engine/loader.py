@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from engine.attention.backend import AttentionShape
@@ -24,11 +23,11 @@ Progress = Callable[[str, float], None]
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A transformers model whose decoder attends through us, and what the engine needs to know of it."""
+    """A transformers model whose decoder attends through us, and what to know of it."""
 
     family: Family
-    model: nn.Module
-    stack: nn.Module
+    model: Any
+    stack: Any
     shape: AttentionShape
     eos_ids: frozenset[int]
     dtype: torch.dtype
@@ -43,7 +42,8 @@ def load_model(
 ) -> LoadedModel:
     """Load the checkpoint in `folder`. Towers of modalities not asked for stay empty.
 
-    Raises ModelUnsupported for an architecture without a family, or attention that the backends do not have.
+    Raises ModelUnsupported for an architecture without a family, or attention that the backends do
+    not have.
     """
     family = family_for(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -59,7 +59,7 @@ def load_model(
 
     previous = transformers_logging.set_tqdm_hook(report)
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a dropped tower's weights are reported as unexpected
+    transformers_logging.set_verbosity_error()  # it would report a dropped tower's weights
     try:
         model = architecture.from_pretrained(
             folder,
@@ -86,7 +86,7 @@ def load_model(
 
 
 def attention_shape(config: Any) -> AttentionShape:
-    """Heads and sizes of a decoder configuration. Raises ModelUnsupported for what no backend does."""
+    """Heads and sizes of a decoder. Raises ModelUnsupported for what no backend does."""
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         raise ModelUnsupported("sliding-window attention is not supported")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

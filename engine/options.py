@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, frozen=True)
 class EngineOptions:
-    """Resolved settings of one engine: no `auto`, no None that means a choice still to be made elsewhere."""
+    """Resolved settings of one engine: no `auto`, no choice still to be made elsewhere."""
 
     model_path: str  # a local folder with config.json and safetensors
     dtype: str  # float32, bfloat16 or float16

@@ -8,9 +8,10 @@ from collections import OrderedDict
 class PagePool:
     """Reference-counted pages with a prefix cache keyed by block digest.
 
-    Pages are numbered 1..pages; page 0 is never handed out: padding may read and write it. A page that nobody
-    references is free, but keeps its digest until it is handed out again, so the cache needs no eviction of its own:
-    the free list is kept in the order of last use and pages without a digest go first.
+    Pages are numbered 1..pages; page 0 is never handed out: padding may read and write it. A page
+    that nobody references is free, but keeps its digest until it is handed out again, so the cache
+    needs no eviction of its own: the free list is kept in the order of last use and pages without a
+    digest go first.
     """
 
     def __init__(self, pages: int) -> None:
@@ -48,7 +49,7 @@ class PagePool:
         return pages
 
     def idle(self, pages: list[int]) -> int:
-        """How many of these pages are free, that is: would be taken from the free list by `share`."""
+        """How many of these pages are free: `share` would take them from the free list."""
         return sum(page in self._free for page in pages)
 
     def share(self, pages: list[int]) -> None:
@@ -59,7 +60,7 @@ class PagePool:
             self._references[page] += 1
 
     def allocate(self, count: int) -> list[int] | None:
-        """Take `count` pages of unspecified content, or None (and nothing taken) if there are not so many."""
+        """Take `count` pages of unspecified content, or none at all (None) if they are too few."""
         if count > len(self._free):
             return None
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
@@ -77,7 +78,7 @@ class PagePool:
             self._page_of[digest] = page
 
     def release(self, pages: list[int]) -> None:
-        """Drop one reference to each page. The end of a prefix is handed out again before its beginning."""
+        """Drop one reference to each page. A prefix's end is handed out again before its start."""
         for page in reversed(pages):
             self._references[page] -= 1
             if self._references[page] == 0:

@@ -84,7 +84,7 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
 
 
 def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abort]:
-    """Steps the engine while there is work and yields what arrives between steps, until told to stop."""
+    """Steps the engine while there is work; yields what arrives between steps."""
     reported = 0.0
     while True:
         while connection.poll(0 if engine.has_work() else None):

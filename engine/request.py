@@ -13,8 +13,9 @@ import torch
 class SamplingOptions:
     """How the next token is chosen and when a sequence ends.
 
-    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. Penalties are OpenAI's
-    (`frequency`, `presence`: counted over generated tokens) and CTRL's (`repetition`: prompt and output).
+    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. Penalties are
+    OpenAI's (`frequency`, `presence`: counted over generated tokens) and CTRL's (`repetition`:
+    prompt and output).
     """
 
     max_tokens: int
@@ -38,8 +39,9 @@ class SamplingOptions:
 class MediaItem:
     """One image (later: clip, sound) of a prompt.
 
-    `start` is the index of its first placeholder in the prompt, `length` the number of placeholders, and `digest`
-    identifies content and processing: equal digests must mean equal embeddings.
+    `start` is the index of its first placeholder in the prompt, `length` the number of
+    placeholders, and `digest` identifies content and processing: equal digests must mean equal
+    embeddings.
     """
 
     modality: str
@@ -53,7 +55,8 @@ class MediaItem:
         return self.start + self.length
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # torch would pass its storages by file descriptor; plain arrays go through the pipe as they are
+        # torch would pass its storages by file descriptor; plain arrays go through the pipe as they
+        # are
         arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
         return _media_item, (self.modality, self.digest, self.start, self.length, arrays)
 
@@ -67,7 +70,7 @@ def _media_item(
 
 @dataclass(slots=True, frozen=True)
 class Request:
-    """A prompt and `n` answers wanted to it. Lower `priority` runs first; `salt` separates prefix caches."""
+    """A prompt and the `n` answers wanted. Lower `priority` runs first; `salt` splits caches."""
 
     id: str
     prompt_ids: list[int]
@@ -91,8 +94,8 @@ class TokenLogprob:
 class Output:
     """What one step added to answer `index` of a request.
 
-    `finish_reason` is None while it goes on; `stop` (end token or stop token, which is the last of `token_ids`),
-    `length`, `abort`, or `error` with a message in our own words in `error`.
+    `finish_reason` is None while it goes on; `stop` (end token or stop token, which is the last of
+    `token_ids`), `length`, `abort`, or `error` with a message in our own words in `error`.
     """
 
     request_id: str

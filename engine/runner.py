@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from engine.attention.backend import AttentionBackend, KVCache
 from engine.attention.cpu import CpuAttention
@@ -28,7 +27,7 @@ class Runner:
         self._device = torch.device(options.device)
         cache = KVCache(loaded.shape, options.pages, options.page_size, loaded.dtype, self._device)
         self._backend: AttentionBackend = CpuAttention(loaded.shape, cache)
-        self._embed: nn.Module = loaded.model.get_input_embeddings()
+        self._embed = loaded.model.get_input_embeddings()
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
             self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend)
@@ -49,10 +48,11 @@ class Runner:
         hidden = self._decoder(embeddings, batch.positions.to(self._device))
         if len(batch.logit_rows) != batch.tokens:
             hidden = hidden.index_select(0, batch.logit_rows.to(self._device))
-        return self._head(hidden).float()
+        logits: torch.Tensor = self._head(hidden)
+        return logits.float()
 
     def _place_media(self, batch: Batch, embeddings: torch.Tensor) -> None:
-        """Overwrite placeholder embeddings by those of their items, as far as each slice reaches."""
+        """Overwrite placeholder embeddings by their items', as far as each slice reaches."""
         wanted: dict[bytes, MediaItem] = {}
         places: list[tuple[MediaItem, Slice, int]] = []
         for item, offset in zip(batch.slices, batch.query_start.tolist(), strict=False):

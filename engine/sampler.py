@@ -1,4 +1,4 @@
-"""Logits to tokens. A sequence's choice depends on its own logits, options and seed, never on its neighbours."""
+"""Logits to tokens, each from its own row, options and seed, never from its neighbours'."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.sequence import Sequence
 class Sampler:
     """Greedy and random choice with penalties, bias and filters.
 
-    A random choice inverts the cumulative distribution at one number drawn from (seed, answer, position), so a
-    preempted or resubmitted sequence with a seed repeats itself.
+    A random choice inverts the cumulative distribution at one number drawn from (seed, answer,
+    position), so a preempted or resubmitted sequence with a seed repeats itself.
     """
 
     def __init__(self, eos_ids: frozenset[int], vocabulary: int) -> None:
@@ -25,7 +25,7 @@ class Sampler:
         self._entropy = random.SystemRandom()
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """The next token of each sequence from its row of logits `[sequences, vocabulary]` (float32)."""
+        """The next token of each sequence from logits `[sequences, vocabulary]` (float32)."""
         adjusted = logits
         for row, sequence in enumerate(sequences):
             if _adjusts(sequence):

@@ -30,9 +30,10 @@ class Slice:
 class Scheduler:
     """Continuous batching under one token budget.
 
-    Decoding sequences come first, one token each, so a long prompt never stops them; then prompts in progress, then
-    waiting ones, in order of service, in chunks of what is left of the budget. When pages run out the last in order
-    is preempted: its pages go back (and stay findable) and it waits to be computed again.
+    Decoding sequences come first, one token each, so a long prompt never stops them; then prompts
+    in progress, then waiting ones, in order of service, in chunks of what is left of the budget.
+    When pages run out the last in order is preempted: its pages go back (and stay findable) and it
+    waits to be computed again.
     """
 
     def __init__(self, pool: PagePool, page_size: int, max_tokens: int, max_sequences: int) -> None:
@@ -93,10 +94,13 @@ class Scheduler:
         ):
             sequence = self.waiting[position]
             leader = sequence.leader
-            if leader is not None and leader.finish_reason is None:
-                if leader.computed < leader.prompt_length:
-                    position += 1
-                    continue
+            if (
+                leader is not None
+                and leader.finish_reason is None
+                and leader.computed < leader.prompt_length
+            ):
+                position += 1
+                continue
             if not self._admit(sequence):
                 break
             del self.waiting[position]
@@ -142,7 +146,7 @@ class Scheduler:
         return True
 
     def _chunk_end(self, sequence: Sequence, budget: int, images: int) -> int:
-        """Where the next slice ends: within the budget, before a media item too many for this step."""
+        """Where the next slice ends: within the budget, before a media item too many."""
         start = sequence.computed
         end = min(start + budget, len(sequence.tokens))
         for item in sequence.media:

@@ -64,7 +64,7 @@ class Sequence:
         return (self.request.priority, self.arrival, self.index)
 
     def block_digests(self, page_size: int) -> list[bytes]:
-        """Digests of all full blocks of `tokens`: tokens, media over them, and everything before, by SHA-256."""
+        """SHA-256 of all full blocks of `tokens`, the media over them and all before."""
         for block in range(len(self.digests), len(self.tokens) // page_size):
             start, end = block * page_size, (block + 1) * page_size
             state = hashlib.sha256(self.digests[-1] if block else b"prefix:" + self.salt)

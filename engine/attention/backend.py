@@ -22,7 +22,7 @@ class AttentionShape:
 
 
 class KVCache:
-    """Keys and values of all layers: per layer one tensor `[2, pages + 1, page_size, kv_heads, head_dim]`.
+    """Keys and values: per layer one tensor `[2, pages + 1, page_size, kv_heads, head_dim]`.
 
     Page 0 is nobody's. A layer's `[0]` and `[1]` are FlashInfer's (k, v) pair in NHD layout.
     """

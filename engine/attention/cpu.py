@@ -1,8 +1,8 @@
 """Paged attention in torch, for CPUs.
 
-Decoding sequences of similar length go through one fused call, padded to the longest of them: a call per sequence
-costs more than the padding as long as the padding stays small. Heads that share a key head are folded into the query
-dimension, so keys are never repeated. Prompts go one at a time.
+Decoding sequences of similar length go through one fused call, padded to the longest of them: a
+call per sequence costs more than the padding as long as the padding stays small. Heads that share a
+key head are folded into the query dimension, so keys are never repeated. Prompts go one at a time.
 """
 
 from __future__ import annotations

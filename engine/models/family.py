@@ -14,10 +14,10 @@ from engine.request import MediaItem
 
 
 class Family:
-    """A checkpoint's family: the light half needs only its folder, the heavy half the loaded transformers model.
+    """A checkpoint's family: a light half on its folder, a heavy half on the loaded model.
 
-    The light half (token counts, preprocessing) runs in the server process and in media workers and must not import
-    transformers. The heavy half (tower, positions) runs in the engine.
+    The light half (token counts, preprocessing) runs in the server process and in media workers and
+    must not import transformers. The heavy half (tower, positions) runs in the engine.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -27,43 +27,43 @@ class Family:
         self.folder = Path(folder)
         self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
 
-    # -- light half -----------------------------------------------------------------------------------------------
+    # light half: the server process and media workers
 
     def placeholder(self, modality: str) -> str:
-        """The special token that stands for one embedding of `modality` (repeated once an embedding)."""
+        """The special token that stands for one embedding of `modality`."""
         raise KeyError(modality)
 
     def item_text(self, modality: str) -> str:
-        """What the model's chat template writes for one item, placeholder included, before expansion."""
+        """What the chat template writes for one item, placeholder included, unexpanded."""
         return self.placeholder(modality)
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Placeholders that an image of this size takes. Raises ValueError for a size the family cannot take."""
+        """Placeholders that an image takes. Raises ValueError for a size it cannot take."""
         raise KeyError("image")
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Tensors of one RGB image, float32, equal to those of the transformers processor."""
         raise KeyError("image")
 
-    # -- heavy half -----------------------------------------------------------------------------------------------
+    # heavy half: the engine
 
     def text_config(self) -> dict[str, Any]:
         """The decoder's part of config.json."""
         return self.config.get("text_config", self.config)
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Any) -> nn.Module:
         """The stack that maps `inputs_embeds` to final hidden states."""
         return model.model
 
     def drop_towers(self, config: Any) -> None:
-        """Change a transformers configuration so that the model is built without its towers' layers."""
+        """Change a transformers configuration to be built without the towers' layers."""
 
     def encode(self, model: nn.Module, items: list[MediaItem]) -> list[torch.Tensor]:
         """Embeddings of each item, `[item.length, hidden]`, in the model's dtype."""
         raise KeyError(items[0].modality)
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
-        """Prompt positions `[rows, tokens]` (1 row, or 3 for M-RoPE) and the offset for tokens after the prompt.
+        """Prompt positions `[rows, tokens]` (1 row, or 3 for M-RoPE), and the offset after it.
 
         The token at index i after the prompt has position i + offset on every row.
         """

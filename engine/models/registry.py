@@ -13,7 +13,7 @@ FAMILIES = ("text:Text", "qwen2_vl:Qwen2VL", "llava:Llava")  # module:class besi
 
 
 def family_for(folder: str | Path) -> Family:
-    """The family of the checkpoint in `folder`. Raises ModelUnsupported, naming what is supported."""
+    """The family of the checkpoint in `folder`. Raises ModelUnsupported if there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ModelUnsupported(f"{folder} holds no config.json")

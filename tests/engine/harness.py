@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def greedy(max_tokens: int, **changes: object) -> SamplingOptions:
 
 @dataclass
 class Recorder:
-    """Runs an engine and keeps logits by (request, answer, position of the token they were made at)."""
+    """Runs an engine and keeps logits by (request, answer, position)."""
 
     engine: Engine
     rows: dict[tuple[str, int, int], torch.Tensor] = field(default_factory=dict)
@@ -97,12 +98,12 @@ class Reference:
         self.model = architecture.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
-    def logits(self, tokens: list[int], media: list[MediaItem] = ()) -> torch.Tensor:  # type: ignore[assignment]
+    def logits(self, tokens: list[int], media: Sequence[MediaItem] = ()) -> torch.Tensor:
         """`[tokens, vocabulary]`"""
         return self.model(**self._inputs(tokens, media)).logits[0]
 
     @torch.no_grad()
-    def generate(self, prompt: list[int], count: int, media: list[MediaItem] = ()) -> list[int]:  # type: ignore[assignment]
+    def generate(self, prompt: list[int], count: int, media: Sequence[MediaItem] = ()) -> list[int]:
         output = self.model.generate(
             **self._inputs(prompt, media),
             max_new_tokens=count,
@@ -112,7 +113,7 @@ class Reference:
         )
         return output[0, len(prompt) :].tolist()
 
-    def _inputs(self, tokens: list[int], media: list[MediaItem]) -> dict[str, torch.Tensor]:
+    def _inputs(self, tokens: list[int], media: Sequence[MediaItem]) -> dict[str, torch.Tensor]:
         ids = torch.tensor([tokens])
         inputs: dict[str, torch.Tensor] = {
             "input_ids": ids,

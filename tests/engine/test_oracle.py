@@ -1,4 +1,4 @@
-"""Every row of logits that the engine makes agrees with transformers' own forward over the same tokens."""
+"""Every row of logits that the engine makes agrees with transformers' own forward."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def test_chunks_that_end_anywhere_agree_at_every_prompt_token(
     ]
     recorder.run(*requests)
     for request in requests:
-        assert all(
-            ("%s" % request.id, 0, p) in recorder.rows for p in range(len(request.prompt_ids))
-        )
+        assert all((request.id, 0, p) in recorder.rows for p in range(len(request.prompt_ids)))
         if request.media:
             item = request.media[-1]
             cuts = {

@@ -1,0 +1,102 @@
+"""The engine in its own process, seen from the server's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.client import EngineClient
+from engine.core import Engine
+from engine.errors import EngineDead, RequestRefused
+from engine.options import EngineOptions
+from engine.request import Request
+from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
+
+Folder = Callable[[str], Path]
+
+
+def test_the_process_answers_as_the_engine_does_in_process(checkpoint: Folder) -> None:
+    folder = checkpoint("qwen2_vl")
+    options = engine_options(folder)
+    tokens, media = prompt_with_images(folder, [[5, 6, 7], picture(60, 90, 1), [8, 9]])
+    recorder = Recorder(Engine(options))
+    recorder.run(Request("image", tokens, greedy(6), media))
+    expected = recorder.tokens["image", 0]
+
+    async def scenario() -> None:
+        client = EngineClient(options)
+        assert client.phase == "starting"
+        await client.start()
+        assert (client.phase, client.fraction) == ("ready", 1.0)
+
+        async def answer(request: Request) -> list[int]:
+            return [t async for output in client.submit(request) for t in output.token_ids]
+
+        many = [
+            answer(Request("image", tokens, greedy(6), media)),
+            answer(Request("text", [5, 6, 7], greedy(12))),
+        ]
+        image, text = await asyncio.gather(*many)
+        assert image == expected
+        assert len(text) == 12
+        with pytest.raises(RequestRefused):
+            await answer(Request("long", [5] * 600, greedy(6)))
+
+        # a reader that leaves: its pages are free within a step, others go on
+        stream = client.submit(Request("gone", [5, 6, 7], greedy(400)))
+        await stream.__anext__()
+        stream.close()
+        other = await answer(Request("other", [5, 6, 7], greedy(12)))
+        assert other == text
+        for _ in range(100):
+            if client.stats.pages_used == 0:
+                break
+            await asyncio.sleep(0.05)
+        assert client.stats.pages_used == 0
+        await client.stop()
+        assert client.phase == "dead"
+        with pytest.raises(EngineDead):
+            client.submit(Request("late", [5], greedy(1)))
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_process_ends_every_stream_and_says_so(checkpoint: Folder) -> None:
+    async def scenario() -> None:
+        client = EngineClient(engine_options(checkpoint("llama")))
+        await client.start()
+        streams = [client.submit(Request(f"r{i}", [5, 6, 7], greedy(400))) for i in range(3)]
+        for stream in streams:
+            await stream.__anext__()
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+
+        async def drain(stream) -> None:  # type: ignore[no-untyped-def]
+            async for _ in stream:
+                pass
+
+        for stream in streams:
+            with pytest.raises(EngineDead):
+                await asyncio.wait_for(drain(stream), 10)
+        assert "unexpectedly" in await asyncio.wait_for(client.died(), 10)
+        assert client.phase == "dead"
+
+    asyncio.run(scenario())
+
+
+def test_a_checkpoint_that_cannot_be_served_gives_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["SecretForCausalLM"]}')
+
+    async def scenario() -> None:
+        options = EngineOptions(str(tmp_path), "float32", "cpu", 1, 16, 8, 64, 64, 4, True, 0)
+        client = EngineClient(options)
+        with pytest.raises(EngineDead, match="SecretForCausalLM"):
+            await client.start()
+        await client.stop()
+
+    asyncio.run(scenario())

@@ -1,0 +1,157 @@
+"""What one request may do to itself, and must not do to others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.batch import Batch
+from engine.core import Engine
+from engine.errors import ModelUnsupported, RequestRefused
+from engine.options import EngineOptions
+from engine.request import MediaItem, Request
+from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
+
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture
+def engine(checkpoint: Folder) -> Engine:
+    return Engine(engine_options(checkpoint("llama")))
+
+
+def words(count: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(300, 500), k=count)
+
+
+def test_what_can_never_run_is_refused_and_nothing_is_queued(engine: Engine) -> None:
+    for request in (
+        Request("r", [], greedy(1)),
+        Request("r", words(600), greedy(1)),
+        Request("r", words(500), greedy(13)),
+        Request("r", [10**6], greedy(1)),
+        Request("r", [-1], greedy(1)),
+        Request("r", words(5), greedy(1), [MediaItem("image", b"x", 0, 2, {})]),
+    ):
+        with pytest.raises(RequestRefused):
+            engine.add(request)
+    assert not engine.has_work()
+    engine.add(Request("r", words(500), greedy(12)))
+    with pytest.raises(RequestRefused):
+        engine.add(Request("r", words(5), greedy(1)))
+
+
+def test_two_hundred_requests_on_a_pool_for_twenty(checkpoint: Folder) -> None:
+    options = engine_options(checkpoint("llama"), pages=40, max_sequences=256)
+    alone = Recorder(Engine(options))
+    together = Recorder(Engine(options))
+    requests = [Request(f"r{i}", words(20, i), greedy(8)) for i in range(200)]
+    together.run(*requests)
+    assert together.engine.stats().pages_used == 0
+    for request in requests[::40]:
+        alone.run(request)
+        assert together.tokens[request.id, 0] == alone.tokens[request.id, 0]
+    assert all(len(together.tokens[request.id, 0]) == 8 for request in requests)
+
+
+def test_abort_frees_the_pages_at_once(engine: Engine) -> None:
+    for n in (1, 3):
+        for steps in (0, 1, 2, 5):
+            engine.add(Request("gone", words(100), greedy(50), n=n))
+            for _ in range(steps):
+                engine.step()
+            engine.abort("gone")
+            assert engine.stats().pages_used == 0
+            assert not engine.has_work()
+    engine.abort("never heard of")
+
+
+def test_one_answer_can_be_aborted_and_the_others_go_on(engine: Engine) -> None:
+    recorder = Recorder(engine)
+    engine.add(Request("r", words(40), greedy(6), n=3))
+    recorder.step()
+    engine.abort("r", 0)  # the one that computes the shared prompt
+    recorder.finish()
+    assert [len(recorder.tokens["r", i]) for i in (1, 2)] == [6, 6]
+    assert engine.stats().pages_used == 0
+
+
+def test_a_step_that_raises_ends_one_request_only(engine: Engine) -> None:
+    recorder = Recorder(engine)
+    run = engine._runner.run
+
+    def failing(batch: Batch) -> torch.Tensor:
+        if any(item.sequence.request.id == "bad" and item.start > 0 for item in batch.slices):
+            raise RuntimeError("planted")
+        return run(batch)
+
+    engine._runner.run = failing  # type: ignore[method-assign]
+    recorder.run(*(Request(name, words(20), greedy(5)) for name in ("a", "bad", "b")))
+    last = {output.request_id: output for output in recorder.outputs}
+    assert last["bad"].finish_reason == "error"
+    assert last["bad"].error is not None
+    assert "planted" not in last["bad"].error
+    assert [last[name].finish_reason for name in "ab"] == ["length", "length"]
+    assert recorder.tokens["a", 0] == recorder.tokens["b", 0]
+    assert engine.stats().pages_used == 0
+
+
+def test_a_tower_that_gives_too_few_embeddings_ends_that_request_only(checkpoint: Folder) -> None:
+    folder = checkpoint("llava")
+    recorder = Recorder(Engine(engine_options(folder)))
+    tokens, media = prompt_with_images(folder, [words(5), picture(60, 60, 1), words(4)])
+    wrong = MediaItem("image", b"other", media[0].start, media[0].length - 1, media[0].tensors)
+    recorder.run(
+        Request("bad", tokens, greedy(3), [wrong]), Request("good", tokens, greedy(3), media)
+    )
+    last = {output.request_id: output.finish_reason for output in recorder.outputs}
+    assert last == {"bad": "error", "good": "length"}
+
+
+def test_the_reasons_to_stop(engine: Engine) -> None:
+    recorder = Recorder(engine)
+    recorder.run(Request("free", words(10), greedy(8)))
+    produced = recorder.tokens["free", 0]
+    stop = produced[3]
+    first = produced.index(stop)
+    recorder.run(Request("stop", words(10), greedy(8, stop_token_ids=frozenset({stop}))))
+    assert recorder.tokens["stop", 0] == produced[: first + 1]
+    assert recorder.outputs[-1].finish_reason == "stop"
+    recorder.run(
+        Request("later", words(10), greedy(8, stop_token_ids=frozenset({stop}), min_tokens=6))
+    )
+    assert len(recorder.tokens["later", 0]) >= 6
+    engine._eos_ids = frozenset({stop})
+    recorder.run(Request("ignored", words(10), greedy(8, ignore_eos=True)))
+    assert recorder.tokens["ignored", 0] == produced
+    recorder.run(Request("ended", words(10), greedy(8, ignore_eos=False)))
+    assert recorder.tokens["ended", 0] == produced[: first + 1]
+
+
+def test_a_seeded_answer_repeats_itself_in_any_company(checkpoint: Folder) -> None:
+    options = engine_options(checkpoint("llama"))
+    seeded = Request("seeded", words(30), greedy(20, temperature=1.0, seed=7))
+    alone, crowded = Recorder(Engine(options)), Recorder(Engine(options))
+    alone.run(seeded)
+    company = [Request(f"c{i}", words(17 + i, i), greedy(9, temperature=1.0)) for i in range(6)]
+    crowded.run(*company[:3], seeded, *company[3:])
+    assert alone.tokens["seeded", 0] == crowded.tokens["seeded", 0]
+    other = Request("other", words(30), greedy(20, temperature=1.0, seed=8))
+    alone.run(other)
+    assert alone.tokens["other", 0] != alone.tokens["seeded", 0]
+
+
+def test_answers_of_a_seeded_request_differ_from_each_other(engine: Engine) -> None:
+    recorder = Recorder(engine)
+    recorder.run(Request("r", words(30), greedy(20, temperature=1.5, seed=7), n=3))
+    assert len({tuple(recorder.tokens["r", i]) for i in range(3)}) == 3
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["SecretForCausalLM"]}')
+    with pytest.raises(ModelUnsupported, match="SecretForCausalLM"):
+        Engine(EngineOptions(str(tmp_path), "float32", "cpu", 1, 16, 8, 64, 64, 4, True, 0))

@@ -24,7 +24,7 @@ TORCHVISION = "0.28.0"
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What a wheel needs, without its extras and without torch and its satellites (no CPU builds)."""
+    """What a wheel needs, without its extras and without torch and its satellites."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode(), headersonly=True)
@@ -86,7 +86,7 @@ class PeerEnvironment:
         return Path(self._ask("import sysconfig; print(sysconfig.get_path('purelib'))"))
 
     def _silence_torchvision(self) -> None:
-        """Its C extension is built for CUDA and does not load: its operators cannot be registered."""
+        """Its C extension is built for CUDA and does not load; nothing to register."""
         (self._site_packages() / "torchvision" / "_meta_registrations.py").write_text("")
 
     def _name_distribution(self) -> None:

@@ -68,7 +68,7 @@ class ServerProcess:
         self.stop()
 
     async def wait_ready(self, timeout: float) -> float:
-        """Seconds from the start until the server is ready; LoadError when it ends or takes longer."""
+        """Seconds from start to ready; raises LoadError when it ends or takes longer."""
         assert self._process is not None
         weighed = 0.0
         while True:

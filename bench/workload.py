@@ -43,6 +43,17 @@ class Prompts:
     def _draw(self, seed: str, count: int) -> list[tuple[str, int]]:
         return random.Random(seed).choices(self._words, k=count)
 
+    def _prompts(self, label: str, count: int) -> list[list[tuple[str, int]]]:
+        work = self._workload
+        own = work.prompt_tokens - work.shared_tokens
+        return [
+            self._shared + self._draw(f"{work.seed}/{label}/{index}", own) for index in range(count)
+        ]
+
+    def token_ids(self, label: str, count: int) -> list[list[int]]:
+        """`count` prompts as token ids; `label` as in `calls`."""
+        return [[token_id for _, token_id in drawn] for drawn in self._prompts(label, count)]
+
     def calls(self, model: str, label: str, count: int, output_tokens: int = 0) -> list[Call]:
         """`count` requests; `label` names the draw, so that other labels give other prompts."""
         work = self._workload
@@ -55,9 +66,7 @@ class Prompts:
             "stream_options": {"include_usage": True},
         }
         calls = []
-        for index in range(count):
-            own = work.prompt_tokens - work.shared_tokens
-            drawn = self._shared + self._draw(f"{work.seed}/{label}/{index}", own)
+        for drawn in self._prompts(label, count):
             if work.endpoint == "chat":
                 text = "".join(token for token, _ in drawn).replace("Ġ", " ").replace("▁", " ")
                 body = {"messages": [{"role": "user", "content": text.strip()}], **options}

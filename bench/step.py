@@ -1,0 +1,278 @@
+"""How far the engine's step loop is from what the machine could do: decode and prefill, in-process.
+
+    python -m bench.step --checkpoint FOLDER [--profile]
+
+The floor of a step is the larger of two times: reading the weights and the key-value cache once at
+the measured memory bandwidth, and the step's multiplications at the measured matmul rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.workload import Prompts, Workload
+from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.core import Engine
+from engine.options import EngineOptions
+from engine.plan import plan, resolve_dtype
+from engine.request import Request, SamplingOptions
+
+PAGE_SIZE = 16
+
+
+@dataclass(slots=True, frozen=True)
+class Machine:
+    """Measured limits, with the engine's threads and dtype."""
+
+    bandwidth: float  # bytes a second, reading
+    matmul_rate: float  # floating-point operations a second
+
+
+@dataclass(slots=True, frozen=True)
+class Floor:
+    """Least seconds that a step can take, and which limit sets them."""
+
+    seconds: float
+    limit: str
+
+
+@dataclass(slots=True, frozen=True)
+class Row:
+    """One line of the result."""
+
+    phase: str
+    sequences: int
+    tokens: int  # computed by all steps together
+    seconds: float
+    steps: int
+    floor: Floor  # of all steps together
+
+
+def best_seconds(work: Callable[[], object], rounds: int = 5) -> float:
+    work()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_machine(dtype: torch.dtype) -> Machine:
+    """Bandwidth by a matrix-vector product too large for the caches, rate by square products."""
+    matrix, vector = torch.ones(16384, 8192), torch.ones(8192)
+    bandwidth = matrix.nbytes / best_seconds(lambda: torch.mv(matrix, vector))
+    side = 1536
+    left, right = torch.rand(side, side).to(dtype), torch.rand(side, side).to(dtype)
+    rate = 2 * side**3 / best_seconds(lambda: torch.mm(left, right))
+    return Machine(bandwidth, rate)
+
+
+class StepBench:
+    """One engine, fed batches of prompts of one length."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        folder: Path = options.checkpoint
+        self.checkpoint: Checkpoint = read_checkpoint(folder)
+        dtype = resolve_dtype(options.dtype, folder, "cpu")
+        batches: list[int] = options.batch
+        self.prompt_tokens: int = options.prompt_tokens
+        self.decode_steps: int = options.steps
+        max_len = self.prompt_tokens + self.decode_steps + PAGE_SIZE
+        planned = plan(
+            folder,
+            dtype=dtype,
+            device="cpu",
+            page_size=PAGE_SIZE,
+            max_len=max_len,
+            max_tokens_per_step=options.max_tokens_per_step,
+            max_sequences=max(batches),
+            kv_cache_gb=None,
+            encoder_cache_bytes=0,
+            modalities=(),
+        )
+        torch.set_num_threads(options.threads)
+        self.dtype = dtype
+        self.itemsize = ITEMSIZE[dtype]
+        self.kv_bytes_per_token = planned.kv_bytes_per_token
+        self.machine = measure_machine(getattr(torch, dtype))
+        self.engine = Engine(
+            EngineOptions(
+                model_path=str(folder),
+                dtype=dtype,
+                device="cpu",
+                threads=options.threads,
+                page_size=PAGE_SIZE,
+                pages=planned.pages,
+                max_len=max_len,
+                max_tokens_per_step=options.max_tokens_per_step,
+                max_sequences=max(batches),
+                prefix_cache=False,
+                encoder_cache_bytes=0,
+                fuse=not options.no_fuse,
+            )
+        )
+        self.prompts = Prompts(folder, Workload(self.prompt_tokens, self.decode_steps))
+        self._draws = 0
+
+    def run(self, sequences: int, profiled: bool) -> list[Row]:
+        """Prefill `sequences` prompts and decode them together; with a table of operators."""
+        self._warm_up(sequences)
+        start, steps = time.perf_counter(), self._prefill(sequences, self.decode_steps)
+        prefill = time.perf_counter() - start
+        times: list[float] = []
+        if profiled:
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                times = self._decode()
+            print(f"\nDecode of {sequences}, {len(times)} steps (profiling slows them):")
+            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+        else:
+            times = self._decode()
+        rows = [
+            Row(
+                "prefill",
+                sequences,
+                sequences * self.prompt_tokens,
+                prefill,
+                steps,
+                self._prefill_floor(sequences, steps),
+            )
+        ]
+        if times:
+            middle = statistics.median(times) * len(times)
+            tokens = sequences * len(times)
+            rows.append(
+                Row(
+                    "decode",
+                    sequences,
+                    tokens,
+                    middle,
+                    len(times),
+                    self._decode_floor(sequences, len(times)),
+                )
+            )
+        return rows
+
+    def _warm_up(self, sequences: int) -> None:
+        self._prefill(sequences, 4)
+        self._decode()
+
+    def _prefill(self, sequences: int, max_tokens: int) -> int:
+        """Add prompts and step until each has its first token; the number of steps."""
+        options = SamplingOptions(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        self._draws += 1
+        for index, ids in enumerate(self.prompts.token_ids(f"step{self._draws}", sequences)):
+            self.engine.add(Request(f"{self._draws}-{index}", ids, options))
+        begun: set[str] = set()
+        steps = 0
+        while len(begun) < sequences:
+            begun |= {output.request_id for output in self.engine.step()}
+            steps += 1
+        return steps
+
+    def _decode(self) -> list[float]:
+        """Step to the end; seconds of the steps in which every sequence still decoded."""
+        times: list[float] = []
+        ended = False
+        while self.engine.has_work():
+            start = time.perf_counter()
+            outputs = self.engine.step()
+            if not ended:
+                times.append(time.perf_counter() - start)
+            ended = ended or any(output.finish_reason for output in outputs)
+        return times
+
+    def _floor(self, read_bytes: float, operations: float) -> Floor:
+        reading = read_bytes / self.machine.bandwidth
+        computing = operations / self.machine.matmul_rate
+        return Floor(reading, "memory") if reading >= computing else Floor(computing, "matmul")
+
+    def _matmul_parameters(self) -> int:
+        """Parameters that are multiplied, the head's included: a tied table counts as the head."""
+        model = self.checkpoint
+        return model.decoder_parameters - (0 if model.tied else model.embedding_parameters)
+
+    def _attention_operations(self, query_key_pairs: float) -> float:
+        model = self.checkpoint
+        return 4.0 * query_key_pairs * model.heads * model.head_dim * model.layers
+
+    def _decode_floor(self, sequences: int, steps: int) -> Floor:
+        weights = self._matmul_parameters()
+        context = self.prompt_tokens + steps / 2
+        cache = sequences * context * self.kv_bytes_per_token
+        attention = self._attention_operations(sequences * context)
+        return self._floor(
+            steps * (weights * self.itemsize + cache),
+            steps * (2.0 * weights * sequences + attention),
+        )
+
+    def _prefill_floor(self, sequences: int, steps: int) -> Floor:
+        """The head is needed for the last token of each prompt only."""
+        weights, head = self._matmul_parameters(), self.checkpoint.embedding_parameters
+        tokens = sequences * self.prompt_tokens
+        pairs = sequences * self.prompt_tokens * (self.prompt_tokens + 1) / 2
+        operations = 2.0 * ((weights - head) * tokens + head * sequences)
+        return self._floor(
+            float(steps) * weights * self.itemsize, operations + self._attention_operations(pairs)
+        )
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| phase | sequences | ms/step | tok/s | floor, ms/step | limit | times the floor |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for row in rows:
+        cells = [
+            row.phase,
+            str(row.sequences),
+            f"{1e3 * row.seconds / row.steps:.1f}",
+            f"{row.tokens / row.seconds:.0f}",
+            f"{1e3 * row.floor.seconds / row.steps:.1f}",
+            row.floor.limit,
+            f"{row.seconds / row.floor.seconds:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder with config.json and safetensors")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add("--batch", type=int, nargs="+", default=[1, 8, 32], help="sequences at once")
+    add("--prompt-tokens", type=int, default=256)
+    add("--steps", type=int, default=64, help="tokens decoded for each sequence (default: 64)")
+    add("--max-tokens-per-step", type=int, default=1024)
+    add("--no-fuse", action="store_true", help="the checkpoint's layers as they are")
+    add("--profile", action="store_true", help="print the operators of each decode run")
+    options = parser.parse_args(argv)
+    if options.steps < 4:
+        parser.error("--steps must be at least 4")
+    bench = StepBench(options)
+    print(
+        f"{bench.checkpoint.architecture} {bench.dtype}, {options.threads} threads: memory "
+        f"{bench.machine.bandwidth / 1e9:.1f} GB/s, matmul {bench.machine.matmul_rate / 1e9:.0f} "
+        f"GFLOP/s, load before {os.getloadavg()[0]:.2f}; prompts of {bench.prompt_tokens}"
+    )
+    rows = [row for batch in options.batch for row in bench.run(batch, options.profile)]
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -148,9 +148,19 @@ def convert_tensors(
         if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
             heads = "num_attention_heads" if kind == "attn_q" else "num_key_value_heads"
             values = halves_from_pairs(values, config[heads])
-        yield tensor_name(tensor.name), torch.from_numpy(values.copy()).to(torch.bfloat16)
+        yield tensor_name(tensor.name), as_bfloat16(values)
         done += tensor.n_bytes
         progress("converting weights", done / total)
+
+
+def as_bfloat16(values: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Round float32 to the nearest bfloat16, ties to even.
+
+    In numpy because torch would start threads for each of hundreds of small tensors.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return torch.from_numpy(rounded.astype(np.uint16)).view(torch.bfloat16)
 
 
 def tensor_name(name: str) -> str:

@@ -89,23 +89,37 @@ def resolve(
     """
     source = model.path
     folder = Path(cache.folder).expanduser()
+    if is_hub_id(source):
+        refuse_unused(model, "sha256", "a GGUF file")
+        return from_hub(source, model.revision, folder / "hub")
+    refuse_unused(model, "revision", "a hub id")
     if source.startswith("pypi://"):
         packaged = PackagedFile.parse(source)
         return converted(folder, source, model.sha256, packaged_file(packaged), progress)
     local = Path(source).expanduser()
     if local.is_dir():
         if any(local.glob("*.safetensors")) and (local / "config.json").is_file():
+            refuse_unused(model, "sha256", "a GGUF file")
             return local.resolve()
         local = only_gguf(local)
     if local.is_file():
         if local.suffix != ".gguf":
             raise WeightsError(f"model.path '{source}' is a file but not a GGUF file")
         return converted(folder, stamp(local), model.sha256, local_file(local), progress)
-    if HUB_ID.fullmatch(source) and not source.startswith("."):
-        return from_hub(source, model.revision, folder / "hub")
     raise WeightsError(
         f"model.path '{source}': no such folder or file, and not a hub id (owner/name)"
     )
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` looks like `owner/name` and is no path of this machine."""
+    looks = HUB_ID.fullmatch(source) is not None and not source.startswith(".")
+    return looks and not Path(source).exists()
+
+
+def refuse_unused(model: ModelConfig, key: str, kind: str) -> None:
+    if getattr(model, key) is not None:
+        raise WeightsError(f"model.{key} is for {kind}, and model.path '{model.path}' is none")
 
 
 def only_gguf(folder: Path) -> Path:

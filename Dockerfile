@@ -1,0 +1,36 @@
+# One image per recipe:  docker build --build-arg RECIPE=smollm2 --tag appliance-smollm2 .
+# Run:                   docker run --publish 8000:8000 --volume appliance:/var/cache/appliance appliance-smollm2
+# Override keys:         docker run … appliance-smollm2 model.max_len=4096
+# Recipes of your own:   docker run --volume ./mine:/recipes --env RECIPE=mine … (mine/recipe/mine.yaml)
+
+FROM python:3.12-slim AS build
+RUN python -m venv /opt/appliance
+ENV PATH=/opt/appliance/bin:$PATH
+# The pin keeps CUDA packages out; on its own so that code changes do not install it again.
+RUN pip install --no-cache-dir torch==2.13.0
+WORKDIR /source
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
+COPY conf conf
+COPY recipes recipes
+COPY engine engine
+COPY appliance appliance
+RUN pip install --no-cache-dir torch==2.13.0 .
+
+FROM python:3.12-slim
+ARG RECIPE=smollm2
+RUN useradd --create-home --uid 1000 appliance \
+    && install --directory --owner appliance --group appliance /var/cache/appliance /recipes
+COPY --from=build /opt/appliance /opt/appliance
+ENV PATH=/opt/appliance/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    APPLIANCE_RECIPES=/recipes \
+    RECIPE=${RECIPE}
+# A recipe that does not compose fails the build, not the start.
+RUN appliance recipe="${RECIPE}" server=container --cfg job > /dev/null
+USER appliance
+WORKDIR /home/appliance
+VOLUME /var/cache/appliance
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+ENTRYPOINT ["sh", "-c", "exec appliance recipe=\"$RECIPE\" server=container logging=json cache.folder=/var/cache/appliance \"$@\"", "appliance"]

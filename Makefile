@@ -1,0 +1,47 @@
+# make serve            set up what is missing, then serve (ARGS="recipe=… key=value")
+# make test             run all tests
+# make install          set up .venv alone; then .venv/bin/appliance recipe=… works
+# make lint docs image  check the code, regenerate docs/configuration.md, build a container image
+
+ARGS ?= recipe=smollm2
+RECIPE ?= smollm2
+PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+TORCH = torch==2.13.0# a later one would bring gigabytes of CUDA packages
+
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES = pyproject.toml setup.py Makefile
+
+.PHONY: install serve test lint docs image
+
+install: .venv/.installed
+
+.venv/.installed: $(SOURCES)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (make PYTHON=/path/to/python)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install "$(TORCH)"
+	$(PIP) install "$(TORCH)" --editable .
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	$(PIP) install "$(TORCH)" --editable ".[test,lint]"
+	@touch $@
+
+serve: install
+	@$(BIN)/appliance $(ARGS)
+
+test: .venv/.tested
+	$(BIN)/python -m pytest
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m appliance.config.reference --check
+
+docs: install
+	$(BIN)/python -m appliance.config.reference
+
+image:
+	docker build --build-arg RECIPE=$(RECIPE) --tag appliance-$(subst _,-,$(RECIPE)) .

@@ -1,0 +1,59 @@
+"""What runs, on one screen, once it is ready."""
+
+from __future__ import annotations
+
+from appliance.config.compose import Composed
+from appliance.config.schema import Config, ImageConfig
+from engine.plan import Plan, size
+
+
+def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
+    """Return the start-up summary; `address` is what was bound, else what was configured."""
+    config = composed.config
+    rows = [
+        ("model", f"{config.model.name}  {plan.architecture}, {plan.parameters / 1e6:,.0f}M"),
+        ("weights", f"{config.model.path}  {plan.dtype}, {size(plan.weights_bytes)}"),
+        ("device", device(config)),
+        ("context", f"{plan.max_len:,} tokens, {plan.max_sequences} sequences at once"),
+        (
+            "KV cache",
+            f"{plan.pages:,} pages of {plan.page_size} = {plan.tokens:,} tokens, "
+            f"{size(plan.kv_bytes)}",
+        ),
+        ("images", images(config.media.image)),
+        ("remote media", "refused; images come as data: URLs"),
+        (
+            "keys",
+            f"{len(config.server.api_keys)} accepted"
+            if config.server.api_keys
+            else "none asked for",
+        ),
+        ("address", address or configured_address(config)),
+        ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
+    ]
+    return "\n".join(f"  {name:<14}{text}" for name, text in rows)
+
+
+def device(config: Config) -> str:
+    threads = config.engine.threads
+    fused = "fused layers" if config.engine.fuse else "unfused layers"
+    return f"{config.engine.device}, {threads or 'all'} threads, {fused}"
+
+
+def images(policy: ImageConfig) -> str:
+    """Return the limits of images in words."""
+    if policy.limit == 0:
+        return "refused"
+    colour = ",".join(map(str, policy.rgba_background))
+    return (
+        f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
+        f"{policy.max_pixels / 1e6:g} MP each, transparent on {colour}"
+    )
+
+
+def configured_address(config: Config) -> str:
+    server = config.server
+    if server.uds is not None:
+        return f"unix:{server.uds}"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return f"http://{host}:{server.port}"

@@ -1,0 +1,59 @@
+"""`task=plan`: what the model needs and what fits, from file headers alone."""
+
+from __future__ import annotations
+
+from appliance.config.compose import Composed
+from appliance.config.errors import ConfigurationError
+from appliance.planning import plan_recipe
+from appliance.weights import resolve
+from engine.errors import EngineError
+from engine.plan import Plan, size
+
+
+def run(composed: Composed) -> int:
+    """Print the plan. Raises ConfigurationError, with the arithmetic, for what cannot fit."""
+    config = composed.config
+    folder = resolve(config.model, config.cache)
+    try:
+        plan = plan_recipe(config, folder)
+    except EngineError as error:
+        raise ConfigurationError(str(error)) from error
+    print(f"{config.model.name}  ({plan.architecture}, {plan.dtype}, recipe {composed.digest})\n")
+    print(table(plan))
+    return 0
+
+
+def table(plan: Plan) -> str:
+    """Return the arithmetic of a plan and how many sequences of which length fit."""
+    itemsize = plan.weights_bytes // plan.parameters
+    terms = [
+        ("weights", plan.weights_bytes, f"{plan.parameters:,} parameters x {itemsize} bytes"),
+        ("slack", plan.slack_bytes, "process, allocator, prepacked copies"),
+        ("activations", plan.activation_bytes, "one step at its largest"),
+        ("image tower", plan.encoder_bytes, "one image at its largest"),
+        ("encoder cache", plan.encoder_cache_bytes, "cache.encoder_gb"),
+        ("KV cache", plan.kv_bytes, kv_terms(plan)),
+    ]
+    lines = [f"  {name:<14}{size(count):>12}  {why}" for name, count, why in terms if count]
+    lines.append(f"  {'together':<14}{size(plan.total_bytes):>12}")
+    lines.append(f"  {'available':<14}{size(plan.available_bytes):>12}\n")
+    lines.append(f"  The KV cache holds {plan.tokens:,} tokens. At once there is room for")
+    lines += [
+        f"  {plan.concurrency(length):>9,} sequences of {length:>7,} tokens"
+        for length in lengths(plan)
+    ]
+    return "\n".join([*lines, f"  and never more than engine.max_sequences={plan.max_sequences}."])
+
+
+def kv_terms(plan: Plan) -> str:
+    return f"{plan.pages:,} + 1 pages x {plan.page_size} tokens x {plan.kv_bytes_per_token:,} bytes"
+
+
+def lengths(plan: Plan) -> list[int]:
+    """Return 512, doubled for as long as it is below the longest sequence, and that one."""
+    doubled = []
+    length = 512
+    while length < plan.max_len:
+        doubled.append(length)
+        length *= 2
+    return [*doubled, plan.max_len]

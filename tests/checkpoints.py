@@ -171,7 +171,7 @@ def write_qwen3(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Pa
 def write_qwen2_vl(
     folder: str | Path, seed: int = 0, dtype: str = "float32", flat: bool = False
 ) -> Path:
-    """A Qwen2-VL; `flat` writes config.json as the published checkpoints have it, without `text_config`."""
+    """A Qwen2-VL; `flat` writes config.json as published checkpoints have it, on one level."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     folder = Path(folder)
@@ -328,7 +328,7 @@ def byte_level_tokenizer(special: list[str], split: str | None = None) -> Tokeni
 
 
 def sentencepiece_tokenizer(added: list[str]) -> Tokenizer:
-    """BPE over characters with byte fallback and a word mark, as Llama's SentencePiece model converts to."""
+    """BPE with byte fallback and a word mark, as Llama's SentencePiece model converts to."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = _word_mark()
     trained.train_from_iterator(
@@ -394,7 +394,7 @@ def _write_model(folder: Path, model: Any, seed: int, dtype: str) -> None:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Weights that keep activations near unit size, so that every layer and every image shows in the logits."""
+    """Weights of a size that lets every layer and every image show in the logits."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)

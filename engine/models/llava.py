@@ -13,7 +13,7 @@ from engine.models.family import Family
 from engine.models.pixels import CLIP_MEAN, Normaliser, as_bytes, processor_options
 from engine.request import MediaItem
 
-# Published config.json files leave out what equals transformers' LlamaConfig and CLIPVisionConfig defaults.
+# Published config.json files leave out what equals the defaults of transformers' LlamaConfig.
 LLAMA_DEFAULTS = {
     "model_type": "llama",
     "vocab_size": 32000,

@@ -1,4 +1,4 @@
-"""From a decoded picture to the numbers a tower takes: what the families' image processors share."""
+"""From a decoded picture to the numbers a tower takes: what image processors share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def processor_options(folder: Path) -> dict[str, Any]:
-    """The image processor's settings: preprocessor_config.json, or its part of processor_config.json."""
+    """The image processor's settings, from preprocessor_config.json or processor_config.json."""
     path = folder / "preprocessor_config.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -38,7 +38,7 @@ class Normaliser:
         self._shift = torch.tensor(-mean / std, dtype=torch.float32)
 
     def apply(self, pixels: torch.Tensor, dim: int) -> torch.Tensor:
-        """Normalises float32 values 0 to 255 in place; `dim` is the dimension of the three channels."""
+        """Normalises float32 values 0 to 255 in place; `dim` is the channels' dimension."""
         shape = [1] * pixels.ndim
         shape[dim] = 3
         return pixels.mul_(self._scale.view(shape)).add_(self._shift.view(shape))

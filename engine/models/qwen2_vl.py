@@ -42,10 +42,10 @@ class Qwen2VL(Family):
         return f"<|vision_start|>{self.placeholder(modality)}<|vision_end|>"
 
     def image_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height an image is resized to: multiples of a merged patch, within the pixel range.
+        """Width and height an image is resized to: whole merged patches, within the pixel range.
 
-        Raises ValueError for a picture more than 200 times as long as wide. Source: `smart_resize` of
-        transformers' Qwen2-VL image processor.
+        Raises ValueError for a picture more than 200 times as long as wide. Source: `smart_resize`
+        of transformers' Qwen2-VL image processor.
         """
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise ValueError(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
@@ -97,7 +97,7 @@ class Qwen2VL(Family):
         return list(features.pooler_output.split([item.length for item in items]))
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
-        """Multimodal rotary positions: time, row and column of each placeholder, text counting on after.
+        """Multimodal rotary positions: time, row and column of placeholders, text counting on.
 
         Source: Qwen2-VL paper, section 2.1.
         """

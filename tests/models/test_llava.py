@@ -30,7 +30,8 @@ def test_pixels_equal_those_of_the_transformers_processor(
     image = picture(*size)
     ours = llava.preprocess_image(image)["pixel_values"]
     theirs = processor(image, return_tensors="pt")["pixel_values"]
-    assert ours.shape == theirs.shape and ours.dtype == torch.float32
+    assert ours.shape == theirs.shape
+    assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -60,7 +61,7 @@ def test_pixels_of_a_mirrored_picture_differ(llava: Llava, processor: Any) -> No
 
 @pytest.mark.parametrize("size", [(300, 411), (90, 33), (40, 40)])
 @pytest.mark.parametrize(
-    "processor_class, options",
+    ("processor_class", "options"),
     [
         (CLIPImageProcessorPil, {}),
         (CLIPImageProcessorPil, {"size": {"height": 40, "width": 70}, "do_center_crop": False}),
@@ -100,7 +101,8 @@ def test_embeddings_of_a_batch_equal_those_of_each_image_alone(
 
 def test_positions_count_up(llava: Llava) -> None:
     positions, offset = llava.positions([5] * 30, [media_item(llava, picture(9, 9), start=3)])
-    assert positions.tolist() == [list(range(30))] and offset == 0
+    assert positions.tolist() == [list(range(30))]
+    assert offset == 0
 
 
 def test_a_published_config_may_leave_out_llama_defaults(

@@ -153,7 +153,7 @@ def _prompt(
         ids += [*range(text), start]
         media.append(media_item(family, picture(*size), start=len(ids)))
         ids += [pad] * media[-1].length + [end]
-    return ids + [1, 2, 3], media
+    return [*ids, 1, 2, 3], media
 
 
 def _transformers_positions(

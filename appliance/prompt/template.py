@@ -1,0 +1,272 @@
+"""The chat template: a conversation becomes one text, media and words in the order sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Template
+from jinja2.exceptions import TemplateSyntaxError
+
+from appliance.errors import ApplianceError, bad_request
+from appliance.prompt.environment import TemplateRefusal, chat_environment
+from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
+from appliance.prompt.tokenizer import Tokenizer
+from engine.models.family import Family
+
+Message = dict[str, Any]
+Shape = Literal["parts", "string", "one_part"]
+
+WORDS = ("al\npha", "bra\nvo", "char\nlie")  # a list written as Python or JSON would escape these
+UNREADABLE = "The model's chat template cannot render this conversation."
+
+
+class ChatTemplate:
+    """A Jinja chat template, with what it can take found out by trying it.
+
+    A template that keeps the order of text and media gets the parts themselves. For one that does
+    not, each message is joined to one text beforehand, an item being `family.item_text`. `source`
+    None takes the checkpoint's own template. Raises ValueError if the source is no Jinja template.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        tokenizer: Tokenizer,
+        family: Family,
+        template_kwargs: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.family = family
+        self.template_kwargs = tuple(template_kwargs)
+        self.source = source if source is not None else checkpoint_template(tokenizer.folder)
+        self._template = _compile(self.source)
+        self._literals = Literals(tokenizer.added)
+        self._assistant_literals = Literals(tokenizer.special)
+        self._shape = self._find_shape()
+        self._takes_strings = self._shape == "string" or self._shows([WORDS[0]], "string")
+
+    def with_source(self, source: str) -> ChatTemplate:
+        """The same with a request's own template. Raises ApplianceError if it is no Jinja."""
+        try:
+            return ChatTemplate(source, self.tokenizer, self.family, self.template_kwargs)
+        except ValueError:
+            raise bad_request(
+                "The chat template is not valid Jinja.", "chat_template", "invalid_value"
+            ) from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """The conversation as text; media parts are of type `image` or `image_url` (and so on).
+
+        `continue_final_message` ends the text inside the last message. Raises ApplianceError for
+        template options that the recipe does not list, and for a conversation that the template
+        refuses or cannot render.
+        """
+        if add_generation_prompt and continue_final_message:
+            raise bad_request(
+                "'add_generation_prompt' and 'continue_final_message' cannot both be set.",
+                "continue_final_message",
+                "invalid_value",
+            )
+        marks = Marks()
+        options = guard(self._checked(kwargs or {}), self._literals, marks)
+        shaped = [self._message(message, self._shape, marks) for message in messages]
+        if continue_final_message:
+            shaped[-1]["content"] = _with_end(shaped[-1].get("content"), marks)
+        text = self._run(shaped, options, add_generation_prompt)
+        if continue_final_message:
+            text = _cut_at_end(text, marks)
+        rendered = marks.resolve(text)
+        if rendered is None:
+            raise bad_request(UNREADABLE, "messages", "chat_template_failed")
+        return rendered
+
+    def _checked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        for name in kwargs:
+            if name not in self.template_kwargs:
+                listed = ", ".join(self.template_kwargs) or "none"
+                raise bad_request(
+                    f"The template option '{name}' may not be set here; these may: {listed}.",
+                    f"chat_template_kwargs.{name}",
+                    "unsupported_parameter",
+                )
+        return dict(kwargs)
+
+    def _run(
+        self, messages: list[Message], options: dict[str, Any], add_generation_prompt: bool
+    ) -> str:
+        if self._template is None:
+            raise bad_request(
+                "This model has no chat template; use /v1/completions.",
+                "messages",
+                "chat_template_missing",
+            )
+        variables = {
+            **self.tokenizer.named_tokens,
+            **options,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._template.render(variables)
+        except TemplateRefusal as refusal:
+            raise bad_request(
+                f"The model's chat template refuses this conversation: {refusal.message}",
+                "messages",
+                "chat_template_refused",
+            ) from None
+        except Exception as failure:  # whatever a template does with input it was not written for
+            raise bad_request(UNREADABLE, "messages", "chat_template_failed") from failure
+
+    def _message(self, message: Message, shape: Shape, marks: Marks) -> Message:
+        assistant = message.get("role") == "assistant"
+        literals = self._assistant_literals if assistant else self._literals
+        shaped = {
+            name: value if name == "role" else guard(value, literals, marks)
+            for name, value in message.items()
+            if name != "content" and value is not None
+        }
+        content = message.get("content")
+        if content is None:
+            return shaped
+        if isinstance(content, str):
+            text = literals.replace(content, marks)
+            shaped["content"] = text if self._takes_strings else [_text_part(text)]
+        elif shape == "parts":
+            shaped["content"] = [self._part(part, literals, marks) for part in content]
+        else:
+            text = self._joined(content, literals, marks)
+            shaped["content"] = text if shape == "string" else [_text_part(text)]
+        return shaped
+
+    def _part(self, part: Mapping[str, Any], literals: Literals, marks: Marks) -> dict[str, str]:
+        if part["type"] == "text":
+            return _text_part(literals.replace(part["text"], marks))
+        return {"type": modality_of(part)}
+
+    def _joined(self, parts: Sequence[Mapping[str, Any]], literals: Literals, marks: Marks) -> str:
+        """Parts as one text: neighbouring texts on lines of their own, media where they stand."""
+        text = ""
+        after_text = False
+        for part in parts:
+            is_text = part["type"] == "text"
+            if is_text:
+                text += "\n" if after_text else ""
+                text += literals.replace(part["text"], marks)
+            else:
+                text += marks.trusted(self.family.item_text(modality_of(part)))
+            after_text = is_text
+        return text
+
+    def _find_shape(self) -> Shape:
+        probe: list[str | None] = list(WORDS[:1])
+        for word in WORDS[1:]:
+            probe += [*([None] if self.family.modalities else []), word]
+        shapes: tuple[Shape, ...] = ("parts", "string", "one_part")
+        return next((shape for shape in shapes if self._shows(probe, shape)), "string")
+
+    def _shows(self, probe: Sequence[str | None], shape: Shape) -> bool:
+        """Whether the template writes these words, and a placeholder for each None, in order."""
+        modality = self.family.modalities[0] if None in probe else ""
+        parts = [{"type": modality} if word is None else _text_part(word) for word in probe]
+        marks = Marks()
+        content: Any = parts
+        if shape != "parts":
+            content = self._joined(parts, self._literals, marks)
+            content = content if shape == "string" else [_text_part(content)]
+        try:
+            text = self._run([{"role": "user", "content": content}], {}, True)
+        except ApplianceError:
+            return False
+        rendered = marks.resolve(text)
+        if rendered is None:
+            return False
+        placeholder = self.family.placeholder(modality) if modality else None
+        return _in_order(rendered.text, probe, placeholder)
+
+
+def modality_of(part: Mapping[str, Any]) -> str:
+    """`image` for a part of type `image` or `image_url`, and so on."""
+    return str(part["type"]).removesuffix("_url")
+
+
+def checkpoint_template(folder: Path) -> str | None:
+    """The template beside the weights, in a file of its own or in tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, list):
+                named = {entry["name"]: entry["template"] for entry in template}
+                template = named.get("default")
+            if template is not None:
+                return str(template)
+    return None
+
+
+def _compile(source: str | None) -> Template | None:
+    if source is None:
+        return None
+    try:
+        return chat_environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the chat template is not valid Jinja (line {error.lineno})") from None
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _with_end(content: Any, marks: Marks) -> Any:
+    """The content with the end mark after its last text; its space shows if it gets trimmed."""
+    mark = marks.end + " "
+    if isinstance(content, str):
+        return content + mark
+    for place in range(len(content or []) - 1, -1, -1):
+        if content[place]["type"] == "text":
+            ended = list(content)
+            ended[place] = _text_part(content[place]["text"] + mark)
+            return ended
+    raise bad_request(
+        "'continue_final_message' needs a last message with text.",
+        "continue_final_message",
+        "invalid_value",
+    )
+
+
+def _cut_at_end(text: str, marks: Marks) -> str:
+    place = text.rfind(marks.end)
+    if place < 0:
+        raise bad_request(
+            "The model's chat template changes the last message; it cannot be continued.",
+            "continue_final_message",
+            "chat_template_failed",
+        )
+    kept = text[place + len(marks.end) :].startswith(" ")
+    text = text[:place].replace(marks.end, "")
+    return text if kept else text.rstrip()
+
+
+def _in_order(text: str, probe: Sequence[str | None], placeholder: str | None) -> bool:
+    position = 0
+    for word in probe:
+        wanted = placeholder if word is None else word
+        found = text.find(wanted or "", position)
+        if found < 0 or (wanted is not None and text.count(wanted) != probe.count(word)):
+            return False
+        position = found + len(wanted or "")
+    return True

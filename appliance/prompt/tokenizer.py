@@ -1,0 +1,208 @@
+"""The checkpoint's tokenizer, with a way to keep what looks like a special token plain text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
+
+from appliance.prompt.token_bytes import TokenBytes
+
+NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class Tokenizer:
+    """Text to ids and back, from the tokenizer files of a checkpoint's folder.
+
+    `eos_ids` end an answer: those of generation_config.json (or else config.json), and the
+    tokenizer's own. `named_tokens` (`bos_token` and the like) are what chat templates are given.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.settings = _read(self.folder / "tokenizer_config.json")
+        self._backend = _load(self.folder)
+        _add_missing(self._backend, self.settings.get("added_tokens_decoder") or {})
+        added = self._backend.get_added_tokens_decoder()
+        self.added: dict[str, int] = {token.content: index for index, token in added.items()}
+        self.special: dict[str, int] = {
+            token.content: index for index, token in added.items() if token.special
+        }
+        self.special_ids = frozenset(self.special.values())
+        self._added = {token.content: token for token in added.values()}
+        self._added_ids = frozenset(added)
+        self._added_pattern = _pattern(self._added)
+        self._inner = _inside_text(self._backend.pre_tokenizer)
+        description = json.loads(self._backend.to_str())
+        self._bytes = TokenBytes(self._backend, description["decoder"])
+        self.strips_first_space = self._bytes.strips_first_space
+        self.named_tokens = self._named_tokens()
+        self.eos_ids = self._eos_ids()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size()
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token written exactly so."""
+        return self._backend.token_to_id(token)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Ids of `text`; `special` tells whether special tokens count in it, or all is plain."""
+        if special:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self._encode_plain(text, first=True)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a raw prompt: special tokens in it count, and the tokenizer adds its own."""
+        return self._backend.encode(text, add_special_tokens=True).ids
+
+    def encode_guarded(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
+        """As `encode(special=True)`, but added tokens that touch a range in `plain` are plain text.
+
+        Ranges are `(start, end)` in characters, ordered and apart from each other.
+        """
+        ids: list[int] = []
+        start = 0
+        for match in self._added_matches(text, plain):
+            token = self._added[match[0]]
+            before = text[start : match.start()]
+            ids += self._encode_plain(before.rstrip() if token.lstrip else before, start == 0)
+            ids.append(self.added[match[0]])
+            start = match.end()
+            if token.rstrip:
+                start += len(text[start:]) - len(text[start:].lstrip())
+        return ids + self._encode_plain(text[start:], start == 0)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for inside a text; empty outside the vocabulary."""
+        return self._bytes.of(token_id)
+
+    def is_byte_fallback(self, token_id: int) -> bool:
+        """Whether the token is one raw byte of a SentencePiece-like vocabulary."""
+        return self._bytes.is_fallback(token_id)
+
+    def _added_matches(
+        self, text: str, plain: Sequence[tuple[int, int]]
+    ) -> Iterable[re.Match[str]]:
+        position, guard = 0, 0
+        while match := self._added_pattern.search(text, position):
+            start, end = match.span()
+            while guard < len(plain) and plain[guard][1] <= start:
+                guard += 1
+            if guard < len(plain) and plain[guard][0] < end:
+                position = start + 1
+                continue
+            position = end
+            yield match
+
+    def _encode_plain(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        ids = self._run_model(text, first)
+        if self._added_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary may hold its special tokens as ordinary pieces: one character is none.
+        return [
+            index
+            for place, character in enumerate(text)
+            for index in self._run_model(character, first and place == 0)
+        ]
+
+    def _run_model(self, text: str, first: bool) -> list[int]:
+        backend = self._backend
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        splitter = backend.pre_tokenizer if first else self._inner
+        pieces = [text] if splitter is None else [p for p, _ in splitter.pre_tokenize_str(text)]
+        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+
+    def _named_tokens(self) -> dict[str, str]:
+        settings = _read(self.folder / "special_tokens_map.json") | self.settings
+        named = {}
+        for name in NAMED_TOKENS:
+            token = settings.get(name)
+            text = token.get("content") if isinstance(token, dict) else token
+            if text is not None:
+                named[name] = text
+        return named
+
+    def _eos_ids(self) -> frozenset[int]:
+        found = _as_ids(_read(self.folder / "generation_config.json").get("eos_token_id"))
+        if not found:
+            config = _read(self.folder / "config.json")
+            found = _as_ids(config.get("eos_token_id"))
+            found = found or _as_ids((config.get("text_config") or {}).get("eos_token_id"))
+        own = self.id_of(self.named_tokens.get("eos_token", ""))
+        return frozenset(found) | ({own} if own is not None else frozenset())
+
+
+def _load(folder: Path) -> Backend:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        backend = Backend.from_file(str(path))
+    else:
+        from transformers import AutoTokenizer
+
+        backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _add_missing(backend: Backend, listed: dict[str, dict[str, Any]]) -> None:
+    for _, token in sorted(listed.items(), key=lambda entry: int(entry[0])):
+        if backend.token_to_id(token["content"]) is None:
+            flags = {
+                name: token.get(name, default)
+                for name, default in (
+                    ("single_word", False),
+                    ("lstrip", False),
+                    ("rstrip", False),
+                    ("special", False),
+                    ("normalized", True),
+                )
+            }
+            backend.add_tokens([AddedToken(token["content"], **flags)])
+
+
+def _pattern(contents: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _inside_text(splitter: PreTokenizer | None) -> PreTokenizer | None:
+    """The pre-tokenizer for text that does not begin a prompt: no word mark is put before it."""
+    if isinstance(splitter, Metaspace) and splitter.prepend_scheme == "first":
+        return Metaspace(splitter.replacement, prepend_scheme="never", split=splitter.split)
+    return splitter
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _as_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

@@ -1,4 +1,4 @@
-"""Every failure has a name: one exception carries the status and the four fields of OpenAI's error body."""
+"""Every failure has a name: one exception carries status and fields of OpenAI's error body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class ApplianceError(Exception):
-    """A refusal or fault told to the client; `message` is in our own words, `param` a JSON path into the body."""
+    """What a client is told; `message` is in our own words, `param` a JSON path into the body."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ def overloaded(message: str, retry_after: int = 1) -> ApplianceError:
 
 
 def unavailable(message: str, code: str, retry_after: int = 5) -> ApplianceError:
-    """503: still loading (`loading`), draining (`draining`), or the engine is gone (`engine_dead`)."""
+    """503: `loading`, `draining`, or the engine is gone (`engine_dead`)."""
     return ApplianceError(
         message,
         status=503,

@@ -1,0 +1,72 @@
+"""The ASGI application: its routes and what surrounds them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from appliance.api.auth import Authentication, Keys
+from appliance.api.chat import Chat
+from appliance.api.completions import Completions
+from appliance.api.cors import CrossOrigin
+from appliance.api.exchange import CLIENT_GONE, Exchange
+from appliance.api.faults import fault_response, on_fault, on_http_exception
+from appliance.api.models import Models
+from appliance.api.probes import Probes
+from appliance.api.service import Service
+from appliance.errors import ApplianceError, internal
+
+
+def routes(service: Service) -> list[Route]:
+    """The index of the API."""
+    chat, completions = Chat(service), Completions(service)
+    models, probes = Models(service), Probes(service)
+    return [
+        Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
+        Route("/livez", probes.livez, methods=["GET"]),
+        Route("/readyz", probes.readyz, methods=["GET"]),
+        Route("/startupz", probes.startupz, methods=["GET"]),
+        Route("/health", probes.readyz, methods=["GET"]),
+        Route("/metrics", probes.metrics, methods=["GET"]),
+        Route("/version", probes.version, methods=["GET"]),
+    ]
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application of one served model, middleware included."""
+    table = routes(service)
+    starlette = Starlette(
+        routes=table,
+        exception_handlers={
+            ApplianceError: on_fault,
+            HTTPException: on_http_exception,
+            ClientDisconnect: on_client_gone,
+            Exception: on_crash,
+        },
+    )
+    starlette.router.redirect_slashes = False
+    app: ASGIApp = starlette
+    server = service.config.server
+    keys = Keys(server.api_keys)
+    if keys:
+        app = Authentication(app, keys)
+    if server.cors_origins:
+        app = CrossOrigin(app, server.cors_origins)
+    return Exchange(app, service, frozenset(route.path for route in table))
+
+
+def on_client_gone(request: Request, fault: Exception) -> Response:
+    """Nobody reads this; its status is what the log and the metrics say."""
+    return Response(status_code=CLIENT_GONE)
+
+
+def on_crash(request: Request, fault: Exception) -> Response:
+    """Our bug: a request id, never a traceback."""
+    return fault_response(internal(request.scope["appliance.request_id"]))

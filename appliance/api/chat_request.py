@@ -1,0 +1,72 @@
+"""The body of `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, ValidationInfo
+
+from appliance.api.messages import Message, read_messages
+from appliance.api.sampling_fields import SamplingFields
+from appliance.errors import bad_request
+
+
+def _messages(value: Any, info: ValidationInfo) -> list[Message]:
+    return read_messages(value, info.context if isinstance(info.context, list) else [])
+
+
+class ChatRequest(SamplingFields):
+    """A conversation to continue, and how."""
+
+    messages: Annotated[list[Message], PlainValidator(_messages)]
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def max_tokens_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def generation_prompt(self) -> bool:
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise bad_request("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+        if (
+            self.max_tokens is not None
+            and self.max_completion_tokens is not None
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise bad_request(
+                "'max_tokens' and 'max_completion_tokens' contradict each other; send one.",
+                "max_tokens",
+            )
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise bad_request(
+                    "'continue_final_message' and 'add_generation_prompt' exclude each other.",
+                    "continue_final_message",
+                )
+            if self.messages[-1]["role"] != "assistant":
+                raise bad_request(
+                    "'continue_final_message' needs the last message to be the assistant's.",
+                    "continue_final_message",
+                )

@@ -1,0 +1,73 @@
+"""The body of `POST /v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator
+
+from appliance.api.sampling_fields import SamplingFields
+from appliance.errors import bad_request
+
+MAX_ANSWERS = 1024
+
+PromptSource = str | list[int]
+
+
+def _prompts(value: Any) -> list[PromptSource]:
+    """One or many prompts, each text or token ids."""
+    if isinstance(value, str):
+        return [_prompt(value, "prompt")]
+    if not isinstance(value, list):
+        raise bad_request(
+            "'prompt' must be a string, an array of strings, of token ids, or of arrays of them.",
+            "prompt",
+            "invalid_type",
+        )
+    if not value:
+        raise bad_request("'prompt' must not be empty.", "prompt", "invalid_value")
+    if all(type(token) is int for token in value):
+        return [_prompt(value, "prompt")]
+    return [_prompt(item, f"prompt[{index}]") for index, item in enumerate(value)]
+
+
+def _prompt(value: Any, path: str) -> PromptSource:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise bad_request(
+                f"'{path}' must be valid Unicode without lone surrogates.", path, "invalid_value"
+            ) from None
+        return value
+    if not isinstance(value, list) or not all(type(token) is int for token in value):
+        raise bad_request(
+            f"'{path}' must be a string or an array of token ids.", path, "invalid_type"
+        )
+    if not value:
+        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
+    return value
+
+
+class CompletionRequest(SamplingFields):
+    """One or many prompts to continue."""
+
+    prompt: Annotated[list[PromptSource], PlainValidator(_prompts)]
+    max_tokens: int = Field(default=16, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+    echo: bool = False
+    best_of: int | None = Field(default=None, ge=1, le=20)
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != self.n:
+            raise bad_request(
+                "'best_of' is not supported by this server except as equal to 'n'.",
+                "best_of",
+                "unsupported_parameter",
+            )
+        if len(self.prompt) * self.n > MAX_ANSWERS:
+            raise bad_request(
+                f"{len(self.prompt)} prompts with n={self.n} are more than {MAX_ANSWERS} answers.",
+                "prompt",
+            )

@@ -1,0 +1,89 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.answers import Answers
+from appliance.api.completion_chunks import CompletionChoices, CompletionChunks
+from appliance.api.completion_request import CompletionRequest
+from appliance.api.event_stream import EventStream
+from appliance.api.fields import UNBUILT_COMPLETION
+from appliance.api.replies import accept, head, json_response, whole, wish
+from appliance.api.service import Service
+from appliance.api.usage import usage
+
+if TYPE_CHECKING:
+    from appliance.generation import Generation  # loads the model's libraries
+
+
+class Completions:
+    """Continues plain text or token ids."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def create(self, request: Request) -> Response | EventStream:
+        """Validate, tokenize, and answer as one body or as a stream."""
+        arrived = time.perf_counter()
+        service = self._service
+        fields, headers = await accept(request, service, CompletionRequest, UNBUILT_COMPLETION)
+        generation = service.generator()
+        answers = await self._start(fields, generation, arrived)
+        choices = CompletionChoices(
+            answers,
+            generation.tokenizer,
+            echoes=self._echoes(fields, generation) if fields.echo else None,
+            logprobs=fields.logprobs is not None,
+            token_ids=fields.return_token_ids,
+        )
+        if fields.stream:
+            chunks = CompletionChunks(
+                head(service, "cmpl", "text_completion"),
+                answers,
+                choices,
+                include_usage=fields.include_usage,
+                continuous_usage=fields.continuous_usage,
+            )
+            return EventStream(
+                answers, chunks, keep_alive=service.keep_alive_seconds, headers=headers
+            )
+        deltas = await whole(request, answers)
+        body = head(service, "cmpl", "text_completion")
+        body["choices"] = [choices.choice(delta) for delta in deltas]
+        body["usage"] = usage(answers)
+        return json_response(body, headers)
+
+    async def _start(
+        self, fields: CompletionRequest, generation: Generation, arrived: float
+    ) -> Answers:
+        jobs, sampling = [], []
+        many = len(fields.prompt) > 1
+        for number, source in enumerate(fields.prompt):
+            job = await generation.text(source, f"prompt[{number}]" if many else "prompt")
+            max_tokens = generation.budget(job, fields.max_tokens or 1, "max_tokens")
+            jobs.append(job)
+            sampling.append(
+                fields.sampling(
+                    max_tokens=max_tokens,
+                    max_tokens_field="max_tokens",
+                    vocab_size=generation.tokenizer.vocab_size,
+                    logprobs=fields.logprobs,
+                    prompt_logprobs=fields.logprobs if fields.echo else None,
+                )
+            )
+        wanted = wish(fields, arrived, continuing=True, discard=not fields.max_tokens)
+        return generation.start(jobs, sampling, wanted)
+
+    @staticmethod
+    def _echoes(fields: CompletionRequest, generation: Generation) -> list[str]:
+        return [
+            source
+            if isinstance(source, str)
+            else generation.tokenizer.decode(source, skip_special_tokens=fields.skip_special_tokens)
+            for source in fields.prompt
+        ]

@@ -1,0 +1,96 @@
+"""One request and its answer seen from outside: id, log line, count, and the net under faults."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.api.faults import fault_response
+from appliance.api.service import Service
+from appliance.errors import internal
+
+logger = logging.getLogger("appliance.requests")
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
+CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
+
+
+def request_id(scope: Scope) -> str:
+    """The client's X-Request-Id if it is a plain token, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return f"req-{secrets.token_hex(12)}"
+
+
+def note(scope: Scope, **fields: Any) -> None:
+    """Add fields to the request's log line."""
+    scope["appliance.notes"].update(fields)
+
+
+class Exchange:
+    """The outermost ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, service: Service, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = service.metrics
+        self._lifecycle = service.lifecycle
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        identity = request_id(scope)
+        scope["appliance.request_id"] = identity
+        scope["appliance.notes"] = {}
+        status = 0
+        self._lifecycle.open_requests += 1
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = identity
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = status or CLIENT_GONE
+        except Exception:
+            logger.exception("request %s failed", identity)
+            if status:
+                raise
+            await fault_response(internal(identity))(scope, receive, send_with_id)
+        finally:
+            self._lifecycle.open_requests -= 1
+            self._finish(scope, identity, status or CLIENT_GONE, time.perf_counter() - started)
+
+    def _finish(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
+        path = scope["path"]
+        route = path if path in self._routes else "other"
+        if path.startswith("/v1/models/"):
+            route = "/v1/models/{id}"
+        self._metrics.answered(route, status, seconds)
+        level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        fields = {
+            "request_id": identity,
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "seconds": round(seconds, 4),
+            **scope["appliance.notes"],
+        }
+        logger.log(level, "request", extra={"fields": fields})

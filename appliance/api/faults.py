@@ -1,0 +1,41 @@
+"""Failures as responses, all of one shape."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.errors import ApplianceError, method_not_allowed, not_found
+
+
+def fault_response(fault: ApplianceError) -> Response:
+    """The response for a failure before its first byte."""
+    return Response(
+        json.dumps(fault.body(), ensure_ascii=False),
+        status_code=fault.status,
+        headers=fault.headers,
+        media_type="application/json",
+    )
+
+
+def on_fault(request: Request, fault: Exception) -> Response:
+    """Starlette's handler for our own refusals."""
+    assert isinstance(fault, ApplianceError)
+    return fault_response(fault)
+
+
+def on_http_exception(request: Request, fault: Exception) -> Response:
+    """Starlette's handler for what its router refuses: an unknown route or method."""
+    assert isinstance(fault, HTTPException)
+    path = request.url.path[:200]
+    if fault.status_code == 405:
+        allowed = (fault.headers or {}).get("Allow", "")
+        return fault_response(method_not_allowed(request.method, path, allowed))
+    if fault.status_code == 404:
+        return fault_response(not_found(f"There is no route {path} here.", "route_not_found"))
+    return fault_response(
+        ApplianceError("The request cannot be answered.", status=fault.status_code)
+    )

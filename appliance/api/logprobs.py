@@ -1,0 +1,66 @@
+"""Log-probabilities in the two shapes that OpenAI has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from appliance.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.request import TokenLogprob  # imports torch
+
+FLOOR = -9999.0  # OpenAI's number for a token that cannot come
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """`choices[].logprobs` of chat: token, log-probability, bytes, and the best at each place."""
+    return {
+        "content": [
+            {
+                **_entry(token.token_id, token.logprob, tokenizer),
+                "top_logprobs": [
+                    _entry(token_id, logprob, tokenizer) for token_id, logprob in token.top
+                ],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    data = tokenizer.token_bytes(token_id)
+    return {
+        "token": data.decode(errors="replace"),
+        "logprob": max(logprob, FLOOR),
+        "bytes": list(data),
+    }
+
+
+class CompletionLogprobs:
+    """`choices[].logprobs` of plain completions, with offsets that go on from chunk to chunk."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._offset = 0
+
+    def render(self, tokens: Sequence[TokenLogprob | None], ids: Sequence[int]) -> dict[str, Any]:
+        """Parallel lists for `tokens`; None stands for the first token of a prompt."""
+        texts = [self._text(token_id) for token_id in ids]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token and max(token.logprob, FLOOR) for token in tokens],
+            "top_logprobs": [
+                token and {self._text(key): max(value, FLOOR) for key, value in token.top}
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode(errors="replace")

@@ -1,0 +1,171 @@
+"""The conversation of a chat request, checked part by part and brought to one canonical shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.api.validation import unsupported
+from appliance.errors import bad_request
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant")
+MESSAGE_FIELDS = frozenset(
+    {"role", "content", "name", "refusal", "tool_calls", "function_call", "audio", "annotations"}
+)
+PARTS = ("text", "image_url")
+UNBUILT_PARTS = (
+    "video_url",
+    "audio_url",
+    "input_audio",
+    "image_embeds",
+    "audio_embeds",
+    "video",
+    "input_image",
+    "file",
+    "image",
+)
+DETAILS = ("auto", "low", "high")
+
+
+def read_messages(messages: Any, ignored: list[str]) -> list[Message]:
+    """Messages as dicts of role, content (text, or parts of `type` text or image_url) and name.
+
+    Bare strings and typeless short forms among the parts get their long form; paths of unknown
+    fields are added to `ignored`. Raises ApplianceError with the JSON path of the fault.
+    """
+    if not isinstance(messages, list):
+        raise bad_request("'messages' must be an array.", "messages", "invalid_type")
+    if not messages:
+        raise bad_request("'messages' must not be empty.", "messages", "invalid_value")
+    return [
+        _message(message, f"messages[{index}]", ignored) for index, message in enumerate(messages)
+    ]
+
+
+def _message(message: Any, path: str, ignored: list[str]) -> Message:
+    if not isinstance(message, dict):
+        raise bad_request(f"'{path}' must be an object.", path, "invalid_type")
+    role = message.get("role")
+    if role is None:
+        raise bad_request(
+            f"'{path}.role' is required.", f"{path}.role", "missing_required_parameter"
+        )
+    if role in ("tool", "function"):
+        raise bad_request(
+            f"'{path}.role': messages of tools are not supported by this server.",
+            f"{path}.role",
+            "unsupported_parameter",
+        )
+    if role not in ROLES:
+        raise bad_request(
+            f"'{path}.role' must be one of {', '.join(ROLES)}.", f"{path}.role", "invalid_value"
+        )
+    for name in ("tool_calls", "function_call", "audio"):
+        if message.get(name) not in (None, []):
+            raise unsupported(f"{path}.{name}")
+    ignored.extend(
+        f"{path}.{name}"
+        for name, value in message.items()
+        if name not in MESSAGE_FIELDS and value is not None
+    )
+    content = message.get("content")
+    if content is None and role == "assistant" and message.get("refusal") is not None:
+        content = _text(message["refusal"], f"{path}.refusal")
+    read: Message = {
+        "role": "system" if role == "developer" else role,
+        "content": _content(content, f"{path}.content", ignored),
+    }
+    if message.get("name") is not None:
+        read["name"] = _text(message["name"], f"{path}.name")
+    return read
+
+
+def _content(content: Any, path: str, ignored: list[str]) -> str | list[dict[str, Any]]:
+    if content is None:
+        raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
+    if isinstance(content, str):
+        return _text(content, path)
+    if not isinstance(content, list):
+        raise bad_request(
+            f"'{path}' must be a string or an array of content parts.", path, "invalid_type"
+        )
+    if not content:
+        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
+    return [_part(part, f"{path}[{index}]", ignored) for index, part in enumerate(content)]
+
+
+def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": _text(part, path)}
+    if not isinstance(part, dict):
+        raise bad_request(f"'{path}' must be an object or a string.", path, "invalid_type")
+    kind = part.get("type")
+    typed = kind is not None
+    if not typed:
+        kind = next((name for name in (*PARTS, *UNBUILT_PARTS) if part.get(name) is not None), None)
+    if kind is None:
+        raise bad_request(
+            f"'{path}.type' is required.", f"{path}.type", "missing_required_parameter"
+        )
+    if kind in UNBUILT_PARTS:
+        raise bad_request(
+            f"'{path}': content parts of type '{kind}' are not supported by this server.",
+            f"{path}.type" if typed else f"{path}.{kind}",
+            "unsupported_parameter",
+        )
+    if kind == "refusal":
+        return {"type": "text", "text": _text(part.get("refusal"), f"{path}.refusal")}
+    if kind not in PARTS:
+        raise bad_request(
+            f"'{path}.type' must be one of {', '.join(PARTS)}.", f"{path}.type", "invalid_value"
+        )
+    known = {"type", kind} if kind == "text" else {"type", kind, "uuid"}
+    ignored.extend(
+        f"{path}.{name}" for name, value in part.items() if name not in known and value is not None
+    )
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), f"{path}.text")}
+    if part.get("uuid") is not None:
+        raise unsupported(f"{path}.uuid")
+    return {
+        "type": "image_url",
+        "image_url": _image_url(part.get("image_url"), f"{path}.image_url", typed, ignored),
+    }
+
+
+def _image_url(image: Any, path: str, typed: bool, ignored: list[str]) -> dict[str, Any]:
+    if isinstance(image, str) and not typed:
+        return {"url": _text(image, path)}
+    if image is None:
+        raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
+    if not isinstance(image, dict):
+        raise bad_request(f"'{path}' must be an object with a 'url'.", path, "invalid_type")
+    detail = image.get("detail")
+    if detail is not None and detail not in DETAILS:
+        raise bad_request(
+            f"'{path}.detail' must be one of {', '.join(DETAILS)}.",
+            f"{path}.detail",
+            "invalid_value",
+        )
+    ignored.extend(
+        f"{path}.{name}"
+        for name, value in image.items()
+        if name not in ("url", "detail") and value is not None
+    )
+    return {"url": _text(image.get("url"), f"{path}.url")}
+
+
+def _text(text: Any, path: str) -> str:
+    if text is None:
+        raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
+    if not isinstance(text, str):
+        raise bad_request(f"'{path}' must be a string.", path, "invalid_type")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise bad_request(
+                f"'{path}' must be valid Unicode without lone surrogates.", path, "invalid_value"
+            ) from None
+    return text

@@ -1,0 +1,138 @@
+"""The fields that chat and plain completions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from appliance.errors import ApplianceError, bad_request
+
+if TYPE_CHECKING:
+    from engine.request import SamplingOptions  # imports torch
+
+INT64 = 2**63
+INT32 = 2**31
+
+
+def _one_or_many(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+StopString = Annotated[str, Field(min_length=1)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # padding against traffic analysis; never added
+
+
+class SamplingFields(BaseModel):
+    """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    model: str
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, ge=0, le=1)
+    n: int = Field(default=1, ge=1, le=128)
+    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = []
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: dict[str, Bias] = {}
+    top_k: int = Field(default=0, ge=-1, lt=INT32)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    min_tokens: int = Field(default=0, ge=0, lt=INT32)
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    cache_salt: str | None = Field(default=None, min_length=1)
+    priority: int = Field(default=0, ge=-INT32, lt=INT32)
+    return_token_ids: bool = False
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def check(self) -> None:
+        """Raise for fields that contradict each other."""
+        if self.stream_options is not None and not self.stream:
+            raise bad_request(
+                "'stream_options' is only allowed when 'stream' is true.", "stream_options"
+            )
+
+    def sampling(
+        self,
+        *,
+        max_tokens: int,
+        max_tokens_field: str,
+        vocab_size: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingOptions:
+        """The engine's options. Raises ApplianceError for token ids outside the vocabulary."""
+        from engine.request import SamplingOptions
+
+        if self.min_tokens > max_tokens:
+            raise bad_request(
+                f"'min_tokens' is {self.min_tokens}, more than the {max_tokens} tokens that "
+                f"'{max_tokens_field}' and the context leave.",
+                "min_tokens",
+            )
+        return SamplingOptions(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p or 1.0,
+            top_k=max(self.top_k, 0) if self.top_p else 1,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self._bias(vocab_size),
+            seed=self.seed,
+            min_tokens=self.min_tokens,
+            stop_token_ids=self._stop_token_ids(vocab_size),
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _bias(self, vocab_size: int) -> dict[int, float]:
+        bias: dict[int, float] = {}
+        for token, value in self.logit_bias.items():
+            if not (token.isascii() and token.isdecimal() and len(token) < 10):
+                raise bad_request("'logit_bias' must map token ids to numbers.", "logit_bias")
+            if int(token) >= vocab_size:
+                raise outside_vocabulary(int(token), vocab_size, "logit_bias")
+            bias[int(token)] = value
+        return bias
+
+    def _stop_token_ids(self, vocab_size: int) -> frozenset[int]:
+        for index, token in enumerate(self.stop_token_ids):
+            if not 0 <= token < vocab_size:
+                raise outside_vocabulary(token, vocab_size, f"stop_token_ids[{index}]")
+        return frozenset(self.stop_token_ids)
+
+
+def outside_vocabulary(token: int, vocab_size: int, path: str) -> ApplianceError:
+    """400 for a token id that the model does not have."""
+    return bad_request(
+        f"'{path}' names a token outside the vocabulary of {vocab_size} tokens.",
+        path,
+        "invalid_value",
+    )

@@ -1,0 +1,189 @@
+"""Bringing a model up: weights, plan, prompt side, engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from appliance.api.lifecycle import Lifecycle
+from appliance.api.service import Service
+from appliance.config.compose import Composed
+
+if TYPE_CHECKING:
+    from appliance.generation import Generation
+    from engine.client import EngineClient
+    from engine.plan import Plan
+
+Made = TypeVar("Made")
+
+POLL_SECONDS = 0.1
+MEDIA_THREADS = 2
+
+
+class Loader:
+    """Fills a service with what the composed recipe names; heavy imports happen in its threads."""
+
+    def __init__(self, composed: Composed) -> None:
+        self._composed = composed
+        self.client: EngineClient | None = None
+        self.summary = ""
+        self._lifecycle = Lifecycle()
+
+    async def load(self, service: Service) -> None:
+        """Load it all and set `service.generation`. Raises EngineError or ConfigurationError."""
+        lifecycle = self._lifecycle = service.lifecycle
+        lifecycle.phase = "fetching weights"
+        folder = await in_daemon(self._fetch)
+        lifecycle.phase = "planning"
+        plan = await in_daemon(self._plan, folder)
+        self.client = client = await in_daemon(self._make_client, folder, plan)
+        prompt_side = asyncio.create_task(in_daemon(self._prompt_side, folder, plan, service))
+        watch = asyncio.create_task(self._follow_phase())
+        try:
+            await client.start()
+            service.generation = await prompt_side
+        finally:
+            watch.cancel()
+            prompt_side.cancel()
+        service.metrics.watch(client)
+        self.summary = await in_daemon(self._summarize, plan, service.address)
+        lifecycle.phase, lifecycle.fraction, lifecycle.loaded = "ready", 1.0, True
+
+    async def died(self) -> str:
+        """Waits for the engine to be gone unexpectedly; returns why."""
+        assert self.client is not None
+        return await self.client.died()
+
+    async def stop(self) -> None:
+        """End the engine process, whatever it is doing."""
+        client = self.client
+        if client is None:
+            return
+        loading = client.phase not in ("ready", "dead")
+        stopping = asyncio.create_task(client.stop())
+        await asyncio.sleep(0)
+        if loading:
+            self.kill()  # it does not listen yet
+        await stopping
+
+    def kill(self) -> None:
+        """End the engine process at once."""
+        if self.client is not None and self.client.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.client.pid, signal.SIGKILL)
+
+    def _fetch(self) -> Path:
+        from appliance.weights import resolve
+
+        config = self._composed.config
+        return resolve(config.model, config.cache, self._tell)
+
+    def _tell(self, phase: str, fraction: float) -> None:
+        self._lifecycle.phase, self._lifecycle.fraction = phase, fraction
+
+    def _plan(self, folder: Path) -> Plan:
+        from appliance.planning import plan_recipe
+
+        return plan_recipe(self._composed.config, folder)
+
+    def _summarize(self, plan: Plan, address: str) -> str:
+        from appliance.summary import render
+
+        return render(self._composed, plan, address)
+
+    def _make_client(self, folder: Path, plan: Plan) -> EngineClient:
+        from appliance.planning import allowed_modalities
+        from engine.client import EngineClient
+        from engine.options import EngineOptions
+
+        config = self._composed.config
+        engine = config.engine
+        return EngineClient(
+            EngineOptions(
+                model_path=str(folder),
+                dtype=plan.dtype,
+                device=engine.device,
+                threads=engine.threads or len(os.sched_getaffinity(0)),
+                page_size=plan.page_size,
+                pages=plan.pages,
+                max_len=plan.max_len,
+                max_tokens_per_step=engine.max_tokens_per_step,
+                max_sequences=engine.max_sequences,
+                prefix_cache=config.cache.prefix,
+                encoder_cache_bytes=plan.encoder_cache_bytes,
+                modalities=allowed_modalities(config.media),
+                fuse=engine.fuse,
+            )
+        )
+
+    def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
+        from appliance.generation import Generation, Limits
+        from appliance.media.image import ImagePolicy
+        from appliance.planning import allowed_modalities
+        from appliance.prompt.template import ChatTemplate
+        from appliance.prompt.tokenizer import Tokenizer
+        from engine.models.registry import family_for
+
+        config = self._composed.config
+        assert self.client is not None
+        family, tokenizer = family_for(folder), Tokenizer(folder)
+        source = config.chat.template
+        text = Path(source).read_text(encoding="utf-8") if source else None
+        image = config.media.image
+        return Generation(
+            client=self.client,
+            tokenizer=tokenizer,
+            template=ChatTemplate(text, tokenizer, family, config.chat.template_kwargs),
+            family=family,
+            limits=Limits(plan.max_len, plan.pages, plan.page_size, plan.max_sequences),
+            image_policy=ImagePolicy(
+                limit=image.limit,
+                max_bytes=image.max_bytes,
+                max_pixels=image.max_pixels,
+                formats=tuple(image.formats),
+                rgba_background=tuple(image.rgba_background),
+            ),
+            modalities=allowed_modalities(config.media),
+            metrics=service.metrics,
+            pool=ThreadPoolExecutor(MEDIA_THREADS, "media"),
+        )
+
+    async def _follow_phase(self) -> None:
+        client, lifecycle = self.client, self._lifecycle
+        assert client is not None
+        while True:
+            lifecycle.phase, lifecycle.fraction = client.phase, client.fraction
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def in_daemon(function: Callable[..., Made], *arguments: Any) -> Made:
+    """Run `function` in a thread that does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Made] = loop.create_future()
+
+    def settle(result: Made | None, fault: BaseException | None) -> None:
+        if made.done():
+            return
+        if fault is not None:
+            made.set_exception(fault)
+        else:
+            made.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, fault = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as caught:
+            fault = caught
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, fault)
+
+    threading.Thread(target=work, name=function.__name__, daemon=True).start()
+    return await made

@@ -1,0 +1,56 @@
+"""How far loading is: a bar on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from typing import TextIO
+
+from appliance.api.lifecycle import Lifecycle
+
+logger = logging.getLogger("appliance.serve")
+
+WIDTH = 30
+REDRAW_SECONDS = 0.1
+LOG_SECONDS = 10.0
+
+
+def bar(lifecycle: Lifecycle) -> str:
+    """One line of fixed shape."""
+    done = round(WIDTH * lifecycle.fraction)
+    blocks = "█" * done + "░" * (WIDTH - done)
+    return f"{lifecycle.phase:<20} {blocks} {lifecycle.fraction:4.0%} {lifecycle.elapsed:6.1f}s"
+
+
+async def show(lifecycle: Lifecycle, stream: TextIO = sys.stderr) -> None:
+    """Tell of phases and fractions until the model is loaded; run it as a task and cancel it."""
+    if stream.isatty():
+        await _draw(lifecycle, stream)
+    else:
+        await _log(lifecycle)
+
+
+async def _draw(lifecycle: Lifecycle, stream: TextIO) -> None:
+    try:
+        while not lifecycle.loaded:
+            stream.write(f"\r{bar(lifecycle)}")
+            stream.flush()
+            await asyncio.sleep(REDRAW_SECONDS)
+    finally:
+        stream.write("\r\033[K")
+        stream.flush()
+
+
+async def _log(lifecycle: Lifecycle) -> None:
+    phase, told = "", 0.0
+    while not lifecycle.loaded:
+        if lifecycle.phase != phase or time.monotonic() - told > LOG_SECONDS:
+            phase, told = lifecycle.phase, time.monotonic()
+            fields = {
+                "fraction": round(lifecycle.fraction, 2),
+                "elapsed": round(lifecycle.elapsed, 1),
+            }
+            logger.info(phase, extra={"fields": fields})
+        await asyncio.sleep(REDRAW_SECONDS)

@@ -1,0 +1,241 @@
+"""`task=serve`: listen at once, load in the background, drain when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+import uvicorn
+
+from appliance.api.app import create_app
+from appliance.api.http_protocol import HttpProtocol
+from appliance.api.service import Service
+from appliance.config.compose import Composed
+from appliance.config.errors import ConfigurationError
+from appliance.config.schema import ServerConfig
+from appliance.errors import ApplianceError
+from appliance.log_lines import configure
+from appliance.tasks import progress
+from engine.errors import EngineError
+
+logger = logging.getLogger("appliance.serve")
+
+DRAIN_POLL_SECONDS = 0.05
+DEATH_LINGER_SECONDS = 2.0  # so that streams end and probes can tell
+CLOSE_SECONDS = 2
+IDLE_SECONDS = 75
+BACKLOG = 4096
+
+
+class ModelLoader(Protocol):
+    """Makes a service able to answer."""
+
+    summary: str
+
+    async def load(self, service: Service) -> None: ...
+
+    async def died(self) -> str: ...
+
+    async def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers; ours drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class CannotListen(Exception):
+    """The address is taken, not ours, or not an address."""
+
+
+class Serving:
+    """One run of the server, from the first second to the exit code."""
+
+    def __init__(self, config: ServerConfig, service: Service, loader: ModelLoader) -> None:
+        self._config = config
+        self._service = service
+        self._loader = loader
+        self._stop = asyncio.Event()
+        self._signals = 0
+
+    async def run(self) -> int:
+        """Serve until a signal or a failure; returns the exit code."""
+        try:
+            sockets = None if self._config.uds else [bind(self._config.host, self._config.port)]
+        except CannotListen as fault:
+            logger.error("cannot listen: %s", fault)
+            return 1
+        server = Server(self._uvicorn())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        http = asyncio.create_task(server.serve(sockets))
+        try:
+            while not server.started and not http.done():
+                await asyncio.sleep(0.005)
+            if http.done():
+                logger.error("cannot listen on %s", self._config.uds or self._config.host)
+                return 1
+            address = f"unix:{self._config.uds}" if sockets is None else url(sockets[0])
+            self._service.address = address
+            logger.info("listening on %s", address)
+            return await self._live()
+        finally:
+            server.should_exit = True
+            await asyncio.gather(http, return_exceptions=True)
+            await self._loader.stop()
+            if self._config.uds:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._config.uds)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._stop.set()
+
+    async def _live(self) -> int:
+        stop = asyncio.create_task(self._stop.wait())
+        load = asyncio.create_task(self._load())
+        watched: list[asyncio.Task[object]] = [stop, load]
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
+                return 0
+            if not load.result():
+                return 1
+            death = asyncio.create_task(self._loader.died())
+            watched.append(death)
+            await asyncio.wait([stop, death], return_when=asyncio.FIRST_COMPLETED)
+            if not death.done():
+                drain = asyncio.create_task(self._drain())
+                watched.append(drain)
+                await asyncio.wait([drain, death], return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                return await self._mourn(death.result())
+            return 0
+        finally:
+            for task in watched:
+                task.cancel()
+            await asyncio.gather(*watched, return_exceptions=True)
+
+    async def _load(self) -> bool:
+        lifecycle = self._service.lifecycle
+        shown = asyncio.create_task(progress.show(lifecycle))
+        reason = None
+        try:
+            await self._loader.load(self._service)
+        except ApplianceError as fault:
+            reason = fault.message
+        except (EngineError, ConfigurationError) as fault:
+            reason = str(fault)
+        except Exception:
+            logger.exception("the model could not be loaded")
+            return False
+        finally:
+            shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
+        if reason is not None:
+            logger.error("the model could not be loaded: %s", reason)
+            return False
+        if self._loader.summary:
+            print(self._loader.summary, flush=True)
+        logger.info("ready", extra={"fields": {"elapsed": round(lifecycle.elapsed, 1)}})
+        return True
+
+    async def _drain(self) -> None:
+        """Refuse new requests, wait for running ones, end what is left after the time allowed."""
+        lifecycle, generation = self._service.lifecycle, self._service.generation
+        lifecycle.draining = True
+        seconds = self._config.drain_seconds
+        fields = {"open": lifecycle.open_requests, "seconds": seconds}
+        logger.info("draining", extra={"fields": fields})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while lifecycle.open_requests:
+                    await asyncio.sleep(DRAIN_POLL_SECONDS)
+        if generation is not None and generation.active:
+            logger.warning("ending requests", extra={"fields": {"running": generation.active}})
+            generation.stop_all("The server shut down before the answer was finished.")
+
+    async def _mourn(self, reason: str) -> int:
+        logger.error("the engine has stopped: %s", reason)
+        self._service.lifecycle.dead = reason
+        await asyncio.sleep(DEATH_LINGER_SECONDS)
+        return 1
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._loader.kill()
+            os._exit(1)
+        self.stop()
+
+    def _uvicorn(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            create_app(self._service),
+            uds=self._config.uds,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens where it was told to. Raises CannotListen."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as fault:
+        raise CannotListen(f"{host} is not an address of this machine") from fault
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as fault:
+        listener.close()
+        why = os.strerror(fault.errno) if fault.errno else "refused"
+        raise CannotListen(f"{host} port {port}: {why.lower()}") from fault
+    listener.setblocking(False)
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(composed: Composed) -> int:
+    """Serve the composed recipe until told to stop; returns the exit code."""
+    import uvloop
+
+    from appliance.tasks.load import Loader
+
+    config = composed.config
+    configure(config.logging)
+
+    async def run() -> int:
+        service = Service(config, config.model.name or "model", composed.digest)
+        return await Serving(config.server, service, Loader(composed)).run()
+
+    return uvloop.run(run())

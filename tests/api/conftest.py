@@ -1,0 +1,121 @@
+"""A service over a fake engine, with the prompt side of a tiny checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp
+
+from appliance.api.app import create_app
+from appliance.api.service import Service
+from appliance.config.compose import compose
+from appliance.config.schema import Config
+from appliance.generation import Generation, Limits
+from appliance.media.image import ImagePolicy
+from appliance.metrics import Metrics
+from appliance.prompt.template import ChatTemplate
+from appliance.prompt.tokenizer import Tokenizer
+from engine.models.family import Family
+from engine.models.registry import family_for
+from tests.api.asgi_client import AsgiClient
+from tests.api.fake_engine import FakeEngine, Script, speak
+from tests.checkpoints import write_llama
+
+MAX_LEN = 256
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class PromptSide:
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    family: Family
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, special=False)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def prompt_side(checkpoint: Path) -> PromptSide:
+    tokenizer, family = Tokenizer(checkpoint), family_for(checkpoint)
+    template = ChatTemplate(None, tokenizer, family, ["enable_thinking"])
+    return PromptSide(tokenizer, template, family)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def configuration(*overrides: str) -> Config:
+    given = ["model.path=/nowhere", "model.name=tiny", "media.image.limit=0", *overrides]
+    return compose(given).config
+
+
+@dataclass
+class Kitchen:
+    """A service and the engine behind it."""
+
+    service: Service
+    engine: FakeEngine
+    app: ASGIApp
+    client: AsgiClient
+
+
+@pytest.fixture
+def cook(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> Callable[..., Kitchen]:
+    """Make a service: a script for the engine, overrides of the configuration, fields of the service."""
+
+    def make(script: Script = speak(5, 6, 7), *overrides: str, **fields: Any) -> Kitchen:
+        config = configuration("chat.template_kwargs=[enable_thinking]", *overrides)
+        service = Service(config, "tiny", "0123456789ab", **fields)
+        engine = FakeEngine(script)
+        service.generation = generation(prompt_side, engine, config, service.metrics, pool)
+        service.metrics.watch(engine)
+        service.lifecycle.loaded = True
+        app = create_app(service)
+        return Kitchen(service, engine, app, AsgiClient(app))
+
+    return make
+
+
+def generation(
+    side: PromptSide,
+    engine: FakeEngine,
+    config: Config,
+    metrics: Metrics,
+    pool: ThreadPoolExecutor,
+) -> Generation:
+    image = config.media.image
+    return Generation(
+        client=engine,
+        tokenizer=side.tokenizer,
+        template=side.template,
+        family=side.family,
+        limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
+        image_policy=ImagePolicy(
+            limit=image.limit,
+            max_bytes=image.max_bytes,
+            max_pixels=image.max_pixels,
+            formats=tuple(image.formats),
+            rgba_background=tuple(image.rgba_background),
+        ),
+        modalities=(),
+        metrics=metrics,
+        pool=pool,
+    )

@@ -22,7 +22,9 @@ class Report:
     first_answer_seconds: float
     memory_ready: int
     memory_peak: int
+    ready_cpu_seconds: float
     levels: list[LevelResult]
+    level_cpu_seconds: list[float]  # of the server, in each level
 
     def figures(self) -> dict[str, Any]:
         """For JSON; without the texts, which say nothing about speed."""
@@ -70,12 +72,14 @@ def table(reports: list[Report], workload: Workload, host: dict[str, Any]) -> st
     """A markdown table: one column per server and, for two, the ratio first/second."""
     rows: list[tuple[str, list[float], str]] = [
         ("ready, s", [r.ready_seconds for r in reports], ".1f"),
+        ("ready, s of CPU", [r.ready_cpu_seconds for r in reports], ".1f"),
         ("first answer, s", [r.first_answer_seconds for r in reports], ".1f"),
         ("memory when ready, GiB", [r.memory_ready / GIB for r in reports], ".2f"),
         ("memory at most, GiB", [r.memory_peak / GIB for r in reports], ".2f"),
     ]
     for place, level in enumerate(reports[0].levels):
         of = [r.levels[place] for r in reports]
+        cpu = [1e3 * r.level_cpu_seconds[place] / r.levels[place].output_tokens for r in reports]
         at = f"at {level.concurrency}: "
         rows += [
             (at + "output, tok/s", [x.output_rate for x in of], ".1f"),
@@ -83,6 +87,7 @@ def table(reports: list[Report], workload: Workload, host: dict[str, Any]) -> st
             (at + "TTFT p95, ms", [x.ttft_p95 for x in of], ".0f"),
             (at + "TPOT median, ms", [x.tpot_median for x in of], ".1f"),
             (at + "TPOT p95, ms", [x.tpot_p95 for x in of], ".1f"),
+            (at + "server CPU, ms a token", cpu, ".1f"),
             (at + "client CPU, % of a core", [100 * x.client_cpu for x in of], ".1f"),
         ]
     both = len(reports) == 2

@@ -77,6 +77,7 @@ async def measure(
     with ServerProcess(command, log) as server:
         begun = time.perf_counter()
         ready = await server.wait_ready(settings.start_timeout)
+        ready_cpu = server.cpu_seconds()
         listing = json.loads(await request(server.host, command.port, "GET", "/v1/models"))
         model = listing["data"][0]["id"]
         await run_level(server.host, command.port, prompts.calls(model, "first", 1, 1), 1)
@@ -87,9 +88,12 @@ async def measure(
         warm = prompts.calls(model, "warm", widest, WARM_UP_TOKENS)
         await run_level(server.host, command.port, warm, widest)
         levels: list[LevelResult] = []
+        level_cpu: list[float] = []
         for concurrency in settings.levels:
             calls = prompts.calls(model, f"level{concurrency}", settings.requests_at(concurrency))
+            cpu = server.cpu_seconds()
             level = await run_level(server.host, command.port, calls, concurrency)
+            level_cpu.append(server.cpu_seconds() - cpu)
             server.weigh()
             levels.append(level)
             print(
@@ -105,7 +109,9 @@ async def measure(
             first_answer_seconds=first_answer,
             memory_ready=memory_ready,
             memory_peak=server.peak_bytes,
+            ready_cpu_seconds=ready_cpu,
             levels=levels,
+            level_cpu_seconds=level_cpu,
         )
 
 

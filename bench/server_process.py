@@ -93,6 +93,10 @@ class ServerProcess:
         self.peak_bytes = max(self.peak_bytes, total)
         return total
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the processes alive now have taken so far; tells work from waiting."""
+        return sum(_cpu_seconds(pid) for pid in self._tree())
+
     def stop(self) -> None:
         """End the tree: ask the parent, wait, then kill whatever is left of all processes seen."""
         if self._process is None:
@@ -137,6 +141,15 @@ def _stat(pid: int) -> tuple[int, str] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(fields[1]), fields[19]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time (proc(5), /proc/pid/stat fields 14 and 15)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _pss(pid: int) -> int:

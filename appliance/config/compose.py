@@ -162,7 +162,10 @@ def explain(error: Exception, options: dict[str, list[str]]) -> str:
             return f"{mark.name}, line {mark.line + 1}: not valid YAML ({one.problem})"
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return where + explain_key(one)
-    return where + " ".join(str(chain[-1]).split())
+    reason = " ".join(str(chain[-1]).split())
+    if group := re.search(r"is not a subclass of (\w+)Config", reason):
+        reason = f"{group[1].lower()} is a group of keys and cannot be a value itself"
+    return where + reason
 
 
 def explain_key(error: OmegaConfBaseException) -> str:

@@ -1,0 +1,147 @@
+"""The launcher as a process: one line and exit code 2 for mistakes, and no file left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.config.conftest import Launch
+
+MISTAKES = [
+    (["recipe=smolm2"], "unknown recipe 'smolm2' (did you mean 'smollm2'?)"),
+    (
+        ["recipe=smollm2", "server.prot=1"],
+        "unknown key 'server.prot' (did you mean 'server.port'?)",
+    ),
+    (["recipe=smollm2", "+server.prot=1"], "(did you mean 'server.port'?)"),
+    (["recipe=smollm2", "media.imag.limit=1"], "(did you mean 'media.image.limit'?)"),
+    (["recipe=smollm2", "image.limit=1"], "(did you mean 'media.image.limit'?)"),
+    (["recipe=smollm2", "media.audio.limit=1"], "unknown key 'media.audio.limit'"),
+    (["recipe=smollm2", "media.image={limt: 1}"], "(did you mean 'media.image.limit'?)"),
+    (["recipe=smollm2", "server.port=many"], "server.port must be int"),
+    (["recipe=smollm2", "server.port=70000"], "must be from 0 to 65535"),
+    (["recipe=smollm2", "model.path=null"], "model.path must be str: null"),
+    (["recipe=smollm2", "engine.fuse=perhaps"], "engine.fuse must be bool"),
+    (["recipe=smollm2", "media.image.rgba_background=[1, 2]"], "exactly 3 values"),
+    (["recipe=smollm2", "media.image.formats=[PGN]"], "(did you mean 'PNG'?)"),
+    (["recipe=smollm2", "task=serv"], "(did you mean 'serve'?)"),
+    (["recipe=smollm2", "engine.device=cuda"], "engine.device is 'cuda'"),
+    (["recipe=smollm2", "logging=jsn"], "unknown logging 'jsn' (did you mean 'json'?)"),
+    (["recipe=smollm2", "server={port: 1}"], "server takes the name of one option"),
+    (["recipe=null"], "recipe takes the name of one option"),
+    (["recipe=smollm2", "server.port=1,2"], "one value only"),
+    (["recipe=smollm2", "~server.port"], "keys cannot be deleted"),
+    (["recipe=smollm2", "hydra.run.dir=out"], "Hydra's own settings are fixed"),
+    (["recipe=smollm2", "server.port=${oc.env:NOT_SET}"], "NOT_SET"),
+    (["recipe=smollm2", "chat.template=none.jinja"], "no file 'none.jinja'"),
+    (["server.port=1"], "model.path is not set; choose a recipe=NAME"),
+    (["recipe"], "cannot read 'recipe'"),
+    (["recipe=smollm2", "x=[1"], "cannot read 'x=[1'"),
+    (["--verson"], "(did you mean '--version'?)"),
+    (["--multirun", "recipe=smollm2"], "unrecognized arguments: --multirun"),
+    (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+    (["--config-dir", "nowhere"], "no folder 'nowhere'"),
+    (["recipe=smollm2", "server.prot=1", "--cfg", "job"], "(did you mean 'server.port'?)"),
+    (["recipe=smolm2", "--help"], "(did you mean 'smollm2'?)"),
+    (["model.path=/not/there", "task=plan"], "no such folder or file"),
+]
+
+
+@pytest.mark.parametrize(("argv", "expected"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    launch: Launch, argv: list[str], expected: str
+) -> None:
+    ran = launch(*argv)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert expected in ran.stderr
+    assert ran.stderr.startswith("appliance: ")
+    assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# @package _global_\nmodel:\n  pth: x\n", "recipe/bad: unknown key 'model.pth'"),
+        ("# @package _global_\nserver:\n  port: many\n", "recipe/bad: server.port must be int"),
+        ("# @package _global_\nmodel:\n path: [x\n", "bad.yaml, line"),
+        ("# @package _global_\nmodel: 3\n", "recipe/bad: model is a group of keys"),
+        ("model:\n  path: x\n", "has to begin with the line '# @package _global_'"),
+        ("# @package _global_\ndefaults: [smolm2, _self_]\n", "(did you mean 'smollm2'?)"),
+        ("# @package _global_\nmodel: {path: x/y}\nmedia: {video: {limit: 1}}\n", "media.video"),
+        ("", "model.path is not set"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_the_recipe_and_the_key(
+    launch: Launch, mine: Path, text: str, expected: str
+) -> None:
+    (mine / "recipe" / "bad.yaml").write_text(text)
+    ran = launch("--config-dir", str(mine), "recipe=bad")
+    assert ran.returncode == 2
+    assert expected in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_without_arguments_recipes_are_listed_with_one_line_each(
+    launch: Launch, mine: Path
+) -> None:
+    ran = launch()
+    assert ran.returncode == 0
+    assert "  smollm2    SmolLM2-135M-Instruct, " in ran.stdout
+    assert "Mine instead." not in ran.stdout
+    for listed in (launch("--config-dir", str(mine)), launch(APPLIANCE_RECIPES=str(mine))):
+        assert "  own        A recipe of my own." in listed.stdout
+        assert "  qwen2_vl   Mine instead." in listed.stdout
+        assert "  smollm2  " in listed.stdout
+
+
+def test_cfg_job_prints_yaml_with_overrides_in_it(launch: Launch) -> None:
+    ran = launch("recipe=smollm2", "--cfg", "job", "server.port=9")
+    printed = yaml.safe_load(ran.stdout)
+    assert ran.returncode == 0
+    assert printed["recipe"] == "smollm2"
+    assert printed["server"]["port"] == 9
+    part = launch("recipe=smollm2", "--cfg", "job", "--package", "server", "server.port=9")
+    assert yaml.safe_load(part.stdout) == printed["server"]
+
+
+def test_the_folder_of_recipes_counts_for_hydras_own_flags(launch: Launch, mine: Path) -> None:
+    ran = launch("--config-dir", str(mine), "recipe=own", "--help")
+    assert ran.returncode == 0
+    assert "recipe: llava_1_5, own, qwen2_vl, short, smollm2" in ran.stdout
+    assert "path: /somewhere/own" in ran.stdout
+    assert f"file://{mine}" in launch("--config-dir", str(mine), "--info", "searchpath").stdout
+
+
+def test_help_names_recipes_groups_and_keys(launch: Launch) -> None:
+    ran = launch("--help")
+    assert ran.returncode == 0
+    assert "recipe: llava_1_5, qwen2_vl, smollm2" in ran.stdout
+    assert "max_tokens_per_step: 1024" in ran.stdout
+    assert 'eval "$(appliance -sc install=bash)"' in ran.stdout
+
+
+def test_tab_completes_recipes_and_keys(launch: Launch, mine: Path) -> None:
+    assert "complete " in launch("-sc", "install=bash").stdout
+    environment = {"COMP_LINE": "appliance recipe=", "APPLIANCE_RECIPES": str(mine)}
+    offered = launch("-sc", "query=bash", **environment).stdout.split()
+    assert {"recipe=smollm2", "recipe=own"} <= set(offered)
+    keys = launch("-sc", "query=bash", COMP_LINE="appliance recipe=smollm2 engine.").stdout.split()
+    assert "engine.page_size=" in keys
+
+
+def test_a_folder_that_would_replace_the_defaults_is_refused(launch: Launch, mine: Path) -> None:
+    (mine / "appliance.yaml").write_text("task: plan\n")
+    ran = launch("--config-dir", str(mine), "recipe=own")
+    assert ran.returncode == 2
+    assert "would replace the built-in defaults" in ran.stderr
+
+
+def test_composing_does_not_import_the_model_libraries(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    checkout = str(Path(__file__).resolve().parents[2])
+    ran = launch("recipe=smollm2", "--cfg", "job", PYTHONPATH=f"{tmp_path}{os.pathsep}{checkout}")
+    assert ran.returncode == 0

@@ -1,0 +1,121 @@
+"""Untrusted image bytes to an RGB picture within the policy's limits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from appliance.errors import ApplianceError, bad_request, media_unreadable
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # clients choose the text
+Image.MAX_IMAGE_PIXELS = None  # the policy's max_pixels counts, checked before anything is decoded
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(slots=True, frozen=True)
+class ImagePolicy:
+    """Limits on images: how many in one request, how large, which formats, what shows through.
+
+    `formats` are Pillow's names; one whose decoder is not installed is never recognised.
+    """
+
+    limit: int
+    max_bytes: int = 20 << 20
+    max_pixels: int = 50_000_000
+    formats: Sequence[str] = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+    rgba_background: Sequence[int] = (255, 255, 255)
+
+
+def load_image(data: bytes, policy: ImagePolicy, param: str) -> Image.Image:
+    """The first frame of an encoded image as RGB, turned upright, transparency composited.
+
+    Raises ApplianceError: 400 for one larger than the policy allows, 422 for one that cannot be
+    decoded.
+    """
+    if len(data) > policy.max_bytes:
+        raise bad_request(
+            f"The image is larger than the limit of {policy.max_bytes} bytes.",
+            param,
+            "media_too_large",
+        )
+    try:
+        with Image.open(BytesIO(data), formats=_installed(policy.formats)) as image:
+            _check_size(image.size, policy, param)
+            image.load()
+            return _upright(_as_rgb(image, tuple(policy.rgba_background)), _orientation(image))
+    except ApplianceError:
+        raise
+    except UnidentifiedImageError:
+        listed = ", ".join(policy.formats)
+        raise media_unreadable(
+            f"The image is in none of the formats read here ({listed}), or is damaged.", param
+        ) from None
+    except Exception as failure:  # decoders raise anything on bytes made to hurt them
+        raise media_unreadable("The image is damaged and cannot be decoded.", param) from failure
+
+
+def _installed(formats: Sequence[str]) -> list[str]:
+    Image.init()
+    return [name for name in formats if name in Image.OPEN]
+
+
+def _check_size(size: tuple[int, int], policy: ImagePolicy, param: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise media_unreadable("The image has no pixels.", param)
+    if width * height > policy.max_pixels:
+        raise bad_request(
+            f"The image has {width} x {height} pixels; the limit is {policy.max_pixels} in all.",
+            param,
+            "media_too_large",
+        )
+
+
+def _as_rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (*background, 255))
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Eight bits of a grey image of 16 or 32 bits, or of floats from 0 to 1 (or to 255)."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+        if values.max() <= 1:
+            values = values * 255
+    elif image.mode.startswith("I;16") or values.max() > 255:
+        values = values // 256
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image, 1 where there is none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # metadata that cannot be read says nothing about the picture
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)

@@ -53,14 +53,16 @@ class Exchange:
         identity = request_id(scope)
         scope["appliance.request_id"] = identity
         scope["appliance.notes"] = {}
-        status = 0
+        status, complete = 0, False
         self._lifecycle.open_requests += 1
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = identity
+            else:
+                complete = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -69,9 +71,10 @@ class Exchange:
             status = status or CLIENT_GONE
         except Exception:
             logger.exception("request %s failed", identity)
-            if status:
-                raise
-            await fault_response(internal(identity))(scope, receive, send_with_id)
+            if status and not complete:
+                raise  # the server cuts the connection: half an answer must not look whole
+            if not status:
+                await fault_response(internal(identity))(scope, receive, send_with_id)
         finally:
             self._lifecycle.open_requests -= 1
             self._finish(scope, identity, status or CLIENT_GONE, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""A client that talks ASGI itself, so that a test decides what is sent, read and cut off, and when."""
+"""A client that talks ASGI itself, so that a test decides what is sent and read, and when."""
 
 from __future__ import annotations
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import pytest
@@ -62,9 +65,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+@cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    given = ["model.path=/nowhere", "model.name=tiny", "media.image.limit=0"]
+    return compose([*given, "chat.template_kwargs=[enable_thinking]", *overrides]).config
+
+
 def configuration(*overrides: str) -> Config:
-    given = ["model.path=/nowhere", "model.name=tiny", "media.image.limit=0", *overrides]
-    return compose(given).config
+    return deepcopy(composed(overrides))
 
 
 @dataclass
@@ -79,10 +87,12 @@ class Kitchen:
 
 @pytest.fixture
 def cook(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> Callable[..., Kitchen]:
-    """Make a service: a script for the engine, overrides of the configuration, fields of the service."""
+    """Make a service of a script for the engine, overrides of keys, and fields of its own."""
 
-    def make(script: Script = speak(5, 6, 7), *overrides: str, **fields: Any) -> Kitchen:
-        config = configuration("chat.template_kwargs=[enable_thinking]", *overrides)
+    def make(script: Script | EllipsisType = ..., *overrides: str, **fields: Any) -> Kitchen:
+        if isinstance(script, EllipsisType):
+            script = speak(5, 6, 7)
+        config = configuration(*overrides)
         service = Service(config, "tiny", "0123456789ab", **fields)
         engine = FakeEngine(script)
         service.generation = generation(prompt_side, engine, config, service.metrics, pool)

@@ -1,0 +1,349 @@
+"""A real server on a free port: the official client, probes while loading, drain, death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import pytest
+
+from appliance.api.http_protocol import MAX_HEADER_BYTES
+from appliance.api.service import Service
+from appliance.tasks.serve import Serving, bind
+from engine.errors import EngineDead
+from engine.request import Output, Request, TokenLogprob
+from tests.api.asgi_client import chat_body
+from tests.api.conftest import PromptSide, configuration, generation
+from tests.api.fake_engine import FakeEngine, Script, Step
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class FakeLoader:
+    """Loads when it is told to."""
+
+    side: PromptSide
+    engine: FakeEngine
+    pool: ThreadPoolExecutor
+    summary: str = ""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    fault: Exception | None = None
+
+    async def load(self, service: Service) -> None:
+        service.lifecycle.phase = "loading weights"
+        await self.go.wait()
+        if self.fault is not None:
+            raise self.fault
+        metrics = service.metrics
+        service.generation = generation(self.side, self.engine, service.config, metrics, self.pool)
+        service.lifecycle.loaded = True
+
+    async def died(self) -> str:
+        return await self.engine.died()
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+    def kill(self) -> None:
+        raise AssertionError("not killed here")
+
+
+@dataclass
+class Running:
+    """A server under test."""
+
+    service: Service
+    serving: Serving
+    loader: FakeLoader
+    task: asyncio.Task[int]
+
+    @property
+    def url(self) -> str:
+        return self.service.address
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0)
+
+    async def get(self, path: str) -> tuple[int, dict[str, object]]:
+        data = await self.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = data.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+    async def raw(self, text: str) -> bytes:
+        """All that the server says to these bytes until it closes."""
+        host, port = self.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(text.encode())
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        data = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return data
+
+
+Start = Callable[..., "contextlib.AbstractAsyncContextManager[Running]"]
+
+
+@pytest.fixture
+def start(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> Start:
+    @contextlib.asynccontextmanager
+    async def run(script: Script, *overrides: str, load: bool = True) -> AsyncIterator[Running]:
+        config = configuration("server.port=0", *overrides)
+        service = Service(config, "tiny", "0123456789ab")
+        loader = FakeLoader(prompt_side, FakeEngine(script), pool)
+        serving = Serving(config.server, service, loader)
+        task = asyncio.create_task(serving.run())
+        running = Running(service, serving, loader, task)
+        try:
+            async with asyncio.timeout(10):
+                while not service.address and not task.done():
+                    await asyncio.sleep(0.01)
+                if load:
+                    loader.go.set()
+                    while not service.lifecycle.loaded:
+                        await asyncio.sleep(0.01)
+            yield running
+        finally:
+            serving.stop()
+            await asyncio.wait_for(task, 15)
+
+    return run
+
+
+def endless(request: Request) -> Iterator[Step]:
+    while True:
+        for index in range(request.n):
+            yield Output(request.id, index, [5])
+        yield 0.01
+
+
+def reciter(side: PromptSide, text: str) -> Script:
+    """Says `text` in every answer, with log-probabilities."""
+    ids = side.ids(text)
+
+    def script(request: Request) -> Iterator[Step]:
+        for place, token in enumerate(ids):
+            for index in range(request.n):
+                yield Output(
+                    request.id,
+                    index,
+                    [token],
+                    "length" if place == len(ids) - 1 else None,
+                    logprobs=[TokenLogprob(token, -0.1, [(token, -0.1)])],
+                )
+
+    return script
+
+
+async def test_the_official_client_chats(start: Start, prompt_side: PromptSide) -> None:
+    async with start(reciter(prompt_side, "Grüße aus Köln")) as server:
+        client = server.client
+        ask = [{"role": "user", "content": "Hello"}]
+        answer = await client.chat.completions.create(
+            model="tiny", messages=ask, n=2, logprobs=True, top_logprobs=1, seed=1
+        )
+        assert [choice.message.content for choice in answer.choices] == ["Grüße aus Köln"] * 2
+        assert answer.choices[0].logprobs is not None
+        stream = await client.chat.completions.create(
+            model="tiny", messages=ask, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == "Grüße aus Köln"
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == len(prompt_side.ids("Grüße aus Köln"))
+        plain = await client.completions.create(model="tiny", prompt="Hello", echo=True)
+        assert plain.choices[0].text == "HelloGrüße aus Köln"
+        assert [model.id async for model in client.models.list()] == ["tiny"]
+
+
+async def test_the_official_client_raises_its_typed_exceptions(
+    start: Start, prompt_side: PromptSide
+) -> None:
+    script = reciter(prompt_side, "Hello")
+    async with start(script, "server.api_keys=[key]", "server.max_body_bytes=5000") as server:
+        client = server.client
+        ask = [{"role": "user", "content": "Hello"}]
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.chat.completions.create(model="other", messages=ask)
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.chat.completions.create(model="tiny", messages=ask, temperature=9)
+        assert bad.value.param == "temperature"
+        with pytest.raises(openai.AuthenticationError):
+            await client.with_options(api_key="no").models.list()
+        huge = [{"role": "user", "content": "x" * 10_000_000}]
+        with pytest.raises(openai.APIStatusError) as large:
+            await client.chat.completions.create(model="tiny", messages=huge)
+        assert large.value.status_code == 413
+
+
+async def test_an_error_event_reaches_the_official_client(start: Start) -> None:
+    def script(request: Request) -> Iterator[Step]:
+        yield Output(request.id, 0, [5])
+        yield 0.05
+        yield Output(request.id, 0, [], "error", error="The step failed.")
+
+    async with start(script) as server:
+        stream = await server.client.chat.completions.create(**chat_body(), stream=True)
+        with pytest.raises(openai.APIError, match="The step failed"):
+            async for _ in stream:
+                pass
+
+
+async def test_probes_answer_while_the_model_loads(start: Start) -> None:
+    async with start(endless, load=False) as server:
+        status, body = await server.get("/startupz")
+        assert (status, body["phase"]) == (503, "loading weights")
+        assert (await server.get("/livez"))[0] == 200
+        assert (await server.get("/readyz"))[0] == 503
+        with pytest.raises(openai.InternalServerError) as early:
+            await server.client.chat.completions.create(**chat_body())
+        assert early.value.response.headers["retry-after"]
+        server.loader.go.set()
+        while (await server.get("/readyz"))[0] != 200:
+            await asyncio.sleep(0.01)
+        assert (await server.get("/startupz"))[0] == 200
+
+
+async def test_a_stop_while_loading_ends_at_once(start: Start) -> None:
+    async with start(endless, load=False) as server:
+        server.serving.stop()
+        assert await asyncio.wait_for(server.task, 5) == 0
+        assert server.loader.engine.stopped
+
+
+async def test_a_model_that_cannot_load_is_one_line_and_exit_code_1(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(endless, load=False) as server:
+        server.loader.fault = EngineDead("no family for this checkpoint")
+        server.loader.go.set()
+        assert await asyncio.wait_for(server.task, 5) == 1
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "no family for this checkpoint" in line.getMessage()
+    assert line.exc_info is None
+
+
+async def test_sigterm_lets_running_answers_finish(start: Start, prompt_side: PromptSide) -> None:
+    ids = prompt_side.ids("one two three four five six")
+
+    def script(request: Request) -> Iterator[Step]:
+        for place, token in enumerate(ids):
+            yield Output(request.id, 0, [token], "length" if place == len(ids) - 1 else None)
+            yield 0.1
+
+    async with start(script) as server:
+        stream = await server.client.chat.completions.create(**chat_body(), stream=True)
+        chunks = [await anext(stream)]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+        assert (await server.get("/readyz"))[0] == 503
+        with pytest.raises(openai.InternalServerError) as refused:
+            await server.client.chat.completions.create(**chat_body())
+        assert refused.value.code == "draining"
+        chunks += [chunk async for chunk in stream]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == "one two three four five six"
+        assert await asyncio.wait_for(server.task, 5) == 0
+
+
+async def test_a_drain_ends_what_takes_too_long(start: Start) -> None:
+    async with start(endless, "server.drain_seconds=0.2") as server:
+        stream = await server.client.chat.completions.create(**chat_body(), stream=True)
+        await anext(stream)
+        server.serving.stop()
+        with pytest.raises(openai.APIError, match="shut down"):
+            async for _ in stream:
+                pass
+        assert await asyncio.wait_for(server.task, 5) == 0
+
+
+async def test_a_dead_engine_ends_streams_and_the_server(start: Start) -> None:
+    async with start(endless) as server:
+        stream = await server.client.chat.completions.create(**chat_body(), stream=True)
+        await anext(stream)
+        whole = asyncio.create_task(server.client.chat.completions.create(**chat_body()))
+        await asyncio.sleep(0.1)
+        server.loader.engine.die("killed by signal 9")
+        with pytest.raises(openai.APIError, match="stopped"):
+            async for _ in stream:
+                pass
+        with pytest.raises(openai.InternalServerError):
+            await whole
+        status, body = await server.get("/livez")
+        assert (status, body["phase"]) == (503, "dead")
+        assert await asyncio.wait_for(server.task, 8) == 1
+
+
+async def test_a_lost_connection_aborts(start: Start) -> None:
+    async with start(endless) as server:
+        stream = await server.client.chat.completions.create(**chat_body(), stream=True)
+        await anext(stream)
+        await stream.close()
+        await asyncio.sleep(0.2)
+        assert [request for request, _ in server.loader.engine.aborted] == [
+            server.loader.engine.requests[0].id
+        ]
+
+
+async def test_headers_without_end_are_431(start: Start) -> None:
+    async with start(endless) as server:
+        big = "x" * (MAX_HEADER_BYTES + 1)
+        data = await server.raw(f"GET /livez HTTP/1.1\r\nHost: x\r\nX-Big: {big}\r\n\r\n")
+        assert data.startswith(b"HTTP/1.1 431 ")
+        assert json.loads(data.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+        try:
+            data = await server.raw("GET /livez HTTP/1.1\r\nX-Endless: " + "x" * 2_000_000)
+        except ConnectionResetError:  # what was not read any more resets the connection
+            data = b""
+        assert data == b"" or data.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_what_is_not_http_is_400(start: Start) -> None:
+    async with start(endless) as server:
+        data = await server.raw("HELLO\r\n\r\n")
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(data.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+async def test_a_unix_socket(start: Start, tmp_path: Path, prompt_side: PromptSide) -> None:
+    path = tmp_path / "s.sock"
+    async with start(reciter(prompt_side, "Hello"), f"server.uds={path}") as server:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        assert server.url == f"unix:{path}"
+    assert not path.exists()
+
+
+async def test_a_taken_port_is_one_line_and_exit_code_1(
+    prompt_side: PromptSide, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = bind("127.0.0.1", 0)
+    taken.listen()
+    port = taken.getsockname()[1]
+    config = configuration(f"server.port={port}")
+    loader = FakeLoader(prompt_side, FakeEngine(endless), pool)
+    assert await Serving(config.server, Service(config, "tiny", "0"), loader).run() == 1
+    assert f"{port}" in caplog.text
+    assert "in use" in caplog.text
+    taken.close()
+
+
+def test_a_name_nobody_has_cannot_be_listened_on() -> None:
+    from appliance.tasks.serve import CannotListen
+
+    with pytest.raises(CannotListen, match=r"not an address"):
+        bind("no.such.host.invalid", 1)

@@ -47,6 +47,7 @@ class Tokenizer:
         self._added_ids = frozenset(added)
         self._added_pattern = _pattern(self._added)
         self._inner = _inside_text(self._backend.pre_tokenizer)
+        self._alike_inside = not _marks_beginnings(self._backend.pre_tokenizer)
         description = json.loads(self._backend.to_str())
         self._bytes = TokenBytes(self._backend, description["decoder"])
         self.strips_first_space = self._bytes.strips_first_space
@@ -116,6 +117,8 @@ class Tokenizer:
     def _encode_plain(self, text: str, first: bool) -> list[int]:
         if not text:
             return []
+        if (first or self._alike_inside) and not self._added_pattern.search(text):
+            return self._backend.encode(text, add_special_tokens=False).ids
         ids = self._run_model(text, first)
         if self._added_ids.isdisjoint(ids):
             return ids
@@ -132,7 +135,8 @@ class Tokenizer:
             text = backend.normalizer.normalize_str(text)
         splitter = backend.pre_tokenizer if first else self._inner
         pieces = [text] if splitter is None else [p for p, _ in splitter.pre_tokenize_str(text)]
-        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+        tokenize = backend.model.tokenize
+        return [token.id for piece in pieces for token in tokenize(piece)]
 
     def _named_tokens(self) -> dict[str, str]:
         settings = _read(self.folder / "special_tokens_map.json") | self.settings
@@ -190,9 +194,13 @@ def _pattern(contents: Iterable[str]) -> re.Pattern[str]:
 
 def _inside_text(splitter: PreTokenizer | None) -> PreTokenizer | None:
     """The pre-tokenizer for text that does not begin a prompt: no word mark is put before it."""
-    if isinstance(splitter, Metaspace) and splitter.prepend_scheme == "first":
+    if isinstance(splitter, Metaspace) and _marks_beginnings(splitter):
         return Metaspace(splitter.replacement, prepend_scheme="never", split=splitter.split)
     return splitter
+
+
+def _marks_beginnings(splitter: PreTokenizer | None) -> bool:
+    return isinstance(splitter, Metaspace) and splitter.prepend_scheme == "first"
 
 
 def _read(path: Path) -> dict[str, Any]:

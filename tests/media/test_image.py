@@ -14,6 +14,7 @@ from appliance.media.image import ImagePolicy, load_image
 from tests.models.pictures import picture
 
 POLICY = ImagePolicy(limit=4)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -167,7 +168,6 @@ def outcome(data: bytes) -> int | str:
     return "read"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_flipped_bytes_never_escape_as_another_error() -> None:
     rng = np.random.default_rng(5)
     for form in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"):

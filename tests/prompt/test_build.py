@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.pre_tokenizers import Metaspace
 
 from appliance.errors import ApplianceError
 from appliance.prompt.build import Prompt, build_chat, build_text
@@ -266,3 +268,25 @@ def test_a_family_whose_placeholder_the_tokenizer_lacks_is_refused(
     template = ChatTemplate(None, tokenizers["llama"], Qwen2VL(folders["qwen2_vl"]))
     with pytest.raises(ValueError, match="image_pad"):
         build_chat(template, user(text("a")), [])
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_guarded_text_is_split_as_the_tokenizer_itself_splits_it(
+    scheme: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    backend = Backend.from_file(str(folders["llava"] / "tokenizer.json"))
+    backend.normalizer = None
+    backend.pre_tokenizer = Metaspace("▁", prepend_scheme=scheme, split=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    for raw in (
+        "a picture<image>of  a boat</s> and <s>",
+        "<s>the harbour",
+        " two",
+        "<image><image>",
+    ):
+        assert tokenizer.encode_guarded(raw, []) == tokenizer.encode(raw, special=True)
+        ends = [(len(raw), len(raw) + 3)]
+        forged = tokenizer.encode_guarded(raw + "<s>", ends)
+        assert forged.count(1) == raw.count("<s>")
+        assert tokenizer.encode(raw + "<s>", special=True).count(1) == raw.count("<s>") + 1

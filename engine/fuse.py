@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm, silu
+from transformers.activations import SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
 from engine.linear import fuse_linears
@@ -113,7 +114,7 @@ def _fusible_layer(layer: Any) -> bool:
     children = set(dict(attention.named_children())) - {"rotary_emb"}
     if children not in (ATTENTION, ATTENTION | QK_NORMS):
         return False
-    if not isinstance(getattr(mlp, "act_fn", None), nn.SiLU):
+    if not isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation):
         return False
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     return set(dict(mlp.named_children())) == MLP and all(

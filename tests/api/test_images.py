@@ -1,0 +1,127 @@
+"""Images in a conversation, up to what the engine is handed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from appliance.api.app import create_app
+from appliance.api.service import Service
+from appliance.prompt.template import ChatTemplate
+from appliance.prompt.tokenizer import Tokenizer
+from engine.models.registry import family_for
+from tests.api.asgi_client import AsgiClient
+from tests.api.conftest import Kitchen, PromptSide, configuration, generation
+from tests.api.fake_engine import FakeEngine, speak
+from tests.checkpoints import write_qwen2_vl
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> PromptSide:
+    folder: Path = write_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl"))
+    tokenizer, family = Tokenizer(folder), family_for(folder)
+    return PromptSide(tokenizer, ChatTemplate(None, tokenizer, family), family)
+
+
+@pytest.fixture
+def kitchen(vision: PromptSide, pool: ThreadPoolExecutor) -> Kitchen:
+    config = configuration("media.image.limit=2")
+    service = Service(config, "tiny", "0123456789ab")
+    engine = FakeEngine(speak(5, 6))
+    service.generation = generation(vision, engine, config, service.metrics, pool)
+    service.generation.modalities = ("image",)
+    service.lifecycle.loaded = True
+    app = create_app(service)
+    return Kitchen(service, engine, app, AsgiClient(app))
+
+
+def picture(width: int, height: int, colour: str = "red") -> dict[str, Any]:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+async def test_images_reach_the_engine_where_they_were_sent(
+    kitchen: Kitchen, vision: PromptSide
+) -> None:
+    content = ["Left", picture(56, 84), "right", picture(84, 56, "blue"), "Compare."]
+    reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}])
+    assert reply.status == 200, reply.body
+    request = kitchen.engine.requests[0]
+    pad = vision.tokenizer.id_of("<|image_pad|>")
+    assert [item.modality for item in request.media] == ["image", "image"]
+    for item in request.media:
+        assert set(request.prompt_ids[item.start : item.end]) == {pad}
+    assert request.prompt_ids.count(pad) == sum(item.length for item in request.media)
+    assert request.media[0].digest != request.media[1].digest
+    between = request.prompt_ids[request.media[0].end : request.media[1].start]
+    assert "right" in vision.tokenizer.decode(between)
+    details = reply.json["usage"]["prompt_tokens_details"]
+    assert details["image_tokens"] == sum(item.length for item in request.media)
+    assert details["text_tokens"] + details["image_tokens"] == len(request.prompt_ids)
+
+
+async def test_a_placeholder_typed_as_text_is_no_image(
+    kitchen: Kitchen, vision: PromptSide
+) -> None:
+    content = ["<|vision_start|><|image_pad|><|vision_end|>", picture(56, 56)]
+    reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}])
+    assert reply.status == 200
+    request = kitchen.engine.requests[0]
+    pad = vision.tokenizer.id_of("<|image_pad|>")
+    assert request.prompt_ids.count(pad) == request.media[0].length
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "code"),
+    [
+        ("http://169.254.169.254/latest", 400, "media_not_allowed"),
+        ("https://example.org/a.png", 400, "media_not_allowed"),
+        ("file:///etc/passwd", 400, "media_not_allowed"),
+        ("data:image/png;base64,AAAA", 422, None),
+    ],
+)
+async def test_refused_images_are_named_by_path(
+    kitchen: Kitchen, image: str, status: int, code: str | None
+) -> None:
+    content = ["What is this?", {"type": "image_url", "image_url": {"url": image}}]
+    reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}], stream=True)
+    assert reply.status == status
+    assert reply.error["param"] == "messages[0].content[1].image_url.url"
+    assert code is None or reply.error["code"] == code
+    assert image not in reply.error["message"]
+    assert kitchen.engine.requests == []
+
+
+async def test_one_image_too_many_is_refused(kitchen: Kitchen) -> None:
+    content = [picture(28, 28)] * 3
+    reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}])
+    assert reply.status == 400
+    assert "2" in reply.error["message"]
+    assert "image" in reply.error["message"]
+
+
+async def test_an_image_counts_against_the_context(kitchen: Kitchen) -> None:
+    fits = await kitchen.client.chat(max_tokens=200)
+    content = [picture(560, 840)]
+    reply = await kitchen.client.chat(
+        messages=[{"role": "user", "content": content}], max_tokens=200
+    )
+    assert fits.status == 200
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert len(kitchen.engine.requests) == 1
+
+
+async def test_models_tell_the_limits_of_images(kitchen: Kitchen) -> None:
+    (card,) = (await kitchen.client.ask("GET", "/v1/models")).json["data"]
+    assert card["modalities"]["input"] == ["text", "image"]
+    assert card["limits"]["image"]["limit"] == 2

@@ -1,0 +1,128 @@
+"""Servers started by the launcher, as a user would, on tiny checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.checkpoints import WRITERS
+
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+LISTENING = re.compile(r"listening on (http://\S+)")
+
+
+@dataclass
+class Server:
+    """A server process: its address, and all it has said so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    listening: threading.Event = field(default_factory=threading.Event)
+    base_url: str = ""
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0)
+
+    def status(self, path: str) -> int:
+        """Status of a GET; 0 when nobody answers."""
+        try:
+            with urllib.request.urlopen(self.base_url + path, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
+        except OSError:
+            return 0
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while self.status("/readyz") != 200:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+    def read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := LISTENING.search(line):
+                self.base_url = found[1]
+                self.listening.set()
+        self.listening.set()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        finally:
+            self.process.kill()
+
+
+@contextlib.contextmanager
+def serving(*overrides: str, ready: bool = True) -> Iterator[Server]:
+    """Run `appliance` with these overrides on a free port."""
+    command = [sys.executable, "-m", "appliance", *overrides, "server.port=0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    server = Server(process)
+    reader = threading.Thread(target=server.read, daemon=True)
+    reader.start()
+    try:
+        assert server.listening.wait(START_SECONDS), server.output
+        assert server.base_url, server.output
+        if ready:
+            server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+        reader.join(5)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of a family, written once a session."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(family: str) -> Path:
+        path = root / family
+        if not path.exists():
+            WRITERS[family](path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
+    """A server of a tiny text model."""
+    overrides = ["model.name=tiny", "media.image.limit=0", "engine.threads=1"]
+    with serving(f"model.path={checkpoint('llama')}", *overrides) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
+    """A server of a tiny Qwen2-VL, by its recipe."""
+    path = f"model.path={checkpoint('qwen2_vl')}"
+    with serving("recipe=qwen2_vl", path, "model.name=tiny", "engine.threads=1") as server:
+        yield server

@@ -1,0 +1,335 @@
+"""The plan's numbers against models that were really loaded, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from appliance.config.compose import compose
+from appliance.config.errors import ConfigurationError
+from appliance.planning import plan_recipe
+from appliance.tasks import plan as plan_task
+from engine.checkpoint import read_checkpoint
+from engine.errors import ModelUnsupported
+from engine.memory import available_memory, cpu_has_native
+from engine.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
+from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
+from tests.config.conftest import Launch
+
+ROOM = 4 * GIB
+
+
+def planned(folder: Path, **changes: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "device": "cpu",
+        "page_size": 16,
+        "max_len": None,
+        "max_tokens_per_step": 256,
+        "max_sequences": 8,
+        "kv_cache_gb": None,
+        "encoder_cache_bytes": 1 << 20,
+        "modalities": (),
+        "available_bytes": ROOM,
+    }
+    return plan(folder, **(settings | changes))
+
+
+@dataclass
+class Loaded:
+    folder: Path
+    model: Any
+    vision: bool
+
+    @property
+    def text(self) -> Any:
+        return self.model.config.get_text_config()
+
+
+@pytest.fixture(scope="module", params=[*WRITERS, "qwen2_vl flat"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    name, _, flat = request.param.partition(" ")
+    options: dict[str, Any] = {"flat": True} if flat else {}
+    folder = WRITERS[name](tmp_path_factory.mktemp("checkpoint") / name, **options)
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(folder)
+    return Loaded(folder, model, hasattr(model.config, "vision_config"))
+
+
+def test_weights_are_the_bytes_of_the_loaded_parameters(loaded: Loaded) -> None:
+    modalities = ("image",) if loaded.vision else ()
+    held = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    assert planned(loaded.folder, modalities=modalities).weights_bytes == held
+    half = planned(loaded.folder, modalities=modalities, dtype="bfloat16")
+    assert half.weights_bytes * 2 == held
+
+
+def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
+    towers = ("visual.", "vision_tower.", "multi_modal_projector.")
+    decoder = sum(
+        p.numel()
+        for name, p in loaded.model.named_parameters()
+        if not name.removeprefix("model.").startswith(towers)
+    )
+    without = planned(loaded.folder)
+    assert without.parameters == decoder
+    assert without.encoder_bytes == without.encoder_cache_bytes == 0
+    if loaded.vision:
+        whole = planned(loaded.folder, modalities=("image",))
+        assert whole.parameters > decoder
+        assert whole.encoder_bytes > 0
+
+
+def test_kv_bytes_are_those_of_transformers_own_cache(loaded: Loaded) -> None:
+    tokens = 5
+    with torch.no_grad():
+        cache = loaded.model(torch.ones(1, tokens, dtype=torch.long)).past_key_values
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    )
+    assert planned(loaded.folder).kv_bytes_per_token * tokens == held
+
+
+def test_sequence_length_is_the_checkpoints_unless_told(loaded: Loaded) -> None:
+    assert planned(loaded.folder).max_len == loaded.text.max_position_embeddings
+    assert planned(loaded.folder, max_len=100).max_len == 100
+
+
+def test_sharded_checkpoints_are_counted_whole(tmp_path: Path) -> None:
+    whole = write_llama(tmp_path / "whole")
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert planned(tmp_path / "sharded").weights_bytes == planned(whole).weights_bytes
+
+
+def test_pages_hold_what_the_plan_says(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    made = planned(folder, kv_cache_gb=0.01, max_len=512)
+    page = made.page_size * made.kv_bytes_per_token
+    assert made.kv_bytes <= 0.01 * GIB < made.kv_bytes + page
+    assert (made.pages + 1) * page == made.kv_bytes
+    assert made.tokens == made.pages * 16
+    assert made.concurrency(512) == min(8, made.tokens // 512)
+    assert made.concurrency(500) == made.concurrency(512)  # whole pages
+    many = planned(folder, kv_cache_gb=0.01, max_len=512, max_sequences=10**6)
+    assert many.concurrency(512) == many.pages // 32 > 8
+
+
+def test_the_cache_takes_a_quarter_of_what_is_left_and_no_more_than_can_be_used(
+    tmp_path: Path,
+) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    enough = planned(folder, max_len=64, max_sequences=4)
+    assert enough.pages == 4 * 64 // 16
+    limited = planned(folder, max_sequences=10**6)
+    left = ROOM - limited.fixed_bytes
+    assert 0.24 * left < limited.kv_bytes <= 0.25 * left
+
+
+def test_what_cannot_fit_is_refused_with_arithmetic_that_adds_up(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    with pytest.raises(PlanError) as told:
+        planned(folder, kv_cache_gb=5)
+    message = str(told.value)
+    sums, total = message.split(" = ")
+    terms = [_bytes(term) for term in re.findall(r"[\d.]+ [KMG]iB", sums)]
+    assert len(terms) == 4
+    assert math.isclose(sum(terms), _bytes(total.split(",")[0]), rel_tol=0.01)
+    assert "4.00 GiB are available" in message
+    assert "engine.kv_cache_gb" in message
+    planned(folder, kv_cache_gb=3)
+
+
+def test_a_cache_smaller_than_one_sequence_is_refused(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    with pytest.raises(PlanError, match=r"lower model\.max_len"):
+        planned(folder, kv_cache_gb=0.001)
+    assert planned(folder, kv_cache_gb=0.001, max_len=1024).tokens >= 1024
+
+
+def test_too_little_memory_for_one_sequence_is_refused(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    needed = planned(folder, max_sequences=1).total_bytes
+    planned(folder, max_sequences=1, available_bytes=needed)
+    with pytest.raises(PlanError, match=r"one sequence .* lower model\.max_len"):
+        planned(folder, max_sequences=1, available_bytes=needed - 1)
+
+
+def test_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    with pytest.raises(PlanError, match=r"model\.max_len=4097 is more than the model's 4096"):
+        planned(folder, max_len=4097)
+
+
+def test_a_modality_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    config = compose([f"model.path={folder}", "media.image.limit=1"]).config
+    with pytest.raises(PlanError, match=r"takes no images: set media\.image\.limit=0"):
+        plan_recipe(config, folder)
+    config.media.image.limit = 0
+    plan_recipe(config, folder)
+
+
+def test_larger_images_need_a_larger_tower_budget(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    small = planned(folder, modalities=("image",)).encoder_bytes
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor["max_pixels"] *= 4
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert planned(folder, modalities=("image",)).encoder_bytes == 4 * small
+    bounded = planned(folder, modalities=("image",), max_len=64).encoder_bytes
+    assert bounded == small  # a prompt of 64 tokens holds no larger image
+
+
+def test_a_nested_config_that_leaves_out_llamas_defaults_is_read(tmp_path: Path) -> None:
+    """As the published LLaVA-1.5 does."""
+    folder = write_llava(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    keep = ("model_type", "max_position_embeddings", "vocab_size")
+    config["text_config"] = {key: config["text_config"][key] for key in keep}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = transformers.AutoConfig.from_pretrained(folder).text_config
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.layers == expected.num_hidden_layers
+    assert checkpoint.kv_heads == expected.num_key_value_heads
+    assert checkpoint.head_dim == expected.head_dim
+    assert checkpoint.intermediate == expected.intermediate_size
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", b"{", "config.json is missing or not JSON"),
+        ("config.json", b"{}", "config.json lacks num_attention_heads"),
+        ("model.safetensors", b"", "not a safetensors file"),
+        ("model.safetensors", b"\xff" * 64, "not a safetensors file"),
+        ("model.safetensors", (9).to_bytes(8, "little") + b"{not json", "not a safetensors file"),
+    ],
+)
+def test_a_broken_checkpoint_is_named(
+    tmp_path: Path, file: str, content: bytes, expected: str
+) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelUnsupported, match=expected):
+        planned(folder)
+
+
+def test_admission_is_what_the_plan_has_room_for() -> None:
+    assert admission(10, 6, max_len=16, pages=1, page_size=16) is None
+    assert "the model takes 16" in str(admission(10, 7, max_len=16, pages=9, page_size=16))
+    assert "the KV cache holds 16" in str(admission(10, 7, max_len=99, pages=1, page_size=16))
+    assert admission(10, 7, max_len=99, pages=2, page_size=16) is None
+
+
+def test_the_type_is_the_checkpoints_where_the_cpu_has_it(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny", dtype="bfloat16")
+    assert resolve_dtype("float16", folder, "cpu") == "float16"
+    assert resolve_dtype("auto", folder, "cuda") == "bfloat16"
+    native = cpu_has_native("bfloat16")
+    assert resolve_dtype("auto", folder, "cpu", ROOM) == ("bfloat16" if native else "float32")
+    assert resolve_dtype("auto", folder, "cpu", 1000) == "bfloat16"  # float32 would not fit twice
+    full = write_llama(tmp_path / "full")
+    assert resolve_dtype("auto", full, "cuda") == "float32"
+
+
+def test_instructions_are_read_from_the_cpus_flags(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16 sse\n")
+    assert cpu_has_native("bfloat16", tmp_path)
+    assert not cpu_has_native("float16", tmp_path)
+    assert cpu_has_native("float32", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 1024),
+        ({"memory.max": "max", "memory.current": "5"}, 1024),
+        ({"own/memory.max": "700", "own/memory.current": "300"}, 400),
+        ({"memory.max": "700", "memory.current": "600"}, 100),
+        (
+            {
+                "memory.max": "700",
+                "memory.current": "600",
+                "memory.stat": "anon 1\ninactive_file 50\n",
+            },
+            150,
+        ),
+        (
+            {
+                "memory/own/memory.limit_in_bytes": "9223372036854771712",
+                "memory/own/memory.usage_in_bytes": "1",
+                "memory/memory.limit_in_bytes": "800",
+                "memory/memory.usage_in_bytes": "100",
+            },
+            700,
+        ),
+    ],
+)
+def test_memory_is_what_the_tightest_cgroup_leaves(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 1 kB\n")
+    (proc / "self" / "cgroup").write_text("4:memory:/own\n3:cpu:/own\n0::/own\n")
+    for name, content in files.items():
+        (cgroup / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroup / name).write_text(f"{content}\n")
+    assert available_memory(proc, cgroup) == expected
+
+
+def _bytes(text: str) -> float:
+    amount, unit = text.split()
+    return float(amount) * 1024.0 ** "BKMGT".index(unit[0])
+
+
+def test_task_plan_prints_one_screen(launch: Launch, tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    ran = launch(f"model.path={folder}", "task=plan", "media.image.limit=2", "model.max_len=2048")
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) <= 24
+    made = plan_recipe(
+        compose([f"model.path={folder}", "media.image.limit=2", "model.max_len=2048"]).config,
+        folder,
+    )
+    for expected in (
+        f"{made.parameters:,} parameters x 4 bytes",
+        f"x {made.kv_bytes_per_token:,} bytes",
+        "image tower",
+        "encoder cache",
+        "sequences of     512 tokens",
+        "sequences of   2,048 tokens",
+    ):
+        assert expected in ran.stdout
+
+
+def test_task_plan_refuses_with_exit_code_2(launch: Launch, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    ran = launch(f"model.path={folder}", "task=plan", "engine.kv_cache_gb=1000000")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("appliance: weights ")
+    assert "are available" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_task_plan_does_not_load_weights(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    header = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(8 + header)
+    assert plan_task.run(compose([f"model.path={folder}", "task=plan"])) == 0
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigurationError):
+        plan_task.run(compose([f"model.path={folder}", "task=plan"]))

@@ -1,0 +1,50 @@
+"""The start-up summary says on one screen what runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.config.compose import compose
+from appliance.planning import plan_recipe
+from appliance.summary import render
+from tests.checkpoints import write_qwen2_vl
+
+
+def summary(folder: Path, *told: str, address: str | None = None) -> str:
+    composed = compose([f"model.path={folder}", *told])
+    return render(composed, plan_recipe(composed.config, folder), address)
+
+
+def test_it_names_everything_an_operator_asks(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    told = ["media.image.limit=3", "server.port=9", "model.name=eyes", "server.api_keys=[s3cret]"]
+    composed = compose([f"model.path={folder}", *told])
+    plan = plan_recipe(composed.config, folder)
+    text = render(composed, plan)
+    for expected in (
+        "eyes",
+        "Qwen2VLForConditionalGeneration",
+        "float32",
+        "cpu",
+        f"{plan.pages:,} pages of 16 = {plan.tokens:,} tokens",
+        "up to 3 a request",
+        "remote media",
+        "http://127.0.0.1:9",
+        composed.digest,
+        "1 accepted",
+    ):
+        assert expected in text
+    assert "s3cret" not in text
+    assert len(text.splitlines()) <= 20
+
+
+def test_images_that_are_refused_are_said_to_be(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    assert "images        refused" in summary(folder)
+
+
+def test_the_address_is_the_one_that_was_bound(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    assert "http://127.0.0.1:4711" in summary(folder, address="http://127.0.0.1:4711")
+    assert "unix:/run/appliance" in summary(folder, "server.uds=/run/appliance")
+    assert "http://[::1]:8000" in summary(folder, "server.host='::1'")

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Settings:
 def our_command(settings: Settings, recipe: str, overrides: list[str]) -> ServerCommand:
     port = free_port()
     arguments = [sys.executable, "-m", "appliance", f"recipe={recipe}"]
-    arguments += [f"model.path={settings.checkpoint}", f"server.port={port}"]
+    arguments += [f"model.path={settings.checkpoint}", "model.sha256=null", f"server.port={port}"]
     arguments += [f"model.max_len={settings.max_len}", f"engine.kv_cache_gb={settings.kv_gb}"]
     return ServerCommand("appliance", arguments + overrides, "/readyz", port)
 
@@ -189,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     host = machine()
     reports = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended then, too
     try:
         for command in commands:
             log = options.log_dir / f"bench-{command.name.replace(' ', '-')}.log"

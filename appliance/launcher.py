@@ -93,9 +93,9 @@ def run(argv: list[str]) -> int:
         return 0
     composed = compose(arguments.overrides, arguments.config_dir)
     if composed.config.task == "plan":
-        from appliance.tasks import plan
+        from appliance.tasks.plan import run as run_plan
 
-        return plan.run(composed)
+        return run_plan(composed)
     from appliance.tasks.serve import serve
 
     return serve(composed)

@@ -163,8 +163,8 @@ def explain(error: Exception, options: dict[str, list[str]]) -> str:
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return where + explain_key(one)
     reason = " ".join(str(chain[-1]).split())
-    if group := re.search(r"is not a subclass of (\w+)Config", reason):
-        reason = f"{group[1].lower()} is a group of keys and cannot be a value itself"
+    if named := re.search(r"is not a subclass of (\w+)Config", reason):
+        reason = f"{named[1].lower()} is a group of keys and cannot be a value itself"
     return where + reason
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import signal
 import time
@@ -17,6 +18,8 @@ from engine.request import Output, Request
 
 logger = logging.getLogger(__name__)
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+MAX_THRESHOLD = 1 << 30  # bytes
 STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
 
 
@@ -67,6 +70,7 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
     """Body of the engine process: load, then step for as long as the other end is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _keep_memory()
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
     try:
         engine = Engine(options, lambda name, fraction: connection.send(Phase(name, fraction)))
@@ -81,6 +85,14 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for message in _messages(engine, connection):
             _receive(engine, connection, message)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory: a step's tensors are of the same sizes as the last one's."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
 
 
 def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abort]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy
 import torch
 
 from engine.batch import Batch
@@ -37,7 +39,15 @@ class KVCache:
     ) -> None:
         self.page_size = page_size
         size = (2, pages + 1, page_size, shape.kv_heads, shape.head_dim)
-        self.layers = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.layers = [zeros(size, dtype, device) for _ in range(shape.layers)]
+
+
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that, on the CPU, take memory only where they are written (numpy allocates with calloc)."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    count = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(numpy.zeros(count, dtype=numpy.uint8)).view(dtype).view(size)
 
 
 class AttentionBackend(Protocol):

@@ -49,6 +49,8 @@ class CpuAttention:
         self.dtype = cache.layers[0].dtype
         self._paged = [layer.view(2, layer.shape[1], -1) for layer in cache.layers]
         self._slots = [layer.view(2, -1, *layer.shape[3:]) for layer in cache.layers]
+        # gathered keys and values: kept, since fresh memory of this size costs a page fault every 4 KiB
+        self._gathered = torch.empty(2, 0, self._paged[0].shape[2], dtype=self.dtype)
         self._batch_slots = torch.empty(0, dtype=torch.int64)
         self._groups: list[DecodeGroup] = []
         self._prefills: list[Prefill] = []
@@ -113,17 +115,29 @@ class CpuAttention:
 
     def _decode(self, layer: int, query: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
         shape, members = self.shape, group.members
+        gathered = self._gather(layer, group.pages)
         keys, values = (  # [members, kv_heads, longest, head_dim]
-            pages.index_select(0, group.pages)
-            .view(members, -1, shape.kv_heads, shape.head_dim)[:, : group.longest]
-            .transpose(1, 2)
-            for pages in self._paged[layer]
+            gathered.view(2, members, -1, shape.kv_heads, shape.head_dim)[:, :, : group.longest]
+            .transpose(2, 3)
+            .unbind()
         )
         folded = query.reshape(members, shape.kv_heads, -1, shape.head_dim)
         attended = scaled_dot_product_attention(
             folded, keys, values, attn_mask=group.mask, scale=shape.scale
         )
         return attended.reshape(members, -1)
+
+    def _gather(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
+        """Keys and values of these pages, one after the other: `[2, pages, page content]`."""
+        count = len(pages)
+        if count > self._gathered.shape[1]:
+            self._gathered = self._gathered.new_empty(2, 2 * count, self._gathered.shape[2])
+        # both halves contiguous, whatever the count
+        gathered = self._gathered.view(-1)[: 2 * count * self._gathered.shape[2]]
+        gathered = gathered.view(2, count, -1)
+        for source, target in zip(self._paged[layer], gathered, strict=True):
+            torch.index_select(source, 0, pages, out=target)
+        return gathered
 
     def _prefill(
         self,
@@ -134,10 +148,8 @@ class CpuAttention:
         prefill: Prefill,
     ) -> torch.Tensor:
         if prefill.pages is not None:
-            key, value = (
-                pages.index_select(0, prefill.pages).view(-1, *key.shape[1:])[: prefill.length]
-                for pages in self._paged[layer]
-            )
+            gathered = self._gather(layer, prefill.pages)
+            key, value = gathered.view(2, -1, *key.shape[1:])[:, : prefill.length].unbind()
         attended = scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             key.transpose(0, 1)[None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,9 @@ class Report:
     level_cpu_seconds: list[float]  # of the server, in each level
 
     def figures(self) -> dict[str, Any]:
-        """For JSON; without the texts, which say nothing about speed."""
+        """For JSON: without the texts, and with the last part of each path only."""
         figures = dataclasses.asdict(self)
+        figures["arguments"] = [re.sub(r"(^|=)/.*/", r"\1", each) for each in self.arguments]
         for level in figures["levels"]:
             del level["texts"]
         return figures

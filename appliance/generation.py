@@ -205,7 +205,7 @@ class Generation:
         try:
             ended = await self._follow(request, number, wish, answers)
         except RequestRefused as refused:
-            answers.fail(context_length_exceeded(sentence(str(refused)), job.param))
+            answers.fail(bad_request(sentence(str(refused)), job.param))
         except EngineDead:
             answers.fail(engine_failed("The engine stopped while it was answering."))
         except asyncio.CancelledError:

@@ -13,25 +13,17 @@ from collections.abc import AsyncIterator, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from engine.core import EngineStats
 from engine.errors import EngineDead, RequestRefused
+from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
-from engine.process import (
-    Abort,
-    Failed,
-    FromEngine,
-    Phase,
-    Refused,
-    Stepped,
-    ToEngine,
-    run_engine,
-)
+from engine.process import run_engine
 from engine.request import Output, Request
-
+from engine.stats import EngineStats
 
 # OpenMP reads these when torch is loaded. Threads that wait by spinning take the other process's
 # core away: with a busy neighbour a step became ten times slower.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+STOP_SECONDS = 0.5  # what a stopped engine process may take to leave by itself
 
 
 class EngineClient:
@@ -110,8 +102,8 @@ class EngineClient:
             return
         self._outbox.put(None)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, process.join, 5)
-        if process.is_alive():
+        await loop.run_in_executor(None, process.join, STOP_SECONDS)
+        if process.is_alive():  # it has nothing to save
             process.kill()
             await loop.run_in_executor(None, process.join, 5)
         self._close("the engine was stopped")

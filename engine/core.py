@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 
 import torch
 
@@ -19,27 +18,9 @@ from engine.runner import Runner
 from engine.sampler import Sampler, token_logprobs
 from engine.scheduler import Scheduler, Slice
 from engine.sequence import Sequence
+from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, frozen=True)
-class EngineStats:
-    """What the engine is doing, and what it has done since it started."""
-
-    running: int = 0
-    waiting: int = 0
-    pages_total: int = 0
-    pages_used: int = 0
-    pages_cached: int = 0
-    prefix_hit_tokens: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    encoder_cache_bytes: int = 0
-    encoder_cache_hits: int = 0
-    encoder_cache_misses: int = 0
-    steps: int = 0
 
 
 class Engine:

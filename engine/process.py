@@ -1,4 +1,7 @@
-"""The engine in a process of its own: what runs there, and what crosses the pipe."""
+"""The engine in a process of its own.
+
+Torch and the model are imported there and only there: the server that spawns it stays light.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from engine.core import Engine, EngineStats
 from engine.errors import EngineError, RequestRefused
+from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
 from engine.request import Output, Request
+
+if TYPE_CHECKING:
+    from engine.core import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -23,55 +29,14 @@ MAX_THRESHOLD = 1 << 30  # bytes
 STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
 
 
-@dataclass(slots=True, frozen=True)
-class Abort:
-    """To the engine: end a request, or one of its answers."""
-
-    request_id: str
-    index: int | None
-
-
-@dataclass(slots=True, frozen=True)
-class Phase:
-    """From the engine: how far the start is."""
-
-    name: str
-    fraction: float
-
-
-@dataclass(slots=True, frozen=True)
-class Refused:
-    """From the engine: a request that was not taken."""
-
-    request_id: str
-    reason: str
-
-
-@dataclass(slots=True, frozen=True)
-class Stepped:
-    """From the engine: what a step added, and the state after it."""
-
-    outputs: list[Output]
-    stats: EngineStats
-
-
-@dataclass(slots=True, frozen=True)
-class Failed:
-    """From the engine, last of all: why it ends."""
-
-    reason: str
-
-
-ToEngine = Request | Abort | None  # None: stop
-FromEngine = Phase | Refused | Stepped | Failed
-
-
 def run_engine(options: EngineOptions, connection: Connection, log_level: int) -> None:
     """Body of the engine process: load, then step for as long as the other end is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _keep_memory()
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+    from engine.core import Engine
+
     try:
         engine = Engine(options, lambda name, fraction: connection.send(Phase(name, fraction)))
     except EngineError as error:
@@ -121,4 +86,8 @@ def _receive(engine: Engine, connection: Connection, message: Request | Abort) -
         connection.send(Refused(message.id, str(error)))
     except Exception:
         logger.exception("request %s could not be taken", message.id)
-        connection.send(Refused(message.id, "the engine could not take this request"))
+        failed = [
+            Output(message.id, index, [], "error", error="the engine could not take this request")
+            for index in range(message.n)
+        ]
+        connection.send(Stepped(failed, engine.stats()))

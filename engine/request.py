@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy
-import torch
+if TYPE_CHECKING:
+    import numpy
+    import torch
 
 
 @dataclass(slots=True, frozen=True)
@@ -64,6 +65,8 @@ class MediaItem:
 def _media_item(
     modality: str, digest: bytes, start: int, length: int, arrays: dict[str, numpy.ndarray]
 ) -> MediaItem:
+    import torch  # only where media arrive
+
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return MediaItem(modality, digest, start, length, tensors)
 

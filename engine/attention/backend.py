@@ -43,7 +43,7 @@ class KVCache:
 
 
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros that, on the CPU, take memory only where they are written (numpy allocates with calloc)."""
+    """Zeros that, on the CPU, take memory only once written: numpy allocates with calloc."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     count = math.prod(size) * dtype.itemsize

@@ -49,7 +49,7 @@ class CpuAttention:
         self.dtype = cache.layers[0].dtype
         self._paged = [layer.view(2, layer.shape[1], -1) for layer in cache.layers]
         self._slots = [layer.view(2, -1, *layer.shape[3:]) for layer in cache.layers]
-        # gathered keys and values: kept, since fresh memory of this size costs a page fault every 4 KiB
+        # kept from step to step: fresh memory of this size costs a page fault every 4 KiB
         self._gathered = torch.empty(2, 0, self._paged[0].shape[2], dtype=self.dtype)
         self._batch_slots = torch.empty(0, dtype=torch.int64)
         self._groups: list[DecodeGroup] = []

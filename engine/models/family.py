@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from PIL import Image
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.request import MediaItem
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import nn
 
 
 class Family:
@@ -67,4 +68,6 @@ class Family:
 
         The token at index i after the prompt has position i + offset on every row.
         """
+        import torch  # the light half of a text model does without
+
         return torch.arange(len(prompt_ids))[None], 0

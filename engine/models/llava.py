@@ -84,6 +84,9 @@ class Llava(Family):
     def decoder(self, model: Any) -> nn.Module:
         return model.model.language_model
 
+    def drop_towers(self, config: Any) -> None:
+        config.vision_config.num_hidden_layers = 0
+
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
         tower = model.model.vision_tower
         pixels = torch.cat([item.tensors["pixel_values"] for item in items])

@@ -89,6 +89,9 @@ class Qwen2VL(Family):
     def decoder(self, model: Any) -> nn.Module:
         return model.model.language_model
 
+    def drop_towers(self, config: Any) -> None:
+        config.vision_config.depth = 0
+
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
         tower = model.model.visual
         pixels = torch.cat([item.tensors["pixel_values"] for item in items])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from engine.core import EngineStats
+from engine.stats import EngineStats
 from engine.errors import EngineDead
 from engine.request import Output, Request
 

@@ -151,6 +151,25 @@ def test_answers_of_a_seeded_request_differ_from_each_other(engine: Engine) -> N
     assert len({tuple(recorder.tokens["r", i]) for i in range(3)}) == 3
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_refused_modality_loads_no_tower(family: str, checkpoint: Folder) -> None:
+    def tower_layers(engine: Engine) -> int:
+        names = [name for name, _ in engine._runner.loaded.model.named_parameters()]
+        return sum(
+            "visual.blocks." in n or ("vision_tower" in n and ".layers." in n) for n in names
+        )
+
+    folder = checkpoint(family)
+    whole = Recorder(Engine(engine_options(folder)))
+    without = Recorder(Engine(engine_options(folder, modalities=())))
+    assert tower_layers(whole.engine) > 0
+    assert tower_layers(without.engine) == 0
+    request = Request("r", words(20), greedy(5))
+    whole.run(request)
+    without.run(request)
+    assert whole.tokens == without.tokens
+
+
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["SecretForCausalLM"]}')
     with pytest.raises(ModelUnsupported, match="SecretForCausalLM"):

@@ -1,4 +1,4 @@
-"""The page pool and scheduler under random work: no page owned twice, none lost, every sequence ends."""
+"""Pool and scheduler under random work: no page owned twice, none lost, every sequence ends."""
 
 from __future__ import annotations
 

@@ -53,6 +53,32 @@ def media_unreadable(message: str, param: str) -> ApplianceError:
     return ApplianceError(message, status=422, param=param, code="media_unreadable")
 
 
+def media_too_large(modality: str, max_bytes: int, param: str) -> ApplianceError:
+    """400: the item has more bytes than the recipe allows."""
+    return ApplianceError(
+        f"The {modality} is larger than the limit of {max_bytes} bytes.",
+        param=param,
+        code="media_too_large",
+    )
+
+
+def media_fetch_failed(message: str, param: str, status: int) -> ApplianceError:
+    """424: the item's origin answered that the client may not have it; 502: it failed."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return ApplianceError(message, status=status, type=kind, param=param, code="media_fetch_failed")
+
+
+def media_timeout(modality: str, seconds: float, param: str) -> ApplianceError:
+    """504: the item was not there in time."""
+    return ApplianceError(
+        f"The {modality} could not be read within {seconds:g} seconds.",
+        status=504,
+        type="server_error",
+        param=param,
+        code="media_timeout",
+    )
+
+
 def context_length_exceeded(message: str, param: str) -> ApplianceError:
     """400: prompt and answer do not fit the model or the page pool."""
     return ApplianceError(message, param=param, code="context_length_exceeded")

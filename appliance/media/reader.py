@@ -1,0 +1,54 @@
+"""From the URL in a request to the bytes behind it, whatever kind of URL it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+
+from appliance.errors import media_timeout
+from appliance.media.data_url import read_data_url
+from appliance.media.fetch import Fetcher
+from appliance.media.local_file import read_local_file
+from appliance.media.policy import MediaPolicy, Target, read_url
+
+
+class MediaReader:
+    """Reads items under the policy of their modality, built once a server."""
+
+    def __init__(self, policies: Mapping[str, MediaPolicy], fetcher: Fetcher) -> None:
+        self._policies = policies
+        self._fetcher = fetcher
+
+    def check(self, url: str, modality: str, param: str) -> Target:
+        """What a URL means, without resolving or reading anything. Raises ApplianceError."""
+        return read_url(url, self._policies[modality], param=param)
+
+    async def read(self, target: Target, modality: str, param: str, pool: Executor) -> bytes:
+        """Content of what `check` returned; files and data: URLs are read in `pool`.
+
+        Raises ApplianceError.
+        """
+        policy = self._policies[modality]
+        if target.host:
+            return await self._fetcher.fetch_target(target, policy, param=param)
+        loop = asyncio.get_running_loop()
+        if target.scheme == "data":
+            return await loop.run_in_executor(pool, _from_data_url, target, policy, param)
+        try:
+            async with asyncio.timeout(policy.timeout):
+                return await loop.run_in_executor(pool, _from_file, target, policy, param)
+        except TimeoutError:
+            raise media_timeout(modality, policy.timeout, param) from None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._fetcher.close()
+
+
+def _from_data_url(target: Target, policy: MediaPolicy, param: str) -> bytes:
+    return read_data_url(target.path, kind=policy.modality, max_bytes=policy.max_bytes, param=param)
+
+
+def _from_file(target: Target, policy: MediaPolicy, param: str) -> bytes:
+    return read_local_file(target.path, policy, param=param)

@@ -217,5 +217,5 @@ def as_recipe(node: DictConfig, resolve: bool = False) -> str:
     """Return YAML that is itself a recipe: saved under `recipe/`, it composes to the same."""
     name = node.recipe or "no recipe"
     return (
-        f"# Composed from {name}.\n# @package _global_\n{OmegaConf.to_yaml(node, resolve=resolve)}"
+        f"# @package _global_\n# Composed from {name}.\n{OmegaConf.to_yaml(node, resolve=resolve)}"
     )

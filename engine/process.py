@@ -33,7 +33,6 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
     """Body of the engine process: load, then step for as long as the other end is there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _keep_memory()
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
     from engine.core import Engine
 
@@ -46,6 +45,7 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
         logger.exception("the engine did not start")
         connection.send(Failed("the model could not be loaded; the log says why"))
         return
+    _keep_memory()
     connection.send(Phase("ready", 1.0))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for message in _messages(engine, connection):
@@ -53,9 +53,10 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
 
 
 def _keep_memory() -> None:
-    """Have glibc keep freed memory: a step's tensors are of the same sizes as the last one's."""
+    """Give back what loading left; from here on have glibc keep what a step frees for the next."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
+        libc.malloc_trim(0)
         libc.mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
 

@@ -3,7 +3,7 @@
     python -m bench.peer make --venv DIR [--wheels DIR]
 
 Needs Python 3.11 or later with venv, a package index that pip knows, a C++ compiler (the peer
-compiles kernels when it starts) and 3 GB of disk. Running it again continues where it stopped.
+compiles kernels when it starts) and 4 GB of disk. Running it again continues where it stopped.
 Standard library only.
 """
 

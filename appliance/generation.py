@@ -16,6 +16,7 @@ from appliance.answers import Answers, AnswerText, PromptScore, TokenClock, Wish
 from appliance.errors import bad_request, context_length_exceeded, engine_failed
 from appliance.media.image import ImagePolicy
 from appliance.media.intake import LoadedItem, gather
+from appliance.media.reader import MediaReader
 from appliance.metrics import EngineSource, Metrics
 from appliance.prompt.build import Prompt, Span, build_chat, build_text
 from appliance.prompt.detokenize import Detokenizer
@@ -78,6 +79,7 @@ class Generation:
         family: Family,
         limits: Limits,
         image_policy: ImagePolicy,
+        reader: MediaReader,
         modalities: tuple[str, ...],
         metrics: Metrics,
         pool: Executor,
@@ -89,6 +91,7 @@ class Generation:
         self._template = template
         self._family = family
         self._image_policy = image_policy
+        self._reader = reader
         self._metrics = metrics
         self._pool = pool
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
@@ -128,7 +131,9 @@ class Generation:
                 )
         items: list[LoadedItem] = []
         if media:
-            items = await gather(messages, self._image_policy, self._family, self._pool)
+            items = await gather(
+                messages, self._image_policy, self._family, self._reader, self._pool
+            )
         build = partial(
             build_chat,
             chat_template,

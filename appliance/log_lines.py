@@ -10,6 +10,10 @@ from typing import Any
 from appliance.config.schema import LoggingConfig
 
 
+# httpcore2 would log headers, and with them the signatures in URLs
+NOISY = ("uvicorn", "uvicorn.error", "asyncio", "httpcore2", "httpx", "urllib3", "filelock")
+
+
 class HumanFormatter(logging.Formatter):
     """`time level message key=value …`; values that could break the line are quoted."""
 
@@ -46,7 +50,7 @@ def configure(config: LoggingConfig) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
-    for noisy in ("uvicorn", "uvicorn.error", "asyncio", "httpx", "urllib3", "filelock"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

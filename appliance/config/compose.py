@@ -24,6 +24,7 @@ from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.folders import PRIMARY, data_folder, searching, user_folders
 from appliance.config.recipes import recipe_files
 from appliance.config.schema import Config
+from appliance.media.configured import media_policies
 
 VERSION_BASE = "1.3"
 NOT_IN_DIGEST = (
@@ -96,6 +97,7 @@ def to_config(node: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigurationError(explain(error, {})) from error
     check_values(config)
+    media_policies(config.media)
     return config
 
 

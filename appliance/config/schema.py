@@ -13,6 +13,8 @@ from typing import Any
 from omegaconf import MISSING
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+SCHEMES = ("https", "http", "data")
+REDIRECTS = ("deny", "same_host", "allowed_domains")
 
 
 def key(
@@ -75,7 +77,11 @@ class ImageConfig:
     limit: int = key(
         "Images in one request; 0 refuses images and does not load the image tower.", low=0
     )
-    max_bytes: int = key("Largest encoded image in bytes, counted while reading.", low=1)
+    max_bytes: int = key(
+        "Largest encoded image in bytes, on the wire and decompressed, counted while reading.",
+        low=1,
+    )
+    timeout: float = key("Seconds to fetch one image in, redirects and retries included.", above=0)
     max_pixels: int = key("Largest image in pixels, read from its header before decoding.", low=1)
     formats: list[str] = key("Image formats that are decoded.", choices=IMAGE_FORMATS)
     rgba_background: list[int] = key(
@@ -85,6 +91,30 @@ class ImageConfig:
 
 @dataclass
 class MediaConfig:
+    allowed_domains: list[str] = key(
+        "Hosts that media are fetched from: `example.org`, `*.example.org` for its subdomains, "
+        '`"*"` for all; `:port` or `:*` allows ports other than 80 and 443. An empty list fetches '
+        "nothing."
+    )
+    allow_private: bool = key(
+        "Whether an allowed host may have an address that is not of the public internet."
+    )
+    redirects: str = key(
+        "Redirects that are followed: none, to the same host, or to any allowed one.",
+        choices=REDIRECTS,
+    )
+    max_redirects: int = key("Redirects followed for one item.", low=1, high=20)
+    schemes: list[str] = key("Kinds of URL that are taken, besides local files.", choices=SCHEMES)
+    local_path: str | None = key(
+        "Folder whose files requests may name as `file:///folder/name`; null allows none."
+    )
+    proxy: str | None = key(
+        "HTTP proxy, `http://host:port`, that all fetching goes through; it resolves the names. "
+        "Null connects directly."
+    )
+    ca_file: str | None = key(
+        "File of the certificates (PEM) that https is checked against; null takes the system's."
+    )
     image: ImageConfig = group(ImageConfig, "Images in requests.")
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from appliance.errors import bad_request, media_not_allowed
-from appliance.media.data_url import read_data_url
+from appliance.errors import bad_request
 from appliance.media.image import ImagePolicy, load_image
+from appliance.media.policy import Target
+from appliance.media.reader import MediaReader
 from engine.models.family import Family
 from engine.models.pixels import processor_options
 
@@ -40,7 +41,11 @@ class Source:
 
 
 async def gather(
-    messages: Sequence[Mapping[str, Any]], policy: ImagePolicy, family: Family, pool: Executor
+    messages: Sequence[Mapping[str, Any]],
+    policy: ImagePolicy,
+    family: Family,
+    reader: MediaReader,
+    pool: Executor,
 ) -> list[LoadedItem]:
     """Every image of the messages, in order. Raises ApplianceError for the first at fault.
 
@@ -54,17 +59,17 @@ async def gather(
             sources[policy.limit].param,
             "too_many_items",
         )
-    for source in sources:
-        _check_address(source)
-    loop = asyncio.get_running_loop()
-    work = [loop.run_in_executor(pool, _load, source, policy, family) for source in sources]
-    results = await asyncio.gather(*work, return_exceptions=True)
-    items: list[LoadedItem] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        items.append(result)
-    return items
+    targets = [reader.check(source.url, "image", source.param) for source in sources]
+    work = [
+        asyncio.ensure_future(_item(target, source.param, policy, family, reader, pool))
+        for target, source in zip(targets, sources, strict=True)
+    ]
+    try:
+        return [await item for item in work]
+    finally:
+        for item in work:
+            item.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
 
 
 def _sources(messages: Sequence[Mapping[str, Any]]) -> list[Source]:
@@ -80,23 +85,27 @@ def _sources(messages: Sequence[Mapping[str, Any]]) -> list[Source]:
     return found
 
 
-def _check_address(source: Source) -> None:
-    if source.url[:5].lower() != "data:":
-        raise media_not_allowed(
-            "Images are taken from data: URLs only; nothing is fetched from elsewhere.",
-            source.param,
-        )
+async def _item(
+    target: Target,
+    param: str,
+    policy: ImagePolicy,
+    family: Family,
+    reader: MediaReader,
+    pool: Executor,
+) -> LoadedItem:
+    data = await reader.read(target, "image", param, pool)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(pool, _load, data, param, policy, family)
 
 
-def _load(source: Source, policy: ImagePolicy, family: Family) -> LoadedItem:
-    data = read_data_url(source.url, kind="image", max_bytes=policy.max_bytes, param=source.param)
-    image = load_image(data, policy, source.param)
+def _load(data: bytes, param: str, policy: ImagePolicy, family: Family) -> LoadedItem:
+    image = load_image(data, policy, param)
     try:
         tokens = family.image_tokens(*image.size)
     except ValueError:
         raise bad_request(
             f"The model cannot take an image of {image.width} x {image.height} pixels.",
-            source.param,
+            param,
             "image_size_unsupported",
         ) from None
     return LoadedItem(
@@ -104,7 +113,7 @@ def _load(source: Source, policy: ImagePolicy, family: Family) -> LoadedItem:
         digest=image_digest(image, family),
         tokens=tokens,
         tensors=family.preprocess_image(image),
-        param=source.param,
+        param=param,
     )
 
 

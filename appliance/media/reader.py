@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 
+from appliance.config.errors import ConfigurationError
+from appliance.config.schema import MediaConfig
 from appliance.errors import media_timeout
+from appliance.media.configured import media_policies
 from appliance.media.data_url import read_data_url
 from appliance.media.fetch import Fetcher
 from appliance.media.local_file import read_local_file
@@ -44,6 +49,22 @@ class MediaReader:
     async def close(self) -> None:
         """Close every connection."""
         await self._fetcher.close()
+
+
+def reader_for(config: MediaConfig) -> MediaReader:
+    """A reader under the configured policies.
+
+    Raises ConfigurationError, also for a folder or file of the policy that is not there.
+    """
+    if config.local_path is not None and not Path(config.local_path).is_dir():
+        raise ConfigurationError(f"media.local_path: no folder '{config.local_path}'")
+    try:
+        fetcher = Fetcher(ca_file=config.ca_file)
+    except (OSError, ssl.SSLError):
+        raise ConfigurationError(
+            f"media.ca_file: no certificates can be read from '{config.ca_file}'"
+        ) from None
+    return MediaReader(media_policies(config), fetcher)
 
 
 def _from_data_url(target: Target, policy: MediaPolicy, param: str) -> bytes:

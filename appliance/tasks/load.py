@@ -18,6 +18,7 @@ from appliance.config.compose import Composed
 
 if TYPE_CHECKING:
     from appliance.generation import Generation
+    from appliance.media.reader import MediaReader
     from engine.client import EngineClient
     from engine.plan import Plan
 
@@ -35,6 +36,7 @@ class Loader:
         self.client: EngineClient | None = None
         self.summary = ""
         self._lifecycle = Lifecycle()
+        self._reader: MediaReader | None = None
 
     async def load(self, service: Service) -> None:
         """Load it all and set `service.generation`. Raises EngineError or ConfigurationError."""
@@ -63,7 +65,9 @@ class Loader:
         return await self.client.died()
 
     async def stop(self) -> None:
-        """End the engine process, whatever it is doing."""
+        """Close connections and end the engine process, whatever it is doing."""
+        if self._reader is not None:
+            await self._reader.close()
         client = self.client
         if client is None:
             return
@@ -127,6 +131,7 @@ class Loader:
     def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
         from appliance.generation import Generation, Limits
         from appliance.media.image import ImagePolicy
+        from appliance.media.reader import reader_for
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
@@ -134,6 +139,7 @@ class Loader:
 
         config = self._composed.config
         assert self.client is not None
+        self._reader = reader = reader_for(config.media)
         family, tokenizer = family_for(folder), Tokenizer(folder)
         source = config.chat.template
         text = Path(source).read_text(encoding="utf-8") if source else None
@@ -151,6 +157,7 @@ class Loader:
                 formats=tuple(image.formats),
                 rgba_background=tuple(image.rgba_background),
             ),
+            reader=reader,
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
             pool=ThreadPoolExecutor(MEDIA_THREADS, "media"),

@@ -20,6 +20,7 @@ from appliance.config.compose import compose
 from appliance.config.schema import Config
 from appliance.generation import Generation, Limits
 from appliance.media.image import ImagePolicy
+from appliance.media.reader import reader_for
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
@@ -125,6 +126,7 @@ def generation(
             formats=tuple(image.formats),
             rgba_background=tuple(image.rgba_background),
         ),
+        reader=reader_for(config.media),
         modalities=(),
         metrics=metrics,
         pool=pool,

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from appliance.errors import ApplianceError
+from appliance.media.fetch import Fetcher
 from appliance.media.image import ImagePolicy
 from appliance.media.intake import LoadedItem, gather, image_digest
+from appliance.media.policy import MediaPolicy
+from appliance.media.reader import MediaReader
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_llava, write_qwen2_vl
@@ -45,7 +48,8 @@ def text(content: str) -> dict[str, Any]:
 
 
 def load(messages: list[Any], family: Any, pool: Executor) -> list[LoadedItem]:
-    return asyncio.run(gather(messages, POLICY, family, pool))
+    reader = MediaReader({"image": MediaPolicy()}, Fetcher())
+    return asyncio.run(gather(messages, POLICY, family, reader, pool))
 
 
 def refusal(content: list[Any], family: Any, pool: Executor) -> ApplianceError:

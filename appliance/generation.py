@@ -23,6 +23,7 @@ from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from appliance.prompt.template import ChatTemplate, modality_of
 from appliance.prompt.tokenizer import Tokenizer
+from appliance.sampling_defaults import SamplingDefaults
 from engine.errors import EngineDead, RequestRefused
 from engine.models.family import Family
 from engine.plan import admission
@@ -83,8 +84,10 @@ class Generation:
         modalities: tuple[str, ...],
         metrics: Metrics,
         pool: Executor,
+        sampling: SamplingDefaults,
     ) -> None:
         self.client = client
+        self.sampling = sampling
         self.tokenizer = tokenizer
         self.limits = limits
         self.modalities = modalities

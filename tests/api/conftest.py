@@ -24,6 +24,7 @@ from appliance.media.reader import reader_for
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
+from appliance.sampling_defaults import SamplingDefaults
 from engine.models.family import Family
 from engine.models.registry import family_for
 from tests.api.asgi_client import AsgiClient
@@ -128,6 +129,7 @@ def generation(
         ),
         reader=reader_for(config.media),
         modalities=(),
+        sampling=SamplingDefaults(),
         metrics=metrics,
         pool=pool,
     )

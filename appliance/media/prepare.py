@@ -1,0 +1,96 @@
+"""What a media worker does with the bytes of an item: one preparer a kind of message part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from appliance.errors import bad_request, media_undecodable
+from appliance.media.image import ImagePolicy, image_size, load_image
+from engine.models.family import Family
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+PARAM = ""  # of errors raised here: where the item stands in its request is known to the server
+
+Options = Mapping[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class MediaSettings:
+    """The recipe's limits and choices of every kind, as the workers get them."""
+
+    image: ImagePolicy
+
+
+@dataclass(slots=True, frozen=True)
+class MediaTask:
+    """An item's bytes; `options` are those of the request that the recipe allows, as JSON."""
+
+    kind: str  # of PREPARERS
+    data: bytes
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Prepared:
+    """What the engine needs of an item; `details` are facts about it for the log, as JSON."""
+
+    tokens: int
+    tensors: dict[str, torch.Tensor]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Preparer(Protocol):
+    """Turns items of one kind into tensors, in a worker. All methods raise ApplianceError."""
+
+    def probe(self, data: bytes, options: Options) -> int | None:
+        """Placeholders that the item will take, from its header; None if that does not tell."""
+
+    def decode(self, data: bytes, options: Options) -> Any:
+        """What `preprocess` takes."""
+
+    def preprocess(self, decoded: Any, options: Options) -> Prepared:
+        """Its tensors."""
+
+
+class ImagePreparer:
+    """Pictures."""
+
+    def __init__(self, family: Family, settings: MediaSettings) -> None:
+        self._family = family
+        self._policy = settings.image
+
+    def probe(self, data: bytes, options: Options) -> int | None:
+        return self._tokens(image_size(data, self._policy, PARAM))
+
+    def decode(self, data: bytes, options: Options) -> Image.Image:
+        return load_image(data, self._policy, PARAM)
+
+    def preprocess(self, decoded: Image.Image, options: Options) -> Prepared:
+        tokens = self._tokens(decoded.size)
+        return Prepared(tokens, self._family.preprocess_image(decoded), {"size": decoded.size})
+
+    def _tokens(self, size: tuple[int, int]) -> int:
+        try:
+            return self._family.image_tokens(*size)
+        except ValueError:
+            raise bad_request(
+                f"The model cannot take an image of {size[0]} x {size[1]} pixels.",
+                PARAM,
+                "image_size_unsupported",
+            ) from None
+
+
+PREPARERS: dict[str, Callable[[Family, MediaSettings], Preparer]] = {"image": ImagePreparer}
+
+
+def preparer_for(kind: str, family: Family, settings: MediaSettings) -> Preparer:
+    """The preparer of a kind. Raises ApplianceError for one that nobody prepares."""
+    make = PREPARERS.get(kind)
+    if make is None:
+        raise media_undecodable(f"Nothing here prepares items of kind {kind}.", PARAM)
+    return make(family, settings)

@@ -9,7 +9,6 @@ from typing import Any
 
 from appliance.config.schema import LoggingConfig
 
-
 # httpcore2 would log headers, and with them the signatures in URLs
 NOISY = ("uvicorn", "uvicorn.error", "asyncio", "httpcore2", "httpx", "urllib3", "filelock")
 

@@ -1,28 +1,24 @@
-"""The one place that dials out: media from the hosts that a policy allows."""
+"""Media from the hosts that a policy allows, within its time and size."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpcore2
 
 from appliance import __version__
 from appliance.errors import ApplianceError, media_fetch_failed, media_timeout, media_too_large
 from appliance.media.content_encoding import Decoder, decoder_for
+from appliance.media.dial import DIAL, CheckedDialler, Dial, ResolveLater, resolve_name
 from appliance.media.host import is_address
 from appliance.media.policy import MediaPolicy, Target, check_addresses, read_redirect, read_url
 
 logger = logging.getLogger("appliance.media")
-
-ResolveLater = Callable[[str], Awaitable[Sequence[str]]]
 
 MAX_CONNECTIONS = 256
 IDLE_CONNECTIONS = 32
@@ -36,58 +32,6 @@ HEADERS = (
     (b"Accept", b"*/*"),
     (b"Accept-Encoding", b"identity"),
 )
-
-
-@dataclass(slots=True, frozen=True)
-class Dial:
-    """Where the request at hand may be connected to: `host` at `addresses`, until `deadline`."""
-
-    host: str
-    addresses: tuple[str, ...]
-    deadline: float
-
-
-DIAL: ContextVar[Dial] = ContextVar("dial")
-
-
-class CheckedDialler(httpcore2.AsyncNetworkBackend):
-    """Connects to the addresses that were checked for the request at hand, and to no others.
-
-    A connection belongs to one scheme, host and port, and TLS names and verifies that host; so a
-    connection kept alive was itself dialled at an address checked for its host.
-    """
-
-    def __init__(self) -> None:
-        self._backend = httpcore2.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Try one address after the other, each with its share of the time left."""
-        dial = DIAL.get()
-        failure: Exception = httpcore2.ConnectError("nothing was checked for this host")
-        if host != dial.host:
-            raise failure
-        for place, address in enumerate(dial.addresses):
-            left = dial.deadline - asyncio.get_running_loop().time()
-            share = max(left, 0.001) / (len(dial.addresses) - place)
-            try:
-                return await self._backend.connect_tcp(address, port, share)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as fault:
-                failure = fault
-        raise failure
-
-
-async def resolve_name(host: str) -> list[str]:
-    """Addresses of a name, by the system's resolver. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
 
 
 class Fetcher:

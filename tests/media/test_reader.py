@@ -1,0 +1,230 @@
+"""From a recipe's keys to policies, and from the URLs of a request to images."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.config.compose import compose
+from appliance.config.errors import ConfigurationError
+from appliance.config.schema import MediaConfig
+from appliance.errors import ApplianceError
+from appliance.media.configured import media_policies
+from appliance.media.fetch import Fetcher
+from appliance.media.image import ImagePolicy
+from appliance.media.intake import LoadedItem, gather
+from appliance.media.policy import MediaPolicy
+from appliance.media.reader import MediaReader, reader_for
+from engine.models.qwen2_vl import Qwen2VL
+from tests.checkpoints import write_qwen2_vl
+from tests.media.origin import Call, content, serving, stall
+from tests.media.test_image import encoded
+from tests.models.pictures import picture
+
+
+def configured(*overrides: str) -> MediaConfig:
+    return compose(["model.path=/nowhere", *overrides]).config.media
+
+
+def quoted(key: str, value: str) -> str:
+    return f'{key}="{value}"'
+
+
+def test_by_default_only_data_urls_are_taken() -> None:
+    policy = media_policies(configured())["image"]
+    assert policy == MediaPolicy()
+    assert policy.allowed_domains == ()
+    assert (policy.allow_private, policy.redirects, policy.local_path) == (False, "deny", None)
+
+
+def test_every_key_reaches_the_policy() -> None:
+    config = configured(
+        quoted("media.allowed_domains", "[*.example.org:8443]").replace('"', ""),
+        "media.allow_private=true",
+        "media.redirects=same_host",
+        "media.max_redirects=7",
+        "media.schemes=[https]",
+        "media.local_path=/srv/media",
+        quoted("media.proxy", "http://proxy:3128"),
+        "media.image.timeout=1.5",
+        "media.image.max_bytes=1000",
+    )
+    assert media_policies(config)["image"] == MediaPolicy(
+        modality="image",
+        allowed_domains=("*.example.org:8443",),
+        allow_private=True,
+        redirects="same_host",
+        max_redirects=7,
+        schemes=("https",),
+        local_path="/srv/media",
+        proxy="http://proxy:3128",
+        timeout=1.5,
+        max_bytes=1000,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (quoted("media.allowed_domains", "https://example.org"), "media.allowed_domains"),
+        ("media.allowed_domains=['https://example.org']", "without scheme"),
+        ("media.allowed_domains=['.example.org']", "*.example.org"),
+        ("media.allowed_domains=['ex*.org']", "media.allowed_domains"),
+        ("media.allowed_domains=['127.1']", "media.allowed_domains"),
+        ("media.redirects=follow", "media.redirects"),
+        ("media.redirects=samehost", "same_host"),
+        ("media.max_redirects=0", "media.max_redirects"),
+        ("media.schemes=[file]", "media.schemes"),
+        ("media.schemes=[htps]", "https"),
+        ("media.local_path=relative/folder", "media.local_path"),
+        (quoted("media.proxy", "https://proxy:3128"), "media.proxy"),
+        (quoted("media.proxy", "http://user:pass@proxy:3128"), "media.proxy"),
+        (quoted("media.proxy", "http://proxy"), "media.proxy"),
+        (quoted("media.proxy", "http://proxy:3128/x"), "media.proxy"),
+        ("media.image.timeout=0", "media.image.timeout"),
+        ("media.allowed_domain=[a.org]", "media.allowed_domains"),
+    ],
+)
+def test_a_wrong_value_stops_the_start(override: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configured(override)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_or_file_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    reader_for(configured(f"media.local_path={tmp_path}"))
+    for override in (
+        f"media.local_path={tmp_path}/none",
+        f"media.ca_file={tmp_path}/none.pem",
+        f"media.ca_file={tmp_path}/empty.pem",
+    ):
+        with pytest.raises(ConfigurationError, match=r"media\.(local_path|ca_file)"):
+            reader_for(configured(override))
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Qwen2VL:
+    return Qwen2VL(write_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl")))
+
+
+async def loopback(host: str) -> Sequence[str]:
+    return ["127.0.0.1"]
+
+
+async def load(
+    urls: list[str], policy: MediaPolicy, family: Qwen2VL, pool: Executor
+) -> list[LoadedItem]:
+    reader = MediaReader({"image": policy}, Fetcher(resolve=loopback))
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    messages: list[Any] = [{"role": "user", "content": parts}]
+    try:
+        return await gather(messages, ImagePolicy(limit=20), family, reader, pool)
+    finally:
+        await reader.close()
+
+
+def test_images_come_from_anywhere_allowed_all_at_once(
+    family: Qwen2VL, pool: Executor, tmp_path: Path
+) -> None:
+    data = encoded(picture(56, 84))
+    (tmp_path / "a.png").write_bytes(data)
+    pause = 0.3
+
+    async def slowly(call: Call) -> None:
+        await asyncio.sleep(pause)
+        await call.answer(data)
+
+    async def scenario() -> list[LoadedItem]:
+        async with serving({"/a": slowly}) as origin:
+            policy = MediaPolicy(
+                allowed_domains=("origin.test:*",), allow_private=True, local_path=str(tmp_path)
+            )
+            remote = [f"http://origin.test:{origin.port}/a"] * 8
+            inline = "data:image/png;base64," + base64.b64encode(data).decode()
+            began = time.monotonic()
+            items = await load([inline, *remote, f"file://{tmp_path}/a.png"], policy, family, pool)
+            assert time.monotonic() - began < 4 * pause, "one after the other takes eight pauses"
+            return items
+
+    items = asyncio.run(scenario())
+    assert [item.param for item in items] == [
+        f"messages[0].content[{place}].image_url.url" for place in range(10)
+    ]
+    assert len({item.digest for item in items}) == 1
+
+
+def test_a_bad_item_is_named_and_ends_the_others(family: Qwen2VL, pool: Executor) -> None:
+    async def scenario() -> None:
+        routes = {"/a": stall, "/b": content(b"no", "404 Not Found"), "/c": content(b"no image")}
+        async with serving(routes) as origin:
+            policy = MediaPolicy(allowed_domains=("origin.test:*",), allow_private=True, timeout=30)
+            url = f"http://origin.test:{origin.port}"
+            for path, status in (("/b", 424), ("/c", 422)):
+                with pytest.raises(ApplianceError) as caught:
+                    await load([url + path, url + "/a"], policy, family, pool)
+                assert caught.value.status == status
+                assert caught.value.param == "messages[0].content[0].image_url.url"
+            assert await origin.settled()
+
+    began = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - began < 10
+
+
+def test_nothing_is_fetched_when_one_address_is_refused(family: Qwen2VL, pool: Executor) -> None:
+    async def scenario() -> None:
+        async with serving({"/a": content(encoded(picture(56, 56)))}) as origin:
+            policy = MediaPolicy(allowed_domains=("origin.test:*",), allow_private=True)
+            good = f"http://origin.test:{origin.port}/a"
+            for bad in ("http://other.test/", "file:///etc/passwd", "ftp://origin.test/"):
+                with pytest.raises(ApplianceError) as caught:
+                    await load([good, bad], policy, family, pool)
+                assert caught.value.code == "media_not_allowed"
+                assert caught.value.param == "messages[0].content[1].image_url.url"
+            assert origin.opened == 0
+            assert len(await load([good], policy, family, pool)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_limit_of_bytes_is_the_same_wherever_an_image_comes_from(
+    family: Qwen2VL, pool: Executor, tmp_path: Path
+) -> None:
+    data = encoded(picture(56, 84))
+    (tmp_path / "a.png").write_bytes(data)
+
+    async def scenario() -> None:
+        async with serving({"/a": content(data)}) as origin:
+            inline = "data:image/png;base64," + base64.b64encode(data).decode()
+            sources = (inline, f"file://{tmp_path}/a.png", f"http://o.test:{origin.port}/a")
+            for source in sources:
+                for slack in (0, -1):
+                    policy = MediaPolicy(
+                        allowed_domains=("o.test:*",),
+                        allow_private=True,
+                        local_path=str(tmp_path),
+                        max_bytes=len(data) + slack,
+                    )
+                    if slack == 0:
+                        assert await load([source], policy, family, pool)
+                        continue
+                    with pytest.raises(ApplianceError) as caught:
+                        await load([source], policy, family, pool)
+                    assert (caught.value.status, caught.value.code) == (400, "media_too_large")
+
+    asyncio.run(scenario())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.config.compose import Composed
-from appliance.config.schema import Config, ImageConfig
+from appliance.config.schema import Config, ImageConfig, MediaConfig
 from engine.plan import Plan, size
 
 
@@ -21,7 +21,7 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
             f"{size(plan.kv_bytes)}",
         ),
         ("images", images(config.media.image)),
-        ("remote media", "refused; images come as data: URLs"),
+        ("remote media", remote_media(config.media)),
         (
             "keys",
             f"{len(config.server.api_keys)} accepted"
@@ -49,6 +49,21 @@ def images(policy: ImageConfig) -> str:
         f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
         f"{policy.max_pixels / 1e6:g} MP each, transparent on {colour}"
     )
+
+
+def remote_media(media: MediaConfig) -> str:
+    """Return in words where media are fetched from."""
+    remote = [scheme for scheme in media.schemes if scheme != "data"]
+    sources = []
+    if media.allowed_domains and remote:
+        domains = ", ".join(media.allowed_domains)
+        private = ", private addresses too" if media.allow_private else ""
+        proxy = f", through {media.proxy}" if media.proxy else ""
+        sources.append(f"{' and '.join(remote)} from {domains}{private}{proxy}")
+        sources.append(f"redirects: {media.redirects}")
+    if media.local_path:
+        sources.append(f"files below {media.local_path}")
+    return "; ".join(sources) or "refused; media come as data: URLs"
 
 
 def configured_address(config: Config) -> str:

@@ -20,6 +20,7 @@ from tests.api.asgi_client import AsgiClient
 from tests.api.conftest import Kitchen, PromptSide, configuration, generation
 from tests.api.fake_engine import FakeEngine, speak
 from tests.checkpoints import write_qwen2_vl
+from tests.media.origin import content, serving, stall
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +34,11 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> PromptSide:
 
 @pytest.fixture
 def kitchen(vision: PromptSide, pool: ThreadPoolExecutor) -> Kitchen:
-    config = configuration("media.image.limit=2")
+    return equipped(vision, pool)
+
+
+def equipped(vision: PromptSide, pool: ThreadPoolExecutor, *overrides: str) -> Kitchen:
+    config = configuration("media.image.limit=2", *overrides)
     service = Service(config, "tiny", "0123456789ab")
     engine = FakeEngine(speak(5, 6))
     service.generation = generation(vision, engine, config, service.metrics, pool)
@@ -125,3 +130,38 @@ async def test_models_tell_the_limits_of_images(kitchen: Kitchen) -> None:
     (card,) = (await kitchen.client.ask("GET", "/v1/models")).json["data"]
     assert card["modalities"]["input"] == ["text", "image"]
     assert card["limits"]["image"]["limit"] == 2
+
+
+async def test_images_are_fetched_where_the_recipe_allows(
+    vision: PromptSide, pool: ThreadPoolExecutor
+) -> None:
+    kitchen = equipped(
+        vision,
+        pool,
+        "media.allowed_domains=['127.0.0.1:*']",
+        "media.allow_private=true",
+        "media.image.timeout=1",
+    )
+    inline = picture(56, 84)
+    data = base64.b64decode(inline["image_url"]["url"].partition(",")[2])
+    async with serving({"/a.png": content(data), "/slow": stall}) as origin:
+        address = f"http://127.0.0.1:{origin.port}"
+
+        def ask(path: str) -> list[Any]:
+            part = {"type": "image_url", "image_url": {"url": address + path}}
+            return [{"role": "user", "content": [inline, part]}]
+
+        reply = await kitchen.client.chat(messages=ask("/a.png?signature=1"))
+        assert reply.status == 200, reply.body
+        first, second = kitchen.engine.requests[0].media
+        assert first.digest == second.digest
+        for path, status, code in (
+            ("/none", 424, "media_fetch_failed"),
+            ("/slow", 504, "media_timeout"),
+        ):
+            reply = await kitchen.client.chat(messages=ask(path), stream=True)
+            assert (reply.status, reply.error["code"]) == (status, code)
+            assert reply.error["param"] == "messages[0].content[1].image_url.url"
+        reply = await kitchen.client.chat(messages=ask("/a.png"))
+        assert reply.status == 200, "the next request works"
+    assert len(kitchen.engine.requests) == 2

@@ -77,9 +77,13 @@ class Origin:
 
 @contextlib.asynccontextmanager
 async def serving(
-    routes: Mapping[str, Handler], *, trust: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    routes: Mapping[str, Handler],
+    *,
+    trust: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Origin]:
-    """An origin on a free port."""
+    """An origin on a free port, or on one known to be free."""
     origin = Origin(routes)
     running: set[asyncio.Task[None]] = set()
 
@@ -93,7 +97,7 @@ async def serving(
 
     if trust is not None:
         trust.sni_callback = lambda _, name, __: origin.names.append(name)
-    server = await asyncio.start_server(serve, host, 0, ssl=trust)
+    server = await asyncio.start_server(serve, host, port, ssl=trust)
     origin.port = server.sockets[0].getsockname()[1]
     try:
         yield origin

@@ -89,6 +89,7 @@ class Fetcher:
                 raise item.failed("its host could not be reached, or broke off", 502) from None
             location = _only(response, b"location")
             if location is None:
+                item.log(target, f"status {response.status} without one Location")
                 raise item.failed("its host sent a redirect that leads nowhere", 502)
             target = read_redirect(target, location, hop, item.policy, param=item.param)
         raise AssertionError("redirects were not counted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from appliance.media.configured import media_policies
 from appliance.media.fetch import Fetcher
 from appliance.media.image import ImagePolicy
 from appliance.media.intake import LoadedItem, gather
-from appliance.media.policy import MediaPolicy
+from appliance.media.policy import MediaPolicy, check_url
 from appliance.media.reader import MediaReader, reader_for
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
@@ -97,6 +98,37 @@ def test_a_wrong_value_stops_the_start(override: str, said: str) -> None:
         configured(override)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_worked_policies_of_the_documentation_compose(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "media.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "recipe").mkdir()
+    policies = []
+    for number, recipe in enumerate(recipes):
+        (tmp_path / "recipe" / f"worked{number}.yaml").write_text(recipe)
+        argv = ["model.path=/nowhere", f"recipe=worked{number}"]
+        policies.append(media_policies(compose(argv, [str(tmp_path)]).config.media)["image"])
+    closed, cdn, internet = policies
+
+    def public(host: str) -> Sequence[str]:
+        return ["93.184.215.14"]
+
+    for url, allowed in (
+        ("https://images.example.com/a", [cdn, internet]),
+        ("https://eu.cdn.example.com/a", [cdn, internet]),
+        ("http://images.example.com/a", [internet]),
+        ("https://elsewhere.test/a", [internet]),
+        ("https://localhost/a", []),
+        ("file:///etc/passwd", []),
+        ("data:image/png;base64,AAAA", [closed, cdn, internet]),
+    ):
+        for policy in policies:
+            if policy in allowed:
+                check_url(url, policy, public)
+            else:
+                with pytest.raises(ApplianceError):
+                    check_url(url, policy, public)
 
 
 def test_a_missing_folder_or_file_stops_the_start(tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ class Engine:
             raise RequestRefused(f"token ids must lie in 0..{self._runner.vocabulary - 1}")
         if any(item.modality not in options.modalities for item in request.media):
             raise RequestRefused("this engine was started without the tower for such media")
+        for item in request.media:
+            embeds = item.tensors.get("embeds")
+            if embeds is not None and embeds.shape != (item.length, self._runner.hidden):
+                raise RequestRefused("embeddings of a media item do not fit its placeholders")
         reason = admission(
             len(request.prompt_ids),
             request.sampling.max_tokens,

@@ -38,11 +38,12 @@ class SamplingOptions:
 
 @dataclass(slots=True, frozen=True)
 class MediaItem:
-    """One image (later: clip, sound) of a prompt.
+    """One image or video (later: sound) of a prompt.
 
     `start` is the index of its first placeholder in the prompt, `length` the number of
     placeholders, and `digest` identifies content and processing: equal digests must mean equal
-    embeddings.
+    embeddings. `tensors` are what the family's tower takes, or `embeds` `[length, hidden]` in its
+    place.
     """
 
     modality: str

@@ -39,6 +39,11 @@ class Runner:
     def vocabulary(self) -> int:
         return self._head.out_features
 
+    @property
+    def hidden(self) -> int:
+        """Width of the decoder's input embeddings."""
+        return int(self._embed.weight.shape[1])
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values; logits `[logit_rows, vocabulary]` in float32."""
@@ -62,9 +67,13 @@ class Runner:
                     wanted[media.digest] = media
         if not places:
             return
-        known: dict[bytes, torch.Tensor] = {}
+        known = {
+            digest: media.tensors["embeds"].to(embeddings)  # need no tower and no cache
+            for digest, media in wanted.items()
+            if "embeds" in media.tensors
+        }
         for digest in wanted:
-            cached = self.encoder_cache.get(digest)
+            cached = None if digest in known else self.encoder_cache.get(digest)
             if cached is not None:
                 known[digest] = cached
         missing = [media for digest, media in wanted.items() if digest not in known]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +14,20 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import nn
+
+
+@dataclass(slots=True, frozen=True)
+class VideoOptions:
+    """Settings of a family's video processor; None leaves what the checkpoint says.
+
+    `frames` is the most that are sampled and `fps` how many a second; `frame_pixels` is the most
+    that a frame keeps when it is resized, and `tokens` what all frames of a video share.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    frame_pixels: int | None = None
+    tokens: int | None = None
 
 
 class Family:
@@ -45,6 +61,31 @@ class Family:
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Tensors of one RGB image, float32, equal to those of the transformers processor."""
         raise KeyError("image")
+
+    def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
+        """Indices of the frames taken out of `total`, those that the family's processor takes."""
+        raise KeyError("video")
+
+    def video_tokens(self, frames: int, width: int, height: int, options: VideoOptions) -> int:
+        """Placeholders of a video of that many frames. Raises ValueError for a size it refuses."""
+        raise KeyError("video")
+
+    def preprocess_video(
+        self, frames: Iterable[Image.Image], count: int, options: VideoOptions
+    ) -> dict[str, torch.Tensor]:
+        """Tensors of `count` RGB frames of one size, float32, made while the frames come."""
+        raise KeyError("video")
+
+    def embedding_grid(self, modality: str) -> str | None:
+        """Name of the `(time, rows, columns)` to come with embeddings; None if none is needed."""
+        return None
+
+    def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
+        """Placeholders of one item that comes as embeddings.
+
+        Raises ValueError for a grid that no item can have, KeyError for a modality not taken.
+        """
+        raise KeyError(modality)
 
     # heavy half: the engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +81,11 @@ class Llava(Family):
         pixels = torch.empty(1, 3, image.height, image.width)
         pixels[0].copy_(as_bytes(image).permute(2, 0, 1))
         return {"pixel_values": self._normalise.apply(pixels, dim=1)}
+
+    def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
+        if modality != "image":
+            raise KeyError(modality)
+        return self._tokens
 
     def decoder(self, model: Any) -> nn.Module:
         return model.model.language_model

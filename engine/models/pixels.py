@@ -25,6 +25,20 @@ def processor_options(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def video_options(folder: Path) -> dict[str, Any]:
+    """The video processor's settings, looked for where transformers' video processors do."""
+    path = folder / "processor_config.json"
+    if path.exists():
+        nested = json.loads(path.read_text()).get("video_processor")
+        if nested is not None:
+            return nested
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        if path.exists():
+            return json.loads(path.read_text())
+    return {}
+
+
 class Normaliser:
     """Rescaling and normalisation in one multiplication and one addition a channel."""
 

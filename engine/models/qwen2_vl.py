@@ -1,42 +1,55 @@
-"""Qwen2-VL: pictures keep their shape, and three rows of positions keep it in the prompt."""
+"""Qwen2-VL: pictures and videos keep their shape, and three rows of positions keep it too."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.functional import interpolate
 
-from engine.models.family import Family
-from engine.models.pixels import Normaliser, as_bytes, processor_options
+from engine.models.family import Family, VideoOptions
+from engine.models.pixels import Normaliser, as_bytes, processor_options, video_options
 from engine.request import MediaItem
 
 MAX_ASPECT_RATIO = 200
+IMAGE_PIXELS = (56 * 56, 28 * 28 * 1280)  # defaults of transformers' image processor
+VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)  # of its video processor, a frame
+VIDEO_FRAMES = (4, 768)
+VIDEO_FPS = 2.0  # of qwen-vl-utils; transformers' processor takes every frame unless told
+VIDEO_TOKENS = 128_000
+TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class Qwen2VL(Family):
-    """Qwen2-VL with images; config.json flat as published or nested as transformers saves it."""
+    """Qwen2-VL; config.json flat as published or nested as transformers saves it."""
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
-    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
-        options = processor_options(self.folder)
+        options, video = processor_options(self.folder), video_options(self.folder)
         self.patch = int(options.get("patch_size", 14))
         self.frames = int(options.get("temporal_patch_size", 2))
         self.merge = int(options.get("merge_size", 2))
-        self.min_pixels, self.max_pixels = _pixel_range(options)
-        self._resample = Image.Resampling(options.get("resample", Image.Resampling.BICUBIC))
+        self.unit = self.patch * self.merge
+        self.min_pixels, self.max_pixels = _pixel_range(options, IMAGE_PIXELS)
+        self._resample = _resampling(options)
         self._normalise = Normaliser(options)
+        self._video = video
+        self._video_resample = _resampling(video)
+        self._video_normalise = Normaliser(video)
 
     def placeholder(self, modality: str) -> str:
-        if modality != "image":
+        if modality not in self.modalities:
             raise KeyError(modality)
-        return "<|image_pad|>"
+        return f"<|{modality}_pad|>"
 
     def item_text(self, modality: str) -> str:
         return f"<|vision_start|>{self.placeholder(modality)}<|vision_end|>"
@@ -44,47 +57,125 @@ class Qwen2VL(Family):
     def image_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height an image is resized to: whole merged patches, within the pixel range.
 
-        Raises ValueError for a picture more than 200 times as long as wide. Source: `smart_resize`
-        of transformers' Qwen2-VL image processor.
+        Raises ValueError for a picture more than 200 times as long as wide.
         """
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ValueError(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
-        unit = self.patch * self.merge
-        columns, rows = round(width / unit), round(height / unit)
-        area = columns * rows * unit * unit
-        if area > self.max_pixels:
-            shrink = math.sqrt(width * height / self.max_pixels)
-            columns = max(1, math.floor(width / shrink / unit))
-            rows = max(1, math.floor(height / shrink / unit))
-        elif area < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (width * height))
-            columns = math.ceil(width * grow / unit)
-            rows = math.ceil(height * grow / unit)
-        return columns * unit, rows * unit
+        return _resized(width, height, self.unit, self.min_pixels, self.max_pixels)
 
     def image_tokens(self, width: int, height: int) -> int:
         width, height = self.image_size(width, height)
-        return width * height // (self.patch * self.merge) ** 2
+        return width * height // self.unit**2
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """`pixel_values` `[patches, 3 * frames * patch²]` and `image_grid_thw` `[1, 3]`."""
         size = self.image_size(*image.size)
-        pixels = as_bytes(image if size == image.size else image.resize(size, self._resample))
-        patch, merge = self.patch, self.merge
-        columns, rows = size[0] // patch, size[1] // patch
-        blocks = pixels.view(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-        blocks = blocks.permute(
-            0, 3, 1, 4, 6, 2, 5
-        )  # block row, column, row, column, channel, y, x
-        patches = torch.empty(rows * columns, 3, self.frames, patch, patch)
-        first = patches[:, :, 0]
-        first.view(*blocks.shape).copy_(blocks)
-        self._normalise.apply(first, dim=1)
+        columns, rows = size[0] // self.patch, size[1] // self.patch
+        patches = torch.empty(rows * columns, 3, self.frames, self.patch, self.patch)
+        resized = image if size == image.size else image.resize(size, self._resample)
+        self._cut(as_bytes(resized), patches[:, :, 0])
+        self._normalise.apply(patches[:, :, 0], dim=1)
         patches[:, :, 1:] = patches[:, :, :1]
         return {
             "pixel_values": patches.view(rows * columns, -1),
             "image_grid_thw": torch.tensor([[1, rows, columns]]),
         }
+
+    def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
+        """As the `sample_frames` of transformers' Qwen2-VL video processor.
+
+        A video too short for one temporal patch, which that refuses, gives all its frames.
+        """
+        settings, step = self._video, self.frames
+        most = options.frames or int(settings.get("max_frames") or VIDEO_FRAMES[1])
+        least = min(int(settings.get("min_frames") or VIDEO_FRAMES[0]), most)
+        whole = min(most, total) // step * step
+        if settings.get("num_frames") and options.fps is None:
+            count = min(round(settings["num_frames"] / step) * step, whole)
+        else:
+            wanted = total / fps * (options.fps or settings.get("fps") or VIDEO_FPS)
+            count = math.floor(min(max(wanted, least), whole) / step) * step
+        if count < 1:
+            return list(range(min(most, total)))
+        indices = torch.arange(0, total, total / count).int().tolist()
+        return [index for index in indices if index < total]  # rounding may give one too many
+
+    def video_size(
+        self, frames: int, width: int, height: int, options: VideoOptions
+    ) -> tuple[int, int]:
+        """Width and height that each of that many frames is resized to; ValueError as for images.
+
+        Source: `resize` of transformers' Qwen2-VL video processor; `options.tokens` is its
+        `max_video_tokens` with `cap_pixels_per_frame`.
+        """
+        least, most = _pixel_range(self._video, VIDEO_PIXELS)
+        most = options.frame_pixels or most
+        least = min(least, most)
+        if options.tokens or self._video.get("cap_pixels_per_frame"):
+            tokens = options.tokens or self._video.get("max_video_tokens") or VIDEO_TOKENS
+            share = int(tokens * self.unit**2 * 0.9) * self.frames // frames
+            most = max(min(most, share), int(least * 1.05))
+        return _resized(width, height, self.unit, least, most)
+
+    def video_tokens(self, frames: int, width: int, height: int, options: VideoOptions) -> int:
+        width, height = self.video_size(frames, width, height, options)
+        return math.ceil(frames / self.frames) * (width * height // self.unit**2)
+
+    def preprocess_video(
+        self, frames: Iterable[Image.Image], count: int, options: VideoOptions
+    ) -> dict[str, torch.Tensor]:
+        """`pixel_values_videos` `[patches, 3 * frames * patch²]` and `video_grid_thw` `[1, 3]`."""
+        patches = torch.empty(0)
+        size, steps = (0, 0), math.ceil(count / self.frames)
+        for number, frame in enumerate(frames):
+            if number == 0:
+                size = self.video_size(count, *frame.size, options)
+                area = size[0] * size[1] // self.patch**2
+                patches = torch.empty(steps, area, 3, self.frames, self.patch, self.patch)
+            slot = patches[number // self.frames, :, :, number % self.frames]
+            self._cut(self._resized_frame(frame, size), slot)
+            self._video_normalise.apply(slot, dim=1)
+        for missing in range((count - 1) % self.frames + 1, self.frames):
+            patches[-1, :, :, missing] = patches[-1, :, :, missing - 1]
+        columns, rows = size[0] // self.patch, size[1] // self.patch
+        return {
+            "pixel_values_videos": patches.view(steps * rows * columns, -1),
+            "video_grid_thw": torch.tensor([[steps, rows, columns]]),
+        }
+
+    def embedding_grid(self, modality: str) -> str | None:
+        return f"{modality}_grid_thw" if modality in self.modalities else None
+
+    def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
+        if modality not in self.modalities:
+            raise KeyError(modality)
+        if grid is None or len(grid) != 3 or min(grid) < 1:
+            raise ValueError("a grid has the three numbers time, rows and columns, all above 0")
+        time, rows, columns = grid
+        if modality == "image" and time != 1:
+            raise ValueError("an image has one step in time")
+        if rows % self.merge or columns % self.merge:
+            raise ValueError(f"rows and columns must be multiples of {self.merge}")
+        return time * rows * columns // self.merge**2
+
+    def _cut(self, pixels: torch.Tensor, patches: torch.Tensor) -> None:
+        """`[rows, columns, 3]` into `[patches, 3, patch, patch]`, in the order of merged blocks."""
+        patch, merge = self.patch, self.merge
+        rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+        blocks = pixels.view(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        blocks = blocks.permute(
+            0, 3, 1, 4, 6, 2, 5
+        )  # block row, column, row, column, channel, y, x
+        patches.view(*blocks.shape).copy_(blocks)
+
+    def _resized_frame(self, frame: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+        """`[height, width, 3]`, resized as torchvision does it for transformers' processor."""
+        if size == frame.size:
+            return as_bytes(frame)
+        mode = TORCH_MODES.get(self._video_resample)
+        if mode is None:
+            return as_bytes(frame.resize(size, self._video_resample))
+        pixels = as_bytes(frame).permute(2, 0, 1)[None]
+        resized = interpolate(pixels, (size[1], size[0]), mode=mode, antialias=True)
+        return resized[0].permute(1, 2, 0).contiguous()
 
     def decoder(self, model: Any) -> nn.Module:
         return model.model.language_model
@@ -94,20 +185,21 @@ class Qwen2VL(Family):
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
         tower = model.model.visual
-        pixels = torch.cat([item.tensors["pixel_values"] for item in items])
-        grid = torch.cat([item.tensors["image_grid_thw"] for item in items])
+        pixels = torch.cat([item.tensors[PIXELS[item.modality]] for item in items])
+        grid = torch.cat([item.tensors[f"{item.modality}_grid_thw"] for item in items])
         features = tower(pixels.to(tower.device, tower.dtype), grid_thw=grid.to(tower.device))
         return list(features.pooler_output.split([item.length for item in items]))
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
         """Multimodal rotary positions: time, row and column of placeholders, text counting on.
 
-        Source: Qwen2-VL paper, section 2.1.
+        Source: Qwen2-VL paper, section 2.1; text after a video goes on from its rows and columns,
+        not from its time, as in transformers 5.
         """
         positions = torch.arange(len(prompt_ids)).repeat(3, 1)
         offset = 0
         for item in sorted(media, key=lambda item: item.start):
-            _, rows, columns = item.tensors["image_grid_thw"][0].tolist()
+            _, rows, columns = item.tensors[f"{item.modality}_grid_thw"][0].tolist()
             rows, columns = rows // self.merge, columns // self.merge
             place = torch.arange(item.length)
             span = positions[:, item.start : item.end]
@@ -120,8 +212,29 @@ class Qwen2VL(Family):
         return positions, offset
 
 
-def _pixel_range(options: dict[str, Any]) -> tuple[int, int]:
+def _resampling(options: dict[str, Any]) -> Image.Resampling:
+    return Image.Resampling(options.get("resample", Image.Resampling.BICUBIC))
+
+
+def _resized(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """Source: `smart_resize` of transformers' Qwen2-VL image processor."""
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"it is more than {MAX_ASPECT_RATIO} times as long as wide")
+    columns, rows = round(width / unit), round(height / unit)
+    area = columns * rows * unit * unit
+    if area > most:
+        shrink = math.sqrt(width * height / most)
+        columns = max(1, math.floor(width / shrink / unit))
+        rows = max(1, math.floor(height / shrink / unit))
+    elif area < least:
+        grow = math.sqrt(least / (width * height))
+        columns = math.ceil(width * grow / unit)
+        rows = math.ceil(height * grow / unit)
+    return columns * unit, rows * unit
+
+
+def _pixel_range(options: dict[str, Any], default: tuple[int, int]) -> tuple[int, int]:
     size = options.get("size") or {}
     least = options.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
     most = options.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
-    return int(least or 56 * 56), int(most or 28 * 28 * 1280)
+    return int(least or default[0]), int(most or default[1])

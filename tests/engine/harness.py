@@ -119,10 +119,13 @@ class Reference:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
         }
-        for name in media[0].tensors if media else ():
-            inputs[name] = torch.cat([item.tensors[name] for item in media])
-        if "image_grid_thw" in inputs:
-            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        for name in sorted({name for item in media for name in item.tensors}):
+            found = [item.tensors[name] for item in media if name in item.tensors]
+            inputs[name] = torch.cat(found)
+        config = self.model.config
+        if any(name.endswith("grid_thw") for name in inputs):
+            images, videos = ids == config.image_token_id, ids == config.video_token_id
+            inputs["mm_token_type_ids"] = images.int() + 2 * videos.int()
         return inputs
 
 

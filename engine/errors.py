@@ -15,3 +15,11 @@ class ModelUnsupported(EngineError):
 
 class EngineDead(EngineError):
     """The engine process is gone; nothing that was running can be finished."""
+
+
+class DeviceMissing(EngineError):
+    """The configured device, or something needed to use it, is not there."""
+
+
+class DeviceLost(EngineError):
+    """The device failed while serving; this process cannot use it again."""

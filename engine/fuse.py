@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import rms_norm, silu
 from transformers.activations import SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
+from engine.kernels import Angles, Kernels
 from engine.linear import fuse_linears
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -24,75 +24,79 @@ LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 class FusedDecoder:
-    """A whole Llama-like stack; `Decoder`."""
+    """A whole Llama-like stack; `Decoder`.
 
-    def __init__(self, stack: Any, shape: AttentionShape, backend: AttentionBackend) -> None:
+    The residual is added where the next norm reads it, so each layer ends with the norm of the next
+    one.
+    """
+
+    def __init__(
+        self, stack: Any, shape: AttentionShape, backend: AttentionBackend, kernels: Kernels
+    ) -> None:
         self._rotary = stack.rotary_emb
+        self._kernels = kernels
         self._layers = [
-            FusedLayer(layer, i, shape, backend) for i, layer in enumerate(stack.layers)
+            FusedLayer(layer, i, shape, backend, kernels) for i, layer in enumerate(stack.layers)
         ]
-        self._norm = stack.norm.weight.data
-        self._epsilon: float = stack.norm.variance_epsilon
+        norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
+        self._norms = [(norm.weight.data, float(norm.variance_epsilon)) for norm in norms]
 
     def __call__(self, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """embeddings `[tokens, hidden]`, positions `[rows, tokens]`; returns `[tokens, hidden]`."""
-        cos, sin = self._rotary(
-            embeddings, positions if len(positions) == 1 else positions[:, None]
-        )
-        cos, sin = cos.view(-1, 1, cos.shape[-1]), sin.view(-1, 1, sin.shape[-1])
-        half = sin.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        hidden = embeddings
-        for layer in self._layers:
-            hidden = layer(hidden, cos, sin)
-        return rms_norm(hidden, self._norm.shape, self._norm, self._epsilon)
+        """embeddings `[tokens, hidden]`, positions `[rows, tokens]`; returns `[tokens, hidden]`.
+
+        The embeddings are overwritten.
+        """
+        kernels = self._kernels
+        angles = kernels.angles(self._rotary, embeddings, positions)
+        normed, residual = kernels.norm(embeddings, *self._norms[0]), embeddings
+        for layer, norm in zip(self._layers, self._norms[1:], strict=True):
+            added, residual = layer(normed, residual, angles)
+            normed, residual = kernels.add_norm(added, residual, *norm)
+        return normed
 
 
 class FusedLayer:
-    """One decoder layer."""
+    """One decoder layer, without its first norm and its last addition."""
 
     def __init__(
-        self, layer: Any, index: int, shape: AttentionShape, backend: AttentionBackend
+        self,
+        layer: Any,
+        index: int,
+        shape: AttentionShape,
+        backend: AttentionBackend,
+        kernels: Kernels,
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
         self._backend = backend
+        self._kernels = kernels
         self._heads, self._kv_heads, self._head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self._qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
         self._output = fuse_linears(attention.o_proj)
         self._gate_up = fuse_linears(mlp.gate_proj, mlp.up_proj)
         self._down = fuse_linears(mlp.down_proj)
-        self._middle = self._gate_up.out_features // 2
-        self._input_norm = layer.input_layernorm.weight.data
         self._post_norm = layer.post_attention_layernorm.weight.data
-        self._epsilon: float = layer.input_layernorm.variance_epsilon
+        self._epsilon: float = layer.post_attention_layernorm.variance_epsilon
         self._qk_norms: tuple[torch.Tensor, torch.Tensor] | None = None
         if hasattr(attention, "q_norm"):
             self._qk_norms = attention.q_norm.weight.data, attention.k_norm.weight.data
+            self._qk_epsilon: float = attention.q_norm.variance_epsilon
 
-    def __call__(self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """hidden `[tokens, hidden]`; cos and (half negated) sin `[tokens, 1, head_dim]`."""
-        size, heads = hidden.shape[-1:], self._heads
-        normed = rms_norm(hidden, size, self._input_norm, self._epsilon)
+    def __call__(
+        self, normed: torch.Tensor, residual: torch.Tensor, angles: Angles
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two `[tokens, hidden]`, normed input and residual, to two whose sum is the output."""
+        kernels, heads = self._kernels, self._heads
         qkv = self._qkv(normed).view(-1, heads + 2 * self._kv_heads, self._head_dim)
         rotated, value = qkv[:, : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
         if self._qk_norms is not None:
-            dim = (self._head_dim,)
-            rotated = torch.cat(
-                (
-                    rms_norm(rotated[:, :heads], dim, self._qk_norms[0], self._epsilon),
-                    rms_norm(rotated[:, heads:], dim, self._qk_norms[1], self._epsilon),
-                ),
-                dim=1,
-            )
-        swapped = rotated.roll(self._head_dim // 2, dims=-1)
-        rotated = torch.addcmul(rotated * cos, swapped, sin)
+            rotated = kernels.norm_heads(rotated, heads, self._qk_norms, self._qk_epsilon)
+        rotated = kernels.rotate(rotated, angles)
         attended = self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
-        hidden = hidden + self._output(attended)
-        normed = rms_norm(hidden, size, self._post_norm, self._epsilon)
-        gate_up = self._gate_up(normed)
-        activated = silu(gate_up[:, : self._middle]).mul_(gate_up[:, self._middle :])
-        return self._down(activated).add_(hidden)
+        normed, residual = kernels.add_norm(
+            self._output(attended), residual, self._post_norm, self._epsilon
+        )
+        return self._down(kernels.gate(self._gate_up(normed))), residual
 
 
 def fusible(stack: Any) -> bool:

@@ -11,6 +11,7 @@ from engine.decoder import Decoder, TransformersDecoder
 from engine.encoder_cache import EncoderCache
 from engine.errors import EngineError
 from engine.fuse import FusedDecoder, fusible
+from engine.kernels import TorchKernels
 from engine.linear import linear_for
 from engine.loader import LoadedModel
 from engine.options import EngineOptions
@@ -30,7 +31,7 @@ class Runner:
         self._embed = loaded.model.get_input_embeddings()
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
-            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend)
+            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, TorchKernels())
         else:
             self._decoder = TransformersDecoder(loaded.stack, self._backend)
         self._head = linear_for(loaded.model.get_output_embeddings().weight.data)

@@ -63,7 +63,11 @@ class Scheduler:
         slices: list[Slice] = []
         preempted = False
 
-        decoding = [sequence for sequence in self.running if sequence.remaining == 1]
+        decoding = [
+            sequence
+            for sequence in self.running
+            if sequence.remaining == 1 and not sequence.exhausted
+        ]
         prefilling = [sequence for sequence in self.running if sequence.remaining > 1]
         for sequence in decoding + prefilling:
             if budget == 0:
@@ -118,10 +122,14 @@ class Scheduler:
 
     def computed(self, item: Slice) -> None:
         """Note that a slice's keys and values are in its pages; full pages become findable."""
-        sequence = item.sequence
-        sequence.computed = item.end
+        item.sequence.computed = item.end
+        self.publish(item.sequence)
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make full pages of computed and known tokens findable."""
         digests = sequence.block_digests(self.page_size)
-        for block in range(sequence.published, sequence.computed // self.page_size):
+        blocks = min(len(digests), sequence.computed // self.page_size)
+        for block in range(sequence.published, blocks):
             self.pool.publish(sequence.pages[block], digests[block])
             sequence.published = block + 1
 

@@ -14,7 +14,11 @@ from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
 
 @dataclass(slots=True)
 class Sequence:
-    """`computed` tokens of `tokens` (prompt, then output) have their keys and values in `pages`."""
+    """`computed` tokens of `tokens` (prompt, then output) have their keys and values in `pages`.
+
+    A token that the device has chosen and the host does not know yet stands in `tokens` as
+    `in_flight(row)`: a negative number that names its row among the tokens chosen last.
+    """
 
     request: Request
     index: int
@@ -54,6 +58,19 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def known(self) -> int:
+        """Tokens whose values the host knows; at most the last ones are in flight."""
+        count = len(self.tokens)
+        while count and self.tokens[count - 1] < 0:
+            count -= 1
+        return count
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further token may be computed, even if the last one is still in flight."""
+        return self.generated >= self.sampling.max_tokens
+
+    @property
     def remaining(self) -> int:
         """Tokens known but not yet computed: 1 while decoding, more in prefill."""
         return len(self.tokens) - self.computed
@@ -64,8 +81,8 @@ class Sequence:
         return (self.request.priority, self.arrival, self.index)
 
     def block_digests(self, page_size: int) -> list[bytes]:
-        """SHA-256 of all full blocks of `tokens`, the media over them and all before."""
-        for block in range(len(self.digests), len(self.tokens) // page_size):
+        """SHA-256 of all full blocks of known tokens, the media over them and all before."""
+        for block in range(len(self.digests), self.known // page_size):
             start, end = block * page_size, (block + 1) * page_size
             state = hashlib.sha256(self.digests[-1] if block else b"prefix:" + self.salt)
             state.update(array("q", self.tokens[start:end]).tobytes())
@@ -85,3 +102,8 @@ class Sequence:
         after = torch.arange(first, end) + self.position_offset
         after = after.expand(self.positions.shape[0], -1)
         return after if start >= self.prompt_length else torch.cat((prompt, after), dim=1)
+
+
+def in_flight(row: int) -> int:
+    """What stands for a token that is row `row` of those chosen by the step before."""
+    return -1 - row

@@ -8,16 +8,20 @@ import os
 import torch
 
 from engine.batch import build_batch
-from engine.errors import RequestRefused
+from engine.device_sampler import DeviceSampler
+from engine.errors import DeviceLost, RequestRefused
+from engine.flight import Choice, Flight
 from engine.loader import Progress, load_model
+from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.page_pool import PagePool
 from engine.plan import admission
+from engine.platform import Platform, platform_for
 from engine.request import Output, Request, TokenLogprob
 from engine.runner import Runner
-from engine.sampler import Sampler, token_logprobs
+from engine.sampler import Sampler
 from engine.scheduler import Scheduler, Slice
-from engine.sequence import Sequence
+from engine.sequence import Sequence, in_flight
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -26,27 +30,40 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Loads a model and answers requests, in whatever process it is made in.
 
-    Raises ModelUnsupported when made for a checkpoint that no family knows.
+    Raises ModelUnsupported when made for a checkpoint that no family knows, DeviceMissing when
+    there is no card to run on. `platform` is the configured device's unless it is given.
     """
 
     def __init__(
-        self, options: EngineOptions, progress: Progress = lambda phase, fraction: None
+        self,
+        options: EngineOptions,
+        progress: Progress = lambda phase, fraction: None,
+        platform: Platform | None = None,
     ) -> None:
         torch.set_num_threads(options.threads)
         self.options = options
+        self._platform = platform_for(options.device) if platform is None else platform
+        self._overlaps = self._platform.library is not None
         progress("loading weights", 0.0)
         loaded = load_model(
-            options.model_path, options.dtype, options.device, options.modalities, progress
+            options.model_path,
+            options.dtype,
+            str(self._platform.device),
+            options.modalities,
+            progress,
         )
         progress("preparing", 0.0)
         self._family = loaded.family
         self._eos_ids = loaded.eos_ids
-        self._runner = Runner(loaded, options)
-        self._pool = PagePool(options.pages)
+        self._runner = Runner(loaded, options, self._platform)
+        if self._overlaps and options.graphs:
+            self._runner.record(progress=progress)
+        self._sampler = sampler_for(loaded.eos_ids, self._runner.vocabulary, self._platform)
+        self._pool = PagePool(self._runner.pages)
         self._scheduler = Scheduler(
             self._pool, options.page_size, options.max_tokens_per_step, options.max_sequences
         )
-        self._sampler = Sampler(loaded.eos_ids, self._runner.vocabulary)
+        self._flight: Flight | None = None
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._steps = self._prompt_tokens = self._generated_tokens = self._hit_tokens = 0
@@ -70,7 +87,7 @@ class Engine:
             len(request.prompt_ids),
             request.sampling.max_tokens,
             options.max_len,
-            options.pages,
+            self._pool.pages,
             options.page_size,
         )
         if reason is not None:
@@ -103,26 +120,26 @@ class Engine:
                 self._end(sequence, "abort")
 
     def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._flight)
 
     def step(self) -> list[Output]:
-        """Compute one batch and return what it added; a sequence that fails ends alone."""
+        """Compute one batch and return what it added; a sequence that fails ends alone.
+
+        Where the device works by itself, a step is launched before the one before has reached the
+        host: what is returned then lags one step, and a token computed after a sequence's last one
+        is dropped. Raises DeviceLost when the device has failed; then the engine is of no more use.
+        """
         slices = self._scheduler.schedule()
         if not slices:
-            return []
+            return self._land_previous()
         self._steps += 1
         try:
-            return self._compute(slices)
-        except Exception:
-            logger.exception("a step of %d sequences failed; trying them one by one", len(slices))
-        outputs = []
-        for item in slices:
-            try:
-                outputs += self._compute([item])
-            except Exception:
-                logger.exception("request %s failed", item.sequence.request.id)
-                outputs.append(self._failed(item.sequence))
-        return outputs
+            flight = self._launch(slices)
+        except Exception as error:
+            return self._land_previous() + self._one_by_one(slices, error)
+        outputs = self._land_previous()
+        self._flight = flight
+        return outputs if self._overlaps else outputs + self._land_previous()
 
     def stats(self) -> EngineStats:
         cache = self._runner.encoder_cache
@@ -142,11 +159,37 @@ class Engine:
             steps=self._steps,
         )
 
-    def _compute(self, slices: list[Slice]) -> list[Output]:
+    def _one_by_one(self, slices: list[Slice], error: Exception) -> list[Output]:
+        """Compute the slices of a step that failed, each alone, to find whose fault it was."""
+        self._raise_if_lost(error)
+        logger.error(
+            "a step of %d sequences failed; trying them one by one", len(slices), exc_info=error
+        )
+        outputs = []
+        for item in slices:
+            if item.sequence.finish_reason is not None:
+                continue  # its last token was in flight when the step was planned
+            try:
+                outputs += self._land(self._launch([item]))
+            except Exception as fault:
+                self._raise_if_lost(fault)
+                logger.exception("request %s failed", item.sequence.request.id)
+                outputs.append(self._failed(item.sequence))
+        return outputs
+
+    def _raise_if_lost(self, error: Exception) -> None:
+        if isinstance(error, DeviceLost):
+            raise error
+        if self._platform.lost():
+            raise DeviceLost("the device failed while computing; the log says why") from error
+
+    def _launch(self, slices: list[Slice]) -> Flight:
+        """Start computing slices. Afterwards their sequences hold tokens in flight."""
         batch = build_batch(slices, self.options.page_size)
         logits = self._runner.run(batch)
+        flight = Flight()
+        rows: list[int] = []  # of logits, one for each choice
         row = 0
-        sampled: list[tuple[Slice, int]] = []  # slice, its row of logits
         for item in slices:
             sequence = item.sequence
             prompted = (
@@ -154,39 +197,97 @@ class Engine:
                 and item.start < sequence.prompt_length
             )
             if prompted:
-                rows = logits[row : row + item.count]
-                self._note_prompt_logprobs(item, rows)
+                self._launch_prompt_logprobs(flight, item, logits[row : row + item.count])
                 row += item.count
             elif item.samples:
                 row += 1
             if item.samples:
-                sampled.append((item, row - 1))
-        outputs: list[Output] = []
-        if sampled:
-            rows = logits
-            if len(sampled) != len(logits):
-                rows = logits[torch.tensor([r for _, r in sampled], device=logits.device)]
-            sequences = [item.sequence for item, _ in sampled]
-            tokens = self._sampler.sample(rows, sequences)
-            logprobs = _wanted_logprobs(rows, sequences, tokens)
+                choice = Choice(sequence, len(sequence.tokens), len(rows))
+                flight.choices.append(choice)
+                rows.append(row - 1)
+        if flight.choices:
+            self._choose(flight, self._pick(logits, rows))
         for item in slices:
             self._scheduler.computed(item)
-        if sampled:
-            for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-                outputs.append(self._extend(sequence, token, logprob))
-        return outputs
+        for choice in flight.choices:
+            choice.sequence.tokens.append(in_flight(choice.row))
+        return flight
 
-    def _extend(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> Output:
-        first = sequence.generated == 0
-        sequence.tokens.append(token)
+    def _choose(self, flight: Flight, logits: torch.Tensor) -> None:
+        """Start choosing the next tokens from their rows of logits."""
+        sequences = [choice.sequence for choice in flight.choices]
+        latest = self._runner.latest
+        tokens = self._sampler.choose(logits, sequences, latest)
+        latest[: len(tokens)] = tokens
+        flight.tokens = self._platform.download(tokens)
+        flight.wanted = [c for c in flight.choices if c.sequence.sampling.logprobs is not None]
+        if flight.wanted:
+            rows = [choice.row for choice in flight.wanted]
+            most = max(choice.sequence.sampling.logprobs or 0 for choice in flight.wanted)
+            flight.logprobs = LogprobRows(
+                self._pick(logits, rows), self._pick(tokens, rows), most, self._platform
+            )
+
+    def _pick(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if len(rows) == len(tensor):
+            return tensor
+        return tensor[self._platform.upload(torch.tensor(rows))]
+
+    def _launch_prompt_logprobs(self, flight: Flight, item: Slice, rows: torch.Tensor) -> None:
+        """Row i of a slice gives the log-probability of the prompt token after it."""
+        sequence = item.sequence
+        following = sequence.request.prompt_ids[item.start + 1 : item.end + 1]
+        top = sequence.sampling.prompt_logprobs
+        if following and top is not None:
+            chosen = self._platform.upload(torch.tensor(following))
+            found = LogprobRows(rows[: len(following)], chosen, top, self._platform)
+            flight.prompts.append((item, found))
+
+    def _land_previous(self) -> list[Output]:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return []
+        try:
+            return self._land(flight)
+        except RuntimeError as error:  # what a failed device answers to every question
+            self._raise_if_lost(error)
+            raise
+
+    def _land(self, flight: Flight) -> list[Output]:
+        """Wait for a step and hand out what it chose."""
+        for item, found in flight.prompts:
+            sequence = item.sequence
+            if sequence.finish_reason is None:
+                noted = found.entries([sequence.sampling.prompt_logprobs or 0] * found.count)
+                del sequence.prompt_logprobs[item.start :]  # computed again after a preemption
+                sequence.prompt_logprobs += noted
+        if flight.tokens is None:
+            return []
+        logprobs: dict[int, TokenLogprob] = {}
+        if flight.logprobs is not None:
+            tops = [choice.sequence.sampling.logprobs or 0 for choice in flight.wanted]
+            entries = flight.logprobs.entries(tops)
+            logprobs = {c.row: entry for c, entry in zip(flight.wanted, entries, strict=True)}
+        return [
+            self._extend(choice, token, logprobs.get(choice.row))
+            for choice, token in zip(flight.choices, flight.tokens.tolist(), strict=True)
+            if choice.sequence.finish_reason is None
+        ]
+
+    def _extend(self, choice: Choice, token: int, logprob: TokenLogprob | None) -> Output:
+        sequence = choice.sequence
+        sequence.tokens[choice.position] = token
+        generated = choice.position + 1 - sequence.prompt_length
         self._generated_tokens += 1
-        if first:
-            self._hit_tokens += sequence.cached_tokens
         prompt_logprobs = None
-        if first and sequence.sampling.prompt_logprobs is not None:
-            prompt_logprobs = [None, *sequence.prompt_logprobs]
-        reason = self._finish_reason(sequence, token)
+        if generated == 1:
+            self._hit_tokens += sequence.cached_tokens
+            if sequence.sampling.prompt_logprobs is not None:
+                prompt_logprobs = [None, *sequence.prompt_logprobs]
+        reason = self._finish_reason(sequence, token, generated)
         if reason is not None:
+            del sequence.tokens[choice.position + 1 :]  # at most one, in flight
+            self._scheduler.publish(sequence)
             self._end(sequence, reason)
         return Output(
             request_id=sequence.request.id,
@@ -198,24 +299,13 @@ class Engine:
             cached_tokens=sequence.cached_tokens,
         )
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> str | None:
+    def _finish_reason(self, sequence: Sequence, token: int, generated: int) -> str | None:
         options = sequence.sampling
-        if sequence.generated >= options.min_tokens and (
+        if generated >= options.min_tokens and (
             token in options.stop_token_ids or (token in self._eos_ids and not options.ignore_eos)
         ):
             return "stop"
-        return "length" if sequence.generated >= options.max_tokens else None
-
-    def _note_prompt_logprobs(self, item: Slice, rows: torch.Tensor) -> None:
-        """Row i of a slice gives the log-probability of the prompt token after it."""
-        sequence = item.sequence
-        following = sequence.request.prompt_ids[item.start + 1 : item.end + 1]
-        top = sequence.sampling.prompt_logprobs
-        if following and top is not None:
-            del sequence.prompt_logprobs[item.start :]  # computed again after a preemption
-            sequence.prompt_logprobs += token_logprobs(
-                rows[: len(following)], following, [top] * len(following)
-            )
+        return "length" if generated >= options.max_tokens else None
 
     def _failed(self, sequence: Sequence) -> Output:
         self._end(sequence, "error")
@@ -236,18 +326,10 @@ class Engine:
             del self._sequences[sequence.request.id]
 
 
-def _wanted_logprobs(
-    logits: torch.Tensor, sequences: list[Sequence], tokens: list[int]
-) -> list[TokenLogprob | None]:
-    """Log-probabilities of the new tokens of those sequences that asked for them."""
-    wanted = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
-    answer: list[TokenLogprob | None] = [None] * len(sequences)
-    if wanted:
-        found = token_logprobs(
-            logits[torch.tensor(wanted, device=logits.device)],
-            [tokens[i] for i in wanted],
-            [sequences[i].sampling.logprobs or 0 for i in wanted],
-        )
-        for i, logprob in zip(wanted, found, strict=True):
-            answer[i] = logprob
-    return answer
+def sampler_for(
+    eos_ids: frozenset[int], vocabulary: int, platform: Platform
+) -> Sampler | DeviceSampler:
+    """The sampler of a platform."""
+    if platform.library is None:
+        return Sampler(eos_ids, vocabulary)
+    return DeviceSampler(eos_ids, vocabulary, platform)

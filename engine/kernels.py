@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import rms_norm, silu
 
-
 Angles = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -26,7 +25,7 @@ class Kernels(Protocol):
         """The norm of x + residual, and that sum. Both arguments may be overwritten."""
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(left half) * right half of `[tokens, 2 * middle]`. The argument may be overwritten."""
+        """silu(left half) * right half of `[tokens, 2 * middle]`, which may be overwritten."""
 
     def norm_heads(
         self,

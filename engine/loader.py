@@ -86,9 +86,14 @@ def load_model(
 
 
 def attention_shape(config: Any) -> AttentionShape:
-    """Heads and sizes of a decoder. Raises ModelUnsupported for what no backend does."""
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise ModelUnsupported("sliding-window attention is not supported")
+    """Heads, sizes, windows and score cap of a decoder.
+
+    Raises ModelUnsupported for a kind of layer that no backend has.
+    """
+    kinds = getattr(config, "layer_types", None) or []
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelUnsupported(f"layers of kind {', '.join(sorted(unknown))} are not supported")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return AttentionShape(
         layers=config.num_hidden_layers,
@@ -96,6 +101,10 @@ def attention_shape(config: Any) -> AttentionShape:
         kv_heads=config.num_key_value_heads or config.num_attention_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
+        windows=tuple(
+            config.sliding_window if kind == "sliding_attention" else None for kind in kinds
+        ),
+        soft_cap=getattr(config, "attn_logit_softcapping", None),
     )
 
 

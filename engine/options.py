@@ -22,3 +22,6 @@ class EngineOptions:
     encoder_cache_bytes: int
     modalities: tuple[str, ...] = ()  # towers to load: image; empty loads none
     fuse: bool = True
+    kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
+    graphs: bool = False  # record decoding, on CUDA
+    memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given

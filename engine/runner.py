@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from engine.attention.backend import AttentionBackend, KVCache
+from engine.attention.backend import KVCache
 from engine.attention.cpu import CpuAttention
+from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.batch import Batch
 from engine.decoder import Decoder, TransformersDecoder
+from engine.device_sampler import resolve
 from engine.encoder_cache import EncoderCache
-from engine.errors import EngineError
+from engine.errors import EngineError, ModelUnsupported
 from engine.fuse import FusedDecoder, fusible
-from engine.kernels import TorchKernels
+from engine.graphs import DecodeGraphs
+from engine.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.linear import linear_for
-from engine.loader import LoadedModel
+from engine.loader import LoadedModel, Progress
 from engine.options import EngineOptions
+from engine.platform import Platform
 from engine.request import MediaItem
-from engine.scheduler import Slice
+
+
+def no_progress(phase: str, fraction: float) -> None:
+    """Report to nobody."""
 
 
 class Runner:
     """Owns the loaded model, the key-value cache and the encoder cache."""
 
-    def __init__(self, loaded: LoadedModel, options: EngineOptions) -> None:
+    def __init__(self, loaded: LoadedModel, options: EngineOptions, platform: Platform) -> None:
         self.loaded = loaded
         self.encoder_cache = EncoderCache(options.encoder_cache_bytes)
-        self._device = torch.device(options.device)
-        cache = KVCache(loaded.shape, options.pages, options.page_size, loaded.dtype, self._device)
-        self._backend: AttentionBackend = CpuAttention(loaded.shape, cache)
+        self.latest = torch.zeros(  # tokens chosen last; those in flight refer to its rows
+            options.max_sequences, dtype=torch.int64, device=platform.device
+        )
+        self._options = options
+        self._platform = platform
+        self._overlaps = platform.library is not None
+        self._graphs: DecodeGraphs | None = None
+        self._backend: CpuAttention | FlashInferAttention
+        self._cache = self._new_cache(options.pages)
+        if platform.library is None:
+            if not loaded.shape.plain:
+                raise ModelUnsupported(
+                    "this model's attention has windows or a score cap, which need engine.device="
+                    "cuda"
+                )
+            kernels: Kernels = TorchKernels()
+            self._backend = CpuAttention(loaded.shape, self._cache)
+        else:
+            if platform.device.type == "cuda":
+                check_supported(loaded.shape, loaded.dtype)
+            kernels = FlashInferKernels(platform.library)
+            self._backend = FlashInferAttention(loaded.shape, self._cache, platform, loaded.dtype)
         self._embed = loaded.model.get_input_embeddings()
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
-            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, TorchKernels())
+            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels)
         else:
             self._decoder = TransformersDecoder(loaded.stack, self._backend)
         self._head = linear_for(loaded.model.get_output_embeddings().weight.data)
@@ -45,29 +73,82 @@ class Runner:
         """Width of the decoder's input embeddings."""
         return int(self._embed.weight.shape[1])
 
+    @property
+    def pages(self) -> int:
+        """Pages that sequences may use."""
+        return self._cache.pages
+
+    def store(self, pages: int) -> None:
+        """Have a cache of that many pages, empty. Nothing may have been recorded."""
+        assert isinstance(self._backend, FlashInferAttention)
+        self._backend.release()
+        del self._cache
+        self._cache = self._new_cache(pages)
+        self._backend.store(self._cache)
+
+    @torch.inference_mode()
+    def record(self, sizes: list[int] | None = None, progress: Progress = no_progress) -> None:
+        """Record decoding for batches of `sizes`; none are needed for it to work."""
+        assert isinstance(self._backend, FlashInferAttention)
+        options, family = self._options, self.loaded.family
+        pages = -(-options.max_len // options.page_size)
+        self._graphs = DecodeGraphs(
+            self._backend,
+            self._compute,
+            limit=options.max_sequences,
+            max_pages=options.max_sequences * pages,
+            position_rows=len(family.positions([0], [])[0]),
+        )
+        self._graphs.record(sizes, lambda fraction: progress("preparing", fraction))
+
+    def forget(self) -> None:
+        """Drop what was recorded."""
+        self._graphs = None
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values; logits `[logit_rows, vocabulary]` in float32."""
+        """Store the batch's keys and values; logits `[logit_rows, vocabulary]` in float32.
+
+        They may lie where the next run writes its own.
+        """
+        places = media_places(batch)
+        if self._graphs is not None and not places and self._graphs.fits(batch):
+            return self._graphs.run(batch)
         self._backend.plan(batch)
-        embeddings = self._embed(batch.token_ids.to(self._device))
-        self._place_media(batch, embeddings)
-        hidden = self._decoder(embeddings, batch.positions.to(self._device))
-        if len(batch.logit_rows) != batch.tokens:
-            hidden = hidden.index_select(0, batch.logit_rows.to(self._device))
+        upload = self._platform.upload
+        return self._compute(
+            upload(batch.token_ids),
+            upload(batch.positions),
+            places,
+            None if len(batch.logit_rows) == batch.tokens else upload(batch.logit_rows),
+        )
+
+    def _compute(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        places: list[MediaPlace] | None = None,
+        logit_rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self._overlaps:
+            token_ids = resolve(token_ids, self.latest)
+        embeddings = self._embed(token_ids)
+        if places:
+            self._place_media(places, embeddings)
+        hidden = self._decoder(embeddings, positions)
+        if logit_rows is not None:
+            hidden = hidden.index_select(0, logit_rows)
         logits: torch.Tensor = self._head(hidden)
         return logits.float()
 
-    def _place_media(self, batch: Batch, embeddings: torch.Tensor) -> None:
+    def _new_cache(self, pages: int) -> KVCache:
+        options, shape = self._options, self.loaded.shape
+        dtype = getattr(torch, options.kv_dtype) if options.kv_dtype else self.loaded.dtype
+        return KVCache(shape, pages, options.page_size, dtype, self._platform.device)
+
+    def _place_media(self, places: list[MediaPlace], embeddings: torch.Tensor) -> None:
         """Overwrite placeholder embeddings by their items', as far as each slice reaches."""
-        wanted: dict[bytes, MediaItem] = {}
-        places: list[tuple[MediaItem, Slice, int]] = []
-        for item, offset in zip(batch.slices, batch.query_start.tolist(), strict=False):
-            for media in item.sequence.media:
-                if media.start < item.end and media.end > item.start:
-                    places.append((media, item, offset))
-                    wanted[media.digest] = media
-        if not places:
-            return
+        wanted = {place.media.digest: place.media for place in places}
         known = {
             digest: media.tensors["embeds"].to(embeddings)  # need no tower and no cache
             for digest, media in wanted.items()
@@ -82,10 +163,8 @@ class Runner:
             for media, encoded in zip(missing, self._encode(missing), strict=True):
                 known[media.digest] = encoded
                 self.encoder_cache.put(media.digest, encoded)
-        for media, item, offset in places:
-            first, last = max(media.start, item.start), min(media.end, item.end)
-            rows = slice(offset + first - item.start, offset + last - item.start)
-            embeddings[rows] = known[media.digest][first - media.start : last - media.start]
+        for place in places:
+            embeddings[place.rows] = known[place.media.digest][place.part]
 
     def _encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
         encoded = self.loaded.family.encode(self.loaded.model, items)
@@ -95,3 +174,25 @@ class Runner:
                     f"an item of {item.length} placeholders gave {len(embeddings)} embeddings"
                 )
         return encoded
+
+
+@dataclass(slots=True, frozen=True)
+class MediaPlace:
+    """A part of a media item's embeddings and the rows of a batch that they belong in."""
+
+    media: MediaItem
+    part: slice
+    rows: slice
+
+
+def media_places(batch: Batch) -> list[MediaPlace]:
+    """Where a batch's slices reach into media."""
+    places = []
+    for item, offset in zip(batch.slices, batch.query_start.tolist(), strict=False):
+        for media in item.sequence.media:
+            if media.start < item.end and media.end > item.start:
+                first, last = max(media.start, item.start), min(media.end, item.end)
+                part = slice(first - media.start, last - media.start)
+                rows = slice(offset + first - item.start, offset + last - item.start)
+                places.append(MediaPlace(media, part, rows))
+    return places

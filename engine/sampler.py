@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import random
+import os
 import struct
 
 import torch
 
-from engine.request import TokenLogprob
 from engine.sequence import Sequence
 
 
@@ -22,7 +21,12 @@ class Sampler:
     def __init__(self, eos_ids: frozenset[int], vocabulary: int) -> None:
         self._eos_ids = sorted(eos_ids)
         self._vocabulary = vocabulary
-        self._entropy = random.SystemRandom()
+
+    def choose(
+        self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
+    ) -> torch.Tensor:
+        """`sample` as a tensor `[sequences]`. `latest` is of no use: no token is in flight here."""
+        return torch.tensor(self.sample(logits, sequences))
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
         """The next token of each sequence from logits `[sequences, vocabulary]` (float32)."""
@@ -55,10 +59,9 @@ class Sampler:
         if options.logit_bias:
             tokens = torch.tensor(list(options.logit_bias), device=row.device)
             row[tokens] += torch.tensor(list(options.logit_bias.values()), device=row.device)
-        if sequence.generated < options.min_tokens:
-            forbidden = [*self._eos_ids, *options.stop_token_ids]
-            if forbidden:
-                row[torch.tensor(forbidden, device=row.device)] = float("-inf")
+        ends = forbidden(sequence, self._eos_ids)
+        if ends:
+            row[torch.tensor(ends, device=row.device)] = float("-inf")
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
         options = [sequence.sampling for sequence in sequences]
@@ -69,7 +72,6 @@ class Sampler:
         logits = logits / column([o.temperature for o in options])
         top_k = [o.top_k if o.top_k > 0 else self._vocabulary for o in options]
         filtered = any(o.top_p < 1 for o in options) or min(top_k) < self._vocabulary
-        order = None
         if filtered:
             logits, order = logits.sort(dim=-1, descending=True)
             rank = torch.arange(logits.shape[-1], device=logits.device)
@@ -80,41 +82,37 @@ class Sampler:
             before = probabilities.cumsum(dim=-1) - probabilities
             top_p = column([o.top_p for o in options])
             probabilities = probabilities.masked_fill((before >= top_p) & (rank > 0), 0.0)
+            # back in the vocabulary's order: a filtered neighbour must not change a row's token
+            probabilities = torch.zeros_like(probabilities).scatter_(1, order, probabilities)
         if any(o.min_p > 0 for o in options):
             best = probabilities.amax(dim=-1, keepdim=True)
             least = best * column([o.min_p for o in options])
             probabilities = probabilities.masked_fill(probabilities < least, 0.0)
         cumulative = probabilities.cumsum(dim=-1)
-        point = [self._uniform(sequence) for sequence in sequences]
+        point = [uniform(sequence) for sequence in sequences]
         target = torch.tensor(point, dtype=torch.float64, device=logits.device)[:, None]
         # right=True: a token of probability 0 has the same sum as the one before and is never met
         picked = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
-        picked = picked.clamp_(max=logits.shape[-1] - 1)
-        return (picked if order is None else order.gather(1, picked))[:, 0]
+        return picked.clamp_(max=logits.shape[-1] - 1)[:, 0]
 
-    def _uniform(self, sequence: Sequence) -> float:
-        seed = sequence.sampling.seed
-        if seed is None:
-            return self._entropy.random()
+
+def uniform(sequence: Sequence) -> float:
+    """The number in [0, 1) that chooses a sequence's next token; the seed's, if it has one."""
+    seed = sequence.sampling.seed
+    if seed is None:
+        word = os.urandom(8)
+    else:
         place = struct.pack("<qqq", seed, sequence.index, len(sequence.tokens))
         word = hashlib.blake2b(place, digest_size=8).digest()
-        return (int.from_bytes(word, "little") >> 11) * 2.0**-53
+    return (int.from_bytes(word, "little") >> 11) * 2.0**-53
 
 
-def token_logprobs(logits: torch.Tensor, chosen: list[int], tops: list[int]) -> list[TokenLogprob]:
-    """Log-probabilities of the model itself, before any adjustment, for rows `[rows, vocabulary]`.
-
-    `tops[i]` is how many of the best tokens row i wants beside the chosen one.
-    """
-    logprobs = logits.log_softmax(dim=-1)
-    own = logprobs.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0].tolist()
-    values, tokens = logprobs.topk(max(max(tops), 1), dim=-1)
-    return [
-        TokenLogprob(token, logprob, list(zip(best[:top], value[:top], strict=True)))
-        for token, logprob, top, best, value in zip(
-            chosen, own, tops, tokens.tolist(), values.tolist(), strict=True
-        )
-    ]
+def forbidden(sequence: Sequence, eos_ids: list[int]) -> list[int]:
+    """Tokens that would end the sequence before it has as many as were asked for."""
+    options = sequence.sampling
+    if sequence.generated >= options.min_tokens:
+        return []
+    return sorted({*eos_ids, *options.stop_token_ids})
 
 
 def _adjusts(sequence: Sequence) -> bool:

@@ -14,13 +14,29 @@ from engine.batch import Batch
 
 @dataclass(slots=True, frozen=True)
 class AttentionShape:
-    """Shape of one decoder's attention; the same for all its layers."""
+    """Shape of one decoder's attention; the same for all its layers but for the window.
+
+    `windows[layer]` is how many of the last keys a token sees, its own included; None: all.
+    `soft_cap` bounds scores by cap * tanh(score / cap).
+    """
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
+    windows: tuple[int | None, ...] = ()  # empty: none in any layer
+    soft_cap: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer sees everything, uncapped."""
+        return self.soft_cap is None and all(window is None for window in self.windows)
+
+    def window_left(self, layer: int) -> int:
+        """Earlier keys that a token of this layer sees; -1: all."""
+        window = self.windows[layer] if self.windows else None
+        return -1 if window is None else window - 1
 
 
 class KVCache:
@@ -37,6 +53,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.pages = pages
         self.page_size = page_size
         size = (2, pages + 1, page_size, shape.kv_heads, shape.head_dim)
         self.layers = [zeros(size, dtype, device) for _ in range(shape.layers)]

@@ -94,6 +94,9 @@ def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch() -> None:
     others = [sequence(options(temperature=t, top_k=3)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
     batch = [*others[:2], wanted, *others[2:]]
     assert sampler().sample(logits, batch)[2] == alone
+    plain = sequence(options(seed=42))  # no filter of its own, in the company of filters
+    alone = sampler().sample(logits[2:3], [plain])[0]
+    assert sampler().sample(logits, [*others[:2], plain, *others[2:]])[2] == alone
     flat = torch.zeros(40, VOCABULARY)
     seeds = [sequence(options(seed=s)) for s in range(40)]
     assert len(set(sampler().sample(flat, seeds))) > 10  # control: seeds differ

@@ -1,0 +1,202 @@
+"""Decoding by replay: the kernels of a step, recorded once for each size of batch.
+
+A recording reads and writes the same memory each time. A step copies its numbers there, plans the
+attention for them and replays the recording of the next larger size; rows too many are dummies that
+write to page 0, which is nobody's.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, Wrapper
+from engine.batch import Batch
+from engine.platform import Graph, Platform, pack
+
+logger = logging.getLogger(__name__)
+
+Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # token ids, positions: logits
+
+
+def sizes_up_to(limit: int) -> list[int]:
+    """Sizes of batch that are recorded: 1, 2, 4, the multiples of 8, and the limit itself."""
+    return sorted({1, 2, 4, *range(8, limit + 1, 8), limit} & set(range(1, limit + 1)))
+
+
+@dataclass(slots=True)
+class Recording:
+    """One size's work and where it leaves its logits."""
+
+    size: int
+    wrappers: dict[int, Wrapper]
+    rows: DeviceRows
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    graph: Graph
+    logits: torch.Tensor
+
+
+class StepMemory:
+    """What a step of decoding reads, at the same place in every step; one transfer fills it."""
+
+    def __init__(self, size: int, pages: int, position_rows: int, platform: Platform) -> None:
+        self._platform = platform
+        self._position_rows = position_rows
+        parts = [
+            torch.zeros(size, dtype=torch.int32),
+            torch.zeros(size * position_rows, dtype=torch.int32),
+            torch.zeros(size, dtype=torch.int32),
+            torch.zeros(pages, dtype=torch.int32),
+        ]
+        packed, self._starts = pack(parts)
+        self._memory = packed.to(platform.device)
+
+    def token_ids(self, size: int) -> torch.Tensor:
+        return self._part(0, size)
+
+    def positions(self, size: int) -> torch.Tensor:
+        """`[rows, size]`"""
+        return self._part(1, size * self._position_rows).view(self._position_rows, size)
+
+    def key_positions(self, size: int) -> torch.Tensor:
+        return self._part(2, size)
+
+    def page_indices(self, count: int) -> torch.Tensor:
+        return self._part(3, count)
+
+    def fill(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Bring a step's numbers here; returns the page indices on the device."""
+        parts = (token_ids, positions.flatten(), rows.positions, rows.page_indices)
+        end = self._starts[-1] + len(rows.page_indices)
+        packed = torch.zeros(end, dtype=torch.int32)
+        for start, part in zip(self._starts, parts, strict=True):
+            packed[start : start + len(part)] = part
+        self._memory[:end].copy_(self._platform.pinned(packed), non_blocking=True)
+        return self.page_indices(len(rows.page_indices))
+
+    def _part(self, index: int, count: int) -> torch.Tensor:
+        start = self._starts[index]
+        return self._memory[start : start + count]
+
+
+class DecodeGraphs:
+    """Recordings of `compute` for every size up to `limit`, made by `record`."""
+
+    def __init__(
+        self,
+        backend: FlashInferAttention,
+        compute: Compute,
+        *,
+        limit: int,
+        max_pages: int,
+        position_rows: int,
+    ) -> None:
+        """`max_pages` is what `limit` sequences can hold together, shared pages counted often."""
+        self._backend = backend
+        self._platform = backend.platform
+        self._compute = compute
+        self._sizes: list[int] = []
+        self._recordings: dict[int, Recording] = {}
+        self._limit = limit
+        pages = max_pages + limit  # dummies have one each
+        self._memory = StepMemory(limit, pages, position_rows, self._platform)
+
+        def buffer(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=self._platform.device)
+
+        self._page_start = buffer(limit + 1)
+        self._page_indices = buffer(pages)
+        self._last_page_length = buffer(limit)
+        self._owners = torch.arange(limit, dtype=torch.int32, device=self._platform.device)
+
+    def record(self, sizes: list[int] | None, progress: Callable[[float], None]) -> None:
+        """Record these sizes, or all. The largest comes first: the others find room in its memory.
+
+        A model that cannot be recorded runs as it is; a warning says so.
+        """
+        sizes = sizes_up_to(self._limit) if sizes is None else sorted(sizes)
+        wrappers = [self._wrappers(size) for size in sizes]
+        for window in self._backend.windows:
+            self._backend.share_plans([group[window] for group in wrappers])
+        pairs = list(zip(sizes, wrappers, strict=True))
+        for done, (size, group) in enumerate(reversed(pairs)):
+            try:
+                self._recordings[size] = self._record(size, group)
+            except RuntimeError:
+                if self._platform.lost():
+                    raise
+                logger.warning(
+                    "decoding cannot be recorded on this model and runs kernel by kernel",
+                    exc_info=True,
+                )
+                self._recordings = {}
+                break
+            progress((done + 1) / len(sizes))
+        self._sizes = sorted(self._recordings)
+
+    @property
+    def sizes(self) -> list[int]:
+        return self._sizes
+
+    def size_for(self, count: int) -> int | None:
+        """The smallest recorded size for this many rows; None if there is none."""
+        place = bisect_left(self._sizes, count)
+        return self._sizes[place] if place < len(self._sizes) else None
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether the batch is one token of each sequence, the logits of all wanted."""
+        return (
+            len(batch.slices) == batch.tokens == len(batch.logit_rows)
+            and self.size_for(batch.tokens) is not None
+        )
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Logits `[tokens, vocabulary]`, valid until the next run."""
+        size = self.size_for(batch.tokens)
+        assert size is not None
+        recording = self._recordings[size]
+        missing = size - batch.tokens
+        rows = Rows.of(batch).padded(size)
+        pages = self._memory.fill(
+            torch.nn.functional.pad(batch.token_ids, (0, missing)),
+            torch.nn.functional.pad(batch.positions, (0, missing)),
+            rows,
+        )
+        for wrapper in recording.wrappers.values():
+            self._backend.plan_wrapper(wrapper, rows, pages)
+        recording.graph.replay()
+        return recording.logits[: batch.tokens]
+
+    def _wrappers(self, size: int) -> dict[int, Wrapper]:
+        rows = self._device_rows(size)
+        return {
+            window: self._backend.decode_wrapper(window, rows) for window in self._backend.windows
+        }
+
+    def _device_rows(self, size: int) -> DeviceRows:
+        return DeviceRows(
+            page_start=self._page_start[: size + 1],
+            page_indices=self._page_indices,
+            last_page_length=self._last_page_length[:size],
+            owners=self._owners[:size],
+            positions=self._memory.key_positions(size),
+        )
+
+    def _record(self, size: int, wrappers: dict[int, Wrapper]) -> Recording:
+        rows, there = Rows.dummies(size), self._device_rows(size)
+        token_ids, positions = self._memory.token_ids(size), self._memory.positions(size)
+        pages = self._memory.fill(torch.zeros(size), torch.zeros_like(positions.cpu()), rows)
+        for wrapper in wrappers.values():
+            self._backend.plan_wrapper(wrapper, rows, pages)
+
+        def work() -> torch.Tensor:
+            self._backend.use(there, wrappers)
+            return self._compute(token_ids, positions)
+
+        graph, logits = self._platform.capture(work)
+        return Recording(size, wrappers, there, token_ids, positions, graph, logits)

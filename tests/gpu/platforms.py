@@ -1,0 +1,70 @@
+"""Platforms to test with: the CPU in a card's place, with its graphs or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from engine.core import Engine
+from engine.platform import Event, Graph, Host
+from tests.engine.harness import engine_options
+from tests.gpu import torch_flashinfer
+
+
+class Replay:
+    """A graph that computes anew, from the memory that was recorded into the same output."""
+
+    def __init__(self, work: Callable[[], torch.Tensor], log: list[str], name: str) -> None:
+        self._work = work
+        self._log = log
+        self._name = name
+        self.output = work().clone()
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        self._log.append(f"replay {self._name}")
+        self.output.copy_(self._work())
+
+
+class LoggedEvent:
+    def __init__(self, log: list[str], number: int) -> None:
+        self._log = log
+        self._number = number
+
+    def record(self) -> None:
+        self._log.append(f"record {self._number}")
+
+    def synchronize(self) -> None:
+        self._log.append(f"wait {self._number}")
+
+
+class Recording(Host):
+    """The CPU with the torch implementation, "recording" graphs and logging what happens."""
+
+    def __init__(self, library: object = torch_flashinfer) -> None:
+        super().__init__(library)
+        self.log: list[str] = []
+        self._events = self._graphs = 0
+
+    def event(self) -> Event:
+        self._events += 1
+        return LoggedEvent(self.log, self._events)
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+        self._graphs += 1
+        graph = Replay(work, self.log, str(self._graphs))
+        return graph, graph.output
+
+
+def standing_in(**replaced: object) -> SimpleNamespace:
+    """The torch implementation with some of its members replaced."""
+    members = {name: getattr(torch_flashinfer, name) for name in torch_flashinfer.__all__}
+    return SimpleNamespace(**(members | replaced))
+
+
+def cuda_path(folder: Path, platform: Host | None = None, **changes: object) -> Engine:
+    """An engine that takes the path of a CUDA device, on the CPU."""
+    return Engine(engine_options(folder, **changes), platform=platform or Host(torch_flashinfer))

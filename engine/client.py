@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from engine.errors import EngineDead, RequestRefused
 from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
-from engine.process import run_engine
+from engine.process import run_engine, run_process
 from engine.request import Output, Request
 from engine.stats import EngineStats
 
@@ -33,12 +33,15 @@ class EngineClient:
     step) never stops the loop.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, *, in_process: bool = False) -> None:
+        """`in_process` runs the same engine in a thread instead: for scripts, not for serving."""
         self.options = options
+        self._in_process = in_process
         self.phase = "starting"
         self.fraction = 0.0
         self.stats = EngineStats(pages_total=options.pages)
         self._process: BaseProcess | None = None
+        self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
         self._outbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._streams: dict[str, OutputStream] = {}
@@ -57,13 +60,19 @@ class EngineClient:
         self._started, self._ended = loop.create_future(), loop.create_future()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        level = logging.getLogger().getEffectiveLevel()
-        self._process = context.Process(
-            target=run_engine, args=(self.options, theirs, level), name="engine", daemon=True
-        )
-        with _environment(ENVIRONMENT):
-            self._process.start()
-        theirs.close()
+        if self._in_process:
+            self._thread = threading.Thread(
+                target=run_engine, args=(self.options, theirs), name="engine", daemon=True
+            )
+            self._thread.start()
+        else:
+            level = logging.getLogger().getEffectiveLevel()
+            self._process = context.Process(
+                target=run_process, args=(self.options, theirs, level), name="engine", daemon=True
+            )
+            with _environment(ENVIRONMENT):
+                self._process.start()
+            theirs.close()
         os.set_blocking(self._connection.fileno(), True)
         loop.add_reader(self._connection.fileno(), self._read)
         threading.Thread(target=self._send, name="to-engine", daemon=True).start()
@@ -97,11 +106,16 @@ class EngineClient:
     async def stop(self) -> None:
         """End the process; what still runs there is lost."""
         self._stopping = True
-        process = self._process
-        if process is None:
+        if self._connection is None:
             return
         self._outbox.put(None)
         loop = asyncio.get_running_loop()
+        process = self._process
+        if process is None:
+            assert self._thread is not None
+            await loop.run_in_executor(None, self._thread.join)
+            self._close("the engine was stopped")
+            return
         await loop.run_in_executor(None, process.join, STOP_SECONDS)
         if process.is_alive():  # it has nothing to save
             process.kill()
@@ -115,6 +129,9 @@ class EngineClient:
             message = self._outbox.get()
             try:
                 connection.send(message)
+                if isinstance(message, Request):
+                    for tensors in message.shared:
+                        tensors.send(connection, self.pid or os.getpid())
             except (OSError, ValueError):
                 return  # the reader notices and says so
             if message is None:

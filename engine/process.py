@@ -1,4 +1,4 @@
-"""The engine in a process of its own.
+"""The engine behind a pipe, usually in a process of its own.
 
 Torch and the model are imported there and only there: the server that spawns it stays light.
 """
@@ -10,7 +10,7 @@ import ctypes
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,25 @@ MAX_THRESHOLD = 1 << 30  # bytes
 STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
 
 
-def run_engine(options: EngineOptions, connection: Connection, log_level: int) -> None:
-    """Body of the engine process: load, then step for as long as the other end is there."""
+def run_process(options: EngineOptions, connection: Connection, log_level: int) -> None:
+    """Body of the engine process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+    run_engine(options, connection, prepare=_keep_memory)
+
+
+def run_engine(
+    options: EngineOptions, connection: Connection, prepare: Callable[[], None] = lambda: None
+) -> None:
+    """Load, then step for as long as the other end is there. `prepare` runs between the two."""
+    with connection:
+        _run_engine(options, connection, prepare)
+
+
+def _run_engine(
+    options: EngineOptions, connection: Connection, prepare: Callable[[], None]
+) -> None:
     from engine.core import Engine
 
     try:
@@ -45,7 +59,7 @@ def run_engine(options: EngineOptions, connection: Connection, log_level: int) -
         logger.exception("the engine did not start")
         connection.send(Failed("the model could not be loaded; the log says why"))
         return
-    _keep_memory()
+    prepare()
     connection.send(Phase("ready", 1.0))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for message in _messages(engine, connection):
@@ -65,16 +79,21 @@ def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abor
     """Steps the engine while there is work; yields what arrives between steps."""
     reported = 0.0
     while True:
-        while connection.poll(0 if engine.has_work() else None):
-            message: ToEngine = connection.recv()
-            if message is None:
-                return
-            yield message
         outputs = engine.step()
         now = time.monotonic()
         if outputs or now - reported > STATS_INTERVAL or not engine.has_work():
             connection.send(Stepped(outputs, engine.stats()))
             reported = now
+        wait = None if not engine.has_work() else 0  # with nothing to do, until something comes
+        while connection.poll(wait):
+            message: ToEngine = connection.recv()
+            if message is None:
+                return
+            if isinstance(message, Request):
+                for tensors in message.shared:
+                    tensors.receive(connection)
+            yield message
+            wait = 0
 
 
 def _receive(engine: Engine, connection: Connection, message: Request | Abort) -> None:

@@ -123,6 +123,6 @@ def tiny_llama(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny_qwen2_vl(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
     """A server of a tiny Qwen2-VL, by its recipe."""
-    path = f"model.path={checkpoint('qwen2_vl')}"
-    with serving("recipe=qwen2_vl", path, "model.name=tiny", "engine.threads=1") as server:
+    told = [f"model.path={checkpoint('qwen2_vl')}", "model.name=tiny", "model.max_len=1024"]
+    with serving("recipe=qwen2_vl", *told, "engine.threads=1") as server:
         yield server

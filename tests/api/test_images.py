@@ -140,7 +140,7 @@ async def test_images_are_fetched_where_the_recipe_allows(
         pool,
         "media.allowed_domains=['127.0.0.1:*']",
         "media.allow_private=true",
-        "media.image.timeout=1",
+        "media.image.timeout=3",
     )
     inline = picture(56, 84)
     data = base64.b64decode(inline["image_url"]["url"].partition(",")[2])
@@ -165,3 +165,35 @@ async def test_images_are_fetched_where_the_recipe_allows(
         reply = await kitchen.client.chat(messages=ask("/a.png"))
         assert reply.status == 200, "the next request works"
     assert len(kitchen.engine.requests) == 2
+
+
+async def test_nothing_is_fetched_when_one_address_is_refused(
+    vision: PromptSide, pool: ThreadPoolExecutor
+) -> None:
+    kitchen = equipped(
+        vision, pool, "media.allowed_domains=['127.0.0.1:*']", "media.allow_private=true"
+    )
+    async with serving({"*": stall}) as origin:
+        urls = (f"http://127.0.0.1:{origin.port}/a.png", "http://other.test/")
+        content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}])
+        assert (reply.status, reply.error["code"]) == (400, "media_not_allowed")
+        assert reply.error["param"] == "messages[0].content[1].image_url.url"
+        assert origin.opened == 0
+
+
+async def test_a_bad_item_ends_the_others(vision: PromptSide, pool: ThreadPoolExecutor) -> None:
+    kitchen = equipped(
+        vision,
+        pool,
+        "media.allowed_domains=['127.0.0.1:*']",
+        "media.allow_private=true",
+        "media.image.timeout=600",
+    )
+    async with serving({"/slow": stall}) as origin:
+        urls = [f"http://127.0.0.1:{origin.port}/{path}" for path in ("none", "slow")]
+        content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        reply = await kitchen.client.chat(messages=[{"role": "user", "content": content}])
+        assert (reply.status, reply.error["code"]) == (424, "media_fetch_failed")
+        assert reply.error["param"] == "messages[0].content[0].image_url.url"
+        assert await origin.settled()

@@ -67,8 +67,8 @@ class Origin:
             writer.close()
 
     async def settled(self) -> bool:
-        """Whether every connection is closed, or becomes so within a second."""
-        for _ in range(100):
+        """Whether every connection is closed, or becomes so within some seconds."""
+        for _ in range(1000):
             if self.opened == self.closed:
                 return True
             await asyncio.sleep(0.01)

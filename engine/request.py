@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from engine.shared_tensors import SharedTensors
 
 if TYPE_CHECKING:
     import numpy
@@ -50,17 +53,20 @@ class MediaItem:
     digest: bytes
     start: int
     length: int
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
     def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.modality, self.digest, self.start, self.length)
+        if isinstance(self.tensors, SharedTensors):
+            return MediaItem, (*fields, self.tensors)
         # torch would pass its storages by file descriptor; plain arrays go through the pipe as they
         # are
         arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
-        return _media_item, (self.modality, self.digest, self.start, self.length, arrays)
+        return _media_item, (*fields, arrays)
 
 
 def _media_item(
@@ -83,6 +89,12 @@ class Request:
     n: int = 1
     priority: int = 0
     salt: bytes = b""
+
+    @property
+    def shared(self) -> list[SharedTensors]:
+        """Memory that travels beside the request, each piece once."""
+        pieces = {id(item.tensors): item.tensors for item in self.media}
+        return [tensors for tensors in pieces.values() if isinstance(tensors, SharedTensors)]
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,0 +1,158 @@
+"""Tensors in anonymous shared memory, which processes hand on without copying it.
+
+The memory is a Linux memfd: it has no name that could be left behind, is not bounded by the size of
+/dev/shm, and is freed with its last holder, however that ends. It is sealed once written, so that
+nobody can change or shrink it under a reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT = 64
+ITEMSIZES = {
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+}
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where a tensor lies: `offset` in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + math.prod(self.shape) * ITEMSIZES[self.dtype]
+
+
+class SharedTensors(Mapping[str, "torch.Tensor"]):
+    """Named tensors, mapped into this process when one is first looked at.
+
+    Pickling carries the layout alone; `send` and `receive` carry the memory beside it.
+    """
+
+    def __init__(self, places: Iterable[Place], size: int, handle: int = -1) -> None:
+        self.places = {place.name: place for place in places}
+        self.nbytes = size
+        self._handle = handle
+        self._memory: mmap.mmap | None = None
+
+    @classmethod
+    def store(cls, tensors: Mapping[str, torch.Tensor]) -> SharedTensors:
+        """A sealed copy. Raises ValueError for a type of number that is not carried."""
+        places, end = [], 0
+        for name, tensor in tensors.items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in ITEMSIZES:
+                raise ValueError(f"tensors of {dtype} are not carried")
+            place = Place(name, dtype, tuple(tensor.shape), -(-end // ALIGNMENT) * ALIGNMENT)
+            places.append(place)
+            end = place.end
+        size = max(end, 1)
+        handle = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(handle, size)
+            for place in places:
+                source = tensors[place.name].detach().contiguous().reshape(-1)
+                if source.numel():
+                    write(handle, source.view(_torch().uint8).numpy().data, place.offset)
+            fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEALS)
+        except BaseException:
+            os.close(handle)
+            raise
+        return cls(places, size, handle)
+
+    def layout(self) -> dict[str, Any]:
+        """What `laid_out` takes, as JSON."""
+        places = [
+            [place.name, place.dtype, place.shape, place.offset] for place in self.places.values()
+        ]
+        return {"size": self.nbytes, "places": places}
+
+    @classmethod
+    def laid_out(cls, layout: Mapping[str, Any]) -> SharedTensors:
+        """Tensors whose memory is still to be received."""
+        places = [
+            Place(str(name), str(dtype), tuple(int(length) for length in shape), int(offset))
+            for name, dtype, shape, offset in layout["places"]
+        ]
+        return cls(places, int(layout["size"]))
+
+    def check(self) -> None:
+        """Raise ValueError unless the memory is sealed and holds what the layout says."""
+        whole = fcntl.fcntl(self._handle, fcntl.F_GET_SEALS) & SEALS == SEALS
+        if not whole or os.fstat(self._handle).st_size != self.nbytes:
+            raise ValueError("shared memory is not sealed, or of another size")
+        for place in self.places.values():
+            if place.dtype not in ITEMSIZES or place.offset < 0 or place.offset % ALIGNMENT:
+                raise ValueError("a tensor has no valid place")
+            if any(length < 0 for length in place.shape) or place.end > self.nbytes:
+                raise ValueError("a tensor reaches beyond its memory")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        place = self.places[name]
+        torch = _torch()
+        dtype, count = getattr(torch, place.dtype), math.prod(place.shape)
+        if not count:
+            return torch.empty(place.shape, dtype=dtype)
+        if self._memory is None:  # a private mapping: a writer would write to a copy
+            self._memory = mmap.mmap(self._handle, self.nbytes, access=mmap.ACCESS_COPY)
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=place.offset)
+        return flat.view(place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedTensors, (tuple(self.places.values()), self.nbytes)
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            with contextlib.suppress(OSError, TypeError):  # the interpreter may be ending
+                os.close(self._handle)
+
+    def send(self, connection: Connection, receiver: int) -> None:
+        """Hand the memory to process `receiver`, after a message with the layout in it."""
+        send_handle(connection, self._handle, receiver)
+
+    def receive(self, connection: Connection) -> None:
+        """Take the memory that `send` handed over."""
+        self._handle = recv_handle(connection)
+
+
+def write(handle: int, data: memoryview, offset: int = 0) -> None:
+    """Write all of `data` into a file."""
+    while data:
+        count = os.pwrite(handle, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _torch() -> Any:
+    import torch  # only where tensors are looked at
+
+    return torch

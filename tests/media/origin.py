@@ -60,7 +60,7 @@ class Origin:
                     await call.answer(b"none", "404 Not Found")
                 else:
                     await handler(call)
-        except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
+        except (OSError, asyncio.IncompleteReadError, ssl.SSLError, RuntimeError):  # uvloop
             pass
         finally:
             self.closed += 1

@@ -26,6 +26,17 @@ class ApplianceError(Exception):
         self.param = param
         self.headers = dict(headers or {})
 
+    def at(self, param: str) -> ApplianceError:
+        """The same of another field."""
+        return ApplianceError(
+            self.message,
+            status=self.status,
+            type=self.type,
+            code=self.code,
+            param=param,
+            headers=self.headers,
+        )
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The response body, `{"error": {"message", "type", "param", "code"}}`."""
         return {
@@ -76,6 +87,36 @@ def media_timeout(modality: str, seconds: float, param: str) -> ApplianceError:
         type="server_error",
         param=param,
         code="media_timeout",
+    )
+
+
+def too_many_items(modality: str, limit: int, given: int, param: str) -> ApplianceError:
+    """400: a request has more items of a modality than the recipe allows."""
+    return ApplianceError(
+        f"At most {limit} {modality}s may be in one request; {given} were given "
+        f"(modality: {modality}).",
+        param=param,
+        code="too_many_items",
+    )
+
+
+def media_cache_miss(modality: str, param: str) -> ApplianceError:
+    """400: nothing is kept under a `uuid` that came without its content."""
+    return ApplianceError(
+        f"No {modality} is kept under this uuid: it was never sent with this API key, or has been "
+        f"evicted. Send the {modality} itself.",
+        param=param,
+        code="media_cache_miss",
+    )
+
+
+def media_uuid_conflict(param: str) -> ApplianceError:
+    """409: a `uuid` came with other content than it is bound to."""
+    return ApplianceError(
+        "This uuid already stands for other content; take a new one.",
+        status=409,
+        param=param,
+        code="media_uuid_conflict",
     )
 
 

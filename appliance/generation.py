@@ -6,19 +6,17 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from appliance.answers import Answers, AnswerText, PromptScore, TokenClock, Wish
 from appliance.errors import bad_request, context_length_exceeded, engine_failed
-from appliance.media.image import ImagePolicy
-from appliance.media.intake import LoadedItem, gather
-from appliance.media.reader import MediaReader
+from appliance.media.intake import Intake, LoadedItem
 from appliance.metrics import EngineSource, Metrics
-from appliance.prompt.build import Prompt, Span, build_chat, build_text
+from appliance.prompt.build import Item, Prompt, Span, build_chat, build_text
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from appliance.prompt.template import ChatTemplate, modality_of
@@ -79,8 +77,7 @@ class Generation:
         template: ChatTemplate,
         family: Family,
         limits: Limits,
-        image_policy: ImagePolicy,
-        reader: MediaReader,
+        intake: Intake | None,
         modalities: tuple[str, ...],
         metrics: Metrics,
         pool: Executor,
@@ -93,8 +90,7 @@ class Generation:
         self.modalities = modalities
         self._template = template
         self._family = family
-        self._image_policy = image_policy
-        self._reader = reader
+        self._intake = intake
         self._metrics = metrics
         self._pool = pool
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
@@ -123,31 +119,45 @@ class Generation:
         continue_final_message: bool,
         template: str | None,
         template_kwargs: Mapping[str, Any],
-    ) -> Job:
-        """The prompt of a conversation. Raises ApplianceError."""
+        wanted_tokens: int | None,
+        tokens_field: str,
+        owner: bytes = b"",
+    ) -> tuple[Job, int]:
+        """The prompt of a conversation, and how many tokens its answer may have.
+
+        What cannot fit is refused before any media are decoded where their headers tell enough.
+        `owner` is whose media uuids are meant. Raises ApplianceError.
+        """
         chat_template = self._template if template is None else self._template.with_source(template)
         size, media = survey(messages)
         for modality, param in media:
             if modality not in self.modalities:
+                self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
                 raise bad_request(
                     f"This model takes no {modality}s.", param, "unsupported_parameter"
                 )
-        items: list[LoadedItem] = []
-        if media:
-            items = await gather(
-                messages, self._image_policy, self._family, self._reader, self._pool
+
+        async def prompt(items: Sequence[Item]) -> Prompt:
+            build = partial(
+                build_chat,
+                chat_template,
+                messages,
+                items,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                kwargs=template_kwargs,
             )
-        build = partial(
-            build_chat,
-            chat_template,
-            messages,
-            items,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            kwargs=template_kwargs,
-        )
-        prompt = await self._off_loop(size, build)
-        return Job(prompt.token_ids, [placed(span, items) for span in prompt.spans], "messages")
+            return await self._off_loop(size, build)
+
+        if not media or self._intake is None:
+            job = Job((await prompt([])).token_ids, [], "messages")
+            return job, self.budget(job, wanted_tokens, tokens_field)
+        async with self._intake.take(messages, owner) as items:
+            made = await prompt(items)
+            job = Job(made.token_ids, [], "messages")
+            budget = self.budget(job, wanted_tokens, tokens_field)
+            loaded = await self._intake.load(items, owner)
+        return replace(job, media=[placed(span, loaded) for span in made.spans]), budget
 
     async def text(self, source: str | list[int], param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""

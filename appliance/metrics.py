@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -35,6 +35,10 @@ LATENCY_BUCKETS = (
     60.0,
     120.0,
     300.0,
+)
+MEDIA_BUCKETS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 LENGTH_BUCKETS = tuple(float(2**power) for power in range(18))
 
@@ -129,6 +133,37 @@ class Metrics:
             "Requests given up because their client left.",
             registry=self.registry,
         )
+
+        self._media_seconds = Histogram(
+            "appliance_media_seconds",
+            "Time of one media item in a stage: fetch, queue, decode, preprocess.",
+            ["stage", "modality"],
+            buckets=MEDIA_BUCKETS,
+            registry=self.registry,
+        )
+        self.media_refusals = self._counter(
+            "media_refusals", "Media items refused, by error code.", ["code", "modality"]
+        )
+        self.media_cache_hits = self._counter(
+            "media_cache_hits", "Items that were prepared already.", ["modality"]
+        )
+        self.media_cache_misses = self._counter(
+            "media_cache_misses", "Items that were not prepared yet.", ["modality"]
+        )
+        self.media_workers_replaced = self._counter(
+            "media_workers_replaced", "Media workers ended by an item, by cause.", ["cause"]
+        )
+
+    def _counter(self, name: str, help: str, labels: list[str]) -> Counter:
+        return Counter(f"appliance_{name}", help, labels, registry=self.registry)
+
+    def gauge(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Add a gauge that is read when somebody asks."""
+        Gauge(f"appliance_{name}", help, registry=self.registry).set_function(value)
+
+    def media_took(self, stage: str, modality: str, seconds: float) -> None:
+        """Count one item's time in a stage; may be called from any thread."""
+        self._media_seconds.labels(stage, modality).observe(seconds)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"appliance_{name}", help, buckets=buckets, registry=self.registry)

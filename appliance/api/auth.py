@@ -40,6 +40,14 @@ def _digest_of(entry: str) -> bytes:
     return hashlib.sha256(entry.encode()).digest()
 
 
+def owner(scope: Scope) -> bytes:
+    """Digest of the key that a request brings; nothing where it brings none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return hashlib.sha256(value.partition(b" ")[2].strip()).digest()
+    return b""
+
+
 class Authentication:
     """ASGI middleware that lets nobody without a key past, if there are keys."""
 

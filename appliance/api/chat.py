@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.answers import Answers, Delta
+from appliance.api.auth import owner
 from appliance.api.chat_chunks import ChatChunks
 from appliance.api.chat_request import ChatRequest
 from appliance.api.event_stream import EventStream
@@ -37,7 +38,7 @@ class Chat:
         fields, headers = await accept(request, service, ChatRequest, UNBUILT_CHAT)
         self._check_template(fields)
         generation = service.generator()
-        answers = await self._start(fields, generation, arrived)
+        answers = await self._start(fields, generation, arrived, owner(request.scope))
         if fields.stream:
             chunks = ChatChunks(
                 head(service, "chatcmpl", "chat.completion.chunk"),
@@ -59,15 +60,19 @@ class Chat:
             body["prompt_token_ids"] = answers.prompts[0].token_ids
         return json_response(body, headers)
 
-    async def _start(self, fields: ChatRequest, generation: Generation, arrived: float) -> Answers:
-        job = await generation.chat(
+    async def _start(
+        self, fields: ChatRequest, generation: Generation, arrived: float, key: bytes
+    ) -> Answers:
+        job, max_tokens = await generation.chat(
             fields.messages,
             add_generation_prompt=fields.generation_prompt,
             continue_final_message=fields.continue_final_message,
             template=fields.chat_template,
             template_kwargs=fields.chat_template_kwargs,
+            wanted_tokens=fields.wanted_tokens,
+            tokens_field=fields.max_tokens_field,
+            owner=key,
         )
-        max_tokens = generation.budget(job, fields.wanted_tokens, fields.max_tokens_field)
         sampling = fields.sampling(
             max_tokens=max_tokens,
             max_tokens_field=fields.max_tokens_field,

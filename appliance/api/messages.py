@@ -25,12 +25,14 @@ UNBUILT_PARTS = (
     "file",
     "image",
 )
+LONGEST_UUID = 256
 DETAILS = ("auto", "low", "high")
 
 
 def read_messages(messages: Any, ignored: list[str]) -> list[Message]:
     """Messages as dicts of role, content (text, or parts of `type` text or image_url) and name.
 
+    A media part may have a `uuid`; its media is None where only what is known under that is meant.
     Bare strings and typeless short forms among the parts get their long form; paths of unknown
     fields are added to `ignored`. Raises ApplianceError with the JSON path of the fault.
     """
@@ -103,7 +105,8 @@ def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
     kind = part.get("type")
     typed = kind is not None
     if not typed:
-        kind = next((name for name in (*PARTS, *UNBUILT_PARTS) if part.get(name) is not None), None)
+        names = [name for name in (*PARTS, *UNBUILT_PARTS) if name in part]
+        kind = next((name for name in names if part[name] is not None), next(iter(names), None))
     if kind is None:
         raise bad_request(
             f"'{path}.type' is required.", f"{path}.type", "missing_required_parameter"
@@ -126,12 +129,26 @@ def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
     )
     if kind == "text":
         return {"type": "text", "text": _text(part.get("text"), f"{path}.text")}
-    if part.get("uuid") is not None:
-        raise unsupported(f"{path}.uuid")
-    return {
+    uuid = _uuid(part.get("uuid"), f"{path}.uuid")
+    image = part.get("image_url")
+    if uuid is not None and (image is None or image == {}):
+        return {"type": "image_url", "image_url": None, "uuid": uuid}
+    read = {
         "type": "image_url",
-        "image_url": _image_url(part.get("image_url"), f"{path}.image_url", typed, ignored),
+        "image_url": _image_url(image, f"{path}.image_url", typed, ignored),
     }
+    return read if uuid is None else {**read, "uuid": uuid}
+
+
+def _uuid(uuid: Any, path: str) -> str | None:
+    """A client's own name for an item."""
+    if uuid is None:
+        return None
+    if not _text(uuid, path) or len(uuid) > LONGEST_UUID or not uuid.isprintable():
+        raise bad_request(
+            f"'{path}' must be 1 to {LONGEST_UUID} printable characters.", path, "invalid_value"
+        )
+    return str(uuid)
 
 
 def _image_url(image: Any, path: str, typed: bool, ignored: list[str]) -> dict[str, Any]:

@@ -136,6 +136,20 @@ class MediaConfig:
     ca_file: str | None = key(
         "File of the certificates (PEM) that https is checked against; null takes the system's."
     )
+    workers: int | None = key(
+        "Processes that decode and preprocess media; null takes a quarter of the cores this "
+        "process may use, at least 1.",
+        low=1,
+        high=256,
+    )
+    queue: int = key(
+        "Items that may be on their way in at once, in all requests; more are answered 429.", low=1
+    )
+    worker_seconds: float = key(
+        "Longest that a worker may take to decode and preprocess one item; then it is replaced.",
+        above=0,
+    )
+    worker_gb: float = key("Memory in GiB that decoding one item may take.", above=0)
     image: ImageConfig = group(ImageConfig, "Images in requests.")
 
 
@@ -184,6 +198,9 @@ class CacheConfig:
     folder: str = key("Folder where converted weights are kept.")
     prefix: bool = key(
         "Whether the KV pages of a prompt's beginning are shared with later prompts."
+    )
+    media_gb: float = key(
+        "Preprocessed media kept in shared memory, in GiB; 0 keeps none.", low=0
     )
     encoder_gb: float = key("Cached outputs of media towers in GiB; 0 keeps none.", low=0)
 

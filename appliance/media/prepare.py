@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from appliance.errors import bad_request, media_undecodable
+from appliance.errors import media_undecodable
 from appliance.media.image import ImagePolicy, image_size, load_image
 from engine.models.family import Family
 
@@ -33,6 +33,11 @@ class MediaTask:
     kind: str  # of PREPARERS
     data: bytes
     options: Options = field(default_factory=dict)
+
+    @property
+    def modality(self) -> str:
+        """Whose placeholders it takes: `image` for `image_embeds` too."""
+        return self.kind.removesuffix("_embeds")
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,10 +83,8 @@ class ImagePreparer:
         try:
             return self._family.image_tokens(*size)
         except ValueError:
-            raise bad_request(
-                f"The model cannot take an image of {size[0]} x {size[1]} pixels.",
-                PARAM,
-                "image_size_unsupported",
+            raise media_undecodable(
+                f"The model cannot take an image of {size[0]} x {size[1]} pixels.", PARAM
             ) from None
 
 
@@ -89,8 +92,5 @@ PREPARERS: dict[str, Callable[[Family, MediaSettings], Preparer]] = {"image": Im
 
 
 def preparer_for(kind: str, family: Family, settings: MediaSettings) -> Preparer:
-    """The preparer of a kind. Raises ApplianceError for one that nobody prepares."""
-    make = PREPARERS.get(kind)
-    if make is None:
-        raise media_undecodable(f"Nothing here prepares items of kind {kind}.", PARAM)
-    return make(family, settings)
+    """The preparer of a kind of PREPARERS."""
+    return PREPARERS[kind](family, settings)

@@ -18,7 +18,7 @@ from appliance.config.compose import Composed
 
 if TYPE_CHECKING:
     from appliance.generation import Generation
-    from appliance.media.reader import MediaReader
+    from appliance.media.intake import Intake
     from engine.client import EngineClient
     from engine.plan import Plan
 
@@ -31,12 +31,13 @@ MEDIA_THREADS = 2
 class Loader:
     """Fills a service with what the composed recipe names; heavy imports happen in its threads."""
 
-    def __init__(self, composed: Composed) -> None:
+    def __init__(self, composed: Composed, *, in_process: bool = False) -> None:
         self._composed = composed
+        self._in_process = in_process  # the engine in a thread: for the offline API
         self.client: EngineClient | None = None
         self.summary = ""
         self._lifecycle = Lifecycle()
-        self._reader: MediaReader | None = None
+        self._intake: Intake | None = None
 
     async def load(self, service: Service) -> None:
         """Load it all and set `service.generation`. Raises EngineError or ConfigurationError."""
@@ -47,7 +48,7 @@ class Loader:
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"
         self.client = client = await in_daemon(self._make_client, folder, plan)
-        prompt_side = asyncio.create_task(in_daemon(self._prompt_side, folder, plan, service))
+        prompt_side = asyncio.create_task(self._prompt_side(folder, plan, service))
         watch = asyncio.create_task(self._follow_phase())
         try:
             await client.start()
@@ -65,9 +66,9 @@ class Loader:
         return await self.client.died()
 
     async def stop(self) -> None:
-        """Close connections and end the engine process, whatever it is doing."""
-        if self._reader is not None:
-            await self._reader.close()
+        """End the media workers and the engine process, whatever they are doing."""
+        if self._intake is not None:
+            await self._intake.close()
         client = self.client
         if client is None:
             return
@@ -125,13 +126,45 @@ class Loader:
                 encoder_cache_bytes=plan.encoder_cache_bytes,
                 modalities=allowed_modalities(config.media),
                 fuse=engine.fuse,
-            )
+            ),
+            in_process=self._in_process,
         )
 
-    def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
+    async def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
+        threads = ThreadPoolExecutor(MEDIA_THREADS, "media")
+        self._intake = intake = await in_daemon(self._make_intake, folder, threads, service)
+        workers = asyncio.create_task(intake.start() if intake else asyncio.sleep(0))
+        try:
+            generation = await in_daemon(
+                self._make_generation, folder, plan, service, threads, intake
+            )
+            await workers
+        finally:
+            workers.cancel()
+        return generation
+
+    def _make_intake(
+        self, folder: Path, threads: ThreadPoolExecutor, service: Service
+    ) -> Intake | None:
+        from appliance.planning import allowed_modalities
+
+        config = self._composed.config
+        if not allowed_modalities(config.media):
+            return None
+        from appliance.media.assembly import intake_for
+        from engine.models.registry import family_for
+
+        return intake_for(config, family_for(folder), threads, service.metrics)
+
+    def _make_generation(
+        self,
+        folder: Path,
+        plan: Plan,
+        service: Service,
+        threads: ThreadPoolExecutor,
+        intake: Intake | None,
+    ) -> Generation:
         from appliance.generation import Generation, Limits
-        from appliance.media.image import ImagePolicy
-        from appliance.media.reader import reader_for
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
@@ -140,28 +173,19 @@ class Loader:
 
         config = self._composed.config
         assert self.client is not None
-        self._reader = reader = reader_for(config.media)
         family, tokenizer = family_for(folder), Tokenizer(folder)
         source = config.chat.template
         text = Path(source).read_text(encoding="utf-8") if source else None
-        image = config.media.image
         return Generation(
             client=self.client,
             tokenizer=tokenizer,
             template=ChatTemplate(text, tokenizer, family, config.chat.template_kwargs),
             family=family,
             limits=Limits(plan.max_len, plan.pages, plan.page_size, plan.max_sequences),
-            image_policy=ImagePolicy(
-                limit=image.limit,
-                max_bytes=image.max_bytes,
-                max_pixels=image.max_pixels,
-                formats=tuple(image.formats),
-                rgba_background=tuple(image.rgba_background),
-            ),
-            reader=reader,
+            intake=intake,
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
-            pool=ThreadPoolExecutor(MEDIA_THREADS, "media"),
+            pool=threads,
             sampling=sampling_defaults(config.sampling, folder),
         )
 

@@ -19,8 +19,7 @@ from appliance.api.service import Service
 from appliance.config.compose import compose
 from appliance.config.schema import Config
 from appliance.generation import Generation, Limits
-from appliance.media.image import ImagePolicy
-from appliance.media.reader import reader_for
+from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
@@ -112,22 +111,15 @@ def generation(
     config: Config,
     metrics: Metrics,
     pool: ThreadPoolExecutor,
+    intake: Intake | None = None,
 ) -> Generation:
-    image = config.media.image
     return Generation(
         client=engine,
         tokenizer=side.tokenizer,
         template=side.template,
         family=side.family,
         limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
-        image_policy=ImagePolicy(
-            limit=image.limit,
-            max_bytes=image.max_bytes,
-            max_pixels=image.max_pixels,
-            formats=tuple(image.formats),
-            rgba_background=tuple(image.rgba_background),
-        ),
-        reader=reader_for(config.media),
+        intake=intake,
         modalities=(),
         sampling=SamplingDefaults(),
         metrics=metrics,

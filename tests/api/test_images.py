@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from appliance.api.app import create_app
 from appliance.api.service import Service
+from appliance.media.assembly import intake_for
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from engine.models.registry import family_for
@@ -32,20 +35,33 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> PromptSide:
     return PromptSide(tokenizer, ChatTemplate(None, tokenizer, family), family)
 
 
+Equip = Callable[..., Awaitable[Kitchen]]
+
+
 @pytest.fixture
-def kitchen(vision: PromptSide, pool: ThreadPoolExecutor) -> Kitchen:
-    return equipped(vision, pool)
+async def equipped(vision: PromptSide, pool: ThreadPoolExecutor) -> AsyncIterator[Equip]:
+    """Make a kitchen that takes images, with overrides of keys."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*overrides: str) -> Kitchen:
+            config = configuration("media.image.limit=2", *overrides)
+            service = Service(config, "tiny", "0123456789ab")
+            engine = FakeEngine(speak(5, 6))
+            intake = intake_for(config, vision.family, pool, service.metrics)
+            await intake.start()
+            stack.push_async_callback(intake.close)
+            service.generation = generation(vision, engine, config, service.metrics, pool, intake)
+            service.generation.modalities = ("image",)
+            service.lifecycle.loaded = True
+            app = create_app(service)
+            return Kitchen(service, engine, app, AsgiClient(app))
+
+        yield make
 
 
-def equipped(vision: PromptSide, pool: ThreadPoolExecutor, *overrides: str) -> Kitchen:
-    config = configuration("media.image.limit=2", *overrides)
-    service = Service(config, "tiny", "0123456789ab")
-    engine = FakeEngine(speak(5, 6))
-    service.generation = generation(vision, engine, config, service.metrics, pool)
-    service.generation.modalities = ("image",)
-    service.lifecycle.loaded = True
-    app = create_app(service)
-    return Kitchen(service, engine, app, AsgiClient(app))
+@pytest.fixture
+async def kitchen(equipped: Equip) -> Kitchen:
+    return await equipped()
 
 
 def picture(width: int, height: int, colour: str = "red") -> dict[str, Any]:
@@ -133,11 +149,9 @@ async def test_models_tell_the_limits_of_images(kitchen: Kitchen) -> None:
 
 
 async def test_images_are_fetched_where_the_recipe_allows(
-    vision: PromptSide, pool: ThreadPoolExecutor
+    equipped: Equip,
 ) -> None:
-    kitchen = equipped(
-        vision,
-        pool,
+    kitchen = await equipped(
         "media.allowed_domains=['127.0.0.1:*']",
         "media.allow_private=true",
         "media.image.timeout=3",
@@ -168,11 +182,9 @@ async def test_images_are_fetched_where_the_recipe_allows(
 
 
 async def test_nothing_is_fetched_when_one_address_is_refused(
-    vision: PromptSide, pool: ThreadPoolExecutor
+    equipped: Equip,
 ) -> None:
-    kitchen = equipped(
-        vision, pool, "media.allowed_domains=['127.0.0.1:*']", "media.allow_private=true"
-    )
+    kitchen = await equipped("media.allowed_domains=['127.0.0.1:*']", "media.allow_private=true")
     async with serving({"*": stall}) as origin:
         urls = (f"http://127.0.0.1:{origin.port}/a.png", "http://other.test/")
         content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
@@ -182,10 +194,8 @@ async def test_nothing_is_fetched_when_one_address_is_refused(
         assert origin.opened == 0
 
 
-async def test_a_bad_item_ends_the_others(vision: PromptSide, pool: ThreadPoolExecutor) -> None:
-    kitchen = equipped(
-        vision,
-        pool,
+async def test_a_bad_item_ends_the_others(equipped: Equip) -> None:
+    kitchen = await equipped(
         "media.allowed_domains=['127.0.0.1:*']",
         "media.allow_private=true",
         "media.image.timeout=600",

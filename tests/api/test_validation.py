@@ -49,7 +49,11 @@ WRONG_CHAT = [
         "messages[0].content[0].image_url.detail",
     ),
     (
-        {"messages": user([{"type": "image_url", "image_url": {"url": "x"}, "uuid": "1"}])},
+        {"messages": user([{"type": "image_url", "image_url": {"url": "x"}, "uuid": ""}])},
+        "messages[0].content[0].uuid",
+    ),
+    (
+        {"messages": user([{"type": "image_url", "image_url": None, "uuid": "u" * 257}])},
         "messages[0].content[0].uuid",
     ),
     ({"messages": user([{"image_url": "data:,"}])}, "messages[0].content[0].image_url"),

@@ -1,0 +1,71 @@
+"""The media intake of a composed recipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from concurrent.futures import Executor
+from pathlib import Path
+
+from appliance.config.schema import Config, MediaConfig
+from appliance.media.cache import MediaCache
+from appliance.media.digest import processing_salt
+from appliance.media.image import ImagePolicy
+from appliance.media.intake import Intake
+from appliance.media.pool import MediaPool
+from appliance.media.prepare import MediaSettings
+from appliance.media.reader import reader_for
+from appliance.media.worker import Nursery
+from appliance.metrics import Metrics
+from engine.models.family import Family
+
+GIB = 1 << 30
+CORES_PER_WORKER = 4  # the others are the engine's and the server's
+DESCRIPTOR_SHARE = 4  # cached items may take one in so many
+
+
+def intake_for(config: Config, family: Family, threads: Executor, metrics: Metrics) -> Intake:
+    """The intake for a recipe and the family of its checkpoint; its workers are not started yet.
+
+    Raises ConfigurationError for a policy that cannot be followed.
+    """
+    media = config.media
+    settings = media_settings(media)
+    nursery = Nursery(
+        folder=str(family.folder),
+        kinds=("image",),
+        settings=settings,
+        memory_bytes=int(media.worker_gb * GIB),
+        log_level=logging.getLogger().getEffectiveLevel(),
+    )
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Intake(
+        reader=reader_for(media),
+        pool=MediaPool(
+            nursery,
+            workers=media.workers or max(1, len(os.sched_getaffinity(0)) // CORES_PER_WORKER),
+            places=media.queue,
+            seconds=media.worker_seconds,
+            metrics=metrics,
+        ),
+        cache=MediaCache(int(config.cache.media_gb * GIB), descriptors // DESCRIPTOR_SHARE),
+        limits={"image": media.image.limit},
+        salt=processing_salt(Path(family.folder), type(family).__name__, settings),
+        threads=threads,
+        metrics=metrics,
+    )
+
+
+def media_settings(config: MediaConfig) -> MediaSettings:
+    """What workers are told of a recipe."""
+    image = config.image
+    return MediaSettings(
+        image=ImagePolicy(
+            limit=image.limit,
+            max_bytes=image.max_bytes,
+            max_pixels=image.max_pixels,
+            formats=tuple(image.formats),
+            rgba_background=tuple(image.rgba_background),
+        )
+    )

@@ -1,0 +1,325 @@
+"""The server's end of the media workers: a bounded queue, and a thread for each process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from typing import Any
+
+from appliance.errors import (
+    ApplianceError,
+    media_timeout,
+    media_undecodable,
+    overloaded,
+    unavailable,
+)
+from appliance.media.prepare import PARAM, MediaTask
+from appliance.media.worker import READY, Begin, End, Nursery, Order
+from appliance.metrics import Metrics
+from engine.errors import EngineError
+from engine.shared_tensors import SharedTensors, write
+
+logger = logging.getLogger("appliance.media")
+
+START_SECONDS = 120.0  # for the nursery's imports, on a busy machine
+END_SECONDS = 5.0
+STALL_SECONDS = 10
+LAUNCH = """
+import os, sys
+sys.path[:] = {path}
+from appliance.media.worker import main
+os._exit(main({handle}))
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    """A prepared item."""
+
+    kind: str
+    tokens: int
+    tensors: SharedTensors
+    details: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Call:
+    task: MediaTask
+    probe: bool
+    asked: float = field(default_factory=time.perf_counter)
+    result: Future[int | Ready | None] = field(default_factory=Future)
+
+
+class _Idle(Exception):
+    """The worker was gone before it was asked."""
+
+
+class MediaPool:
+    """Decodes and preprocesses in `workers` processes.
+
+    An item that takes a worker longer than `seconds`, or that ends it, fails alone and the worker
+    is replaced. At most `places` items are let in at a time.
+    """
+
+    def __init__(
+        self, nursery: Nursery, *, workers: int, places: int, seconds: float, metrics: Metrics
+    ) -> None:
+        self._nursery = _NurseryProcess(nursery)
+        self._places = places
+        self._seconds = seconds
+        self._metrics = metrics
+        self._inside = 0
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._begun: list[Future[bool]] = [Future() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number,), name="media", daemon=True)
+            for number in range(workers)
+        ]
+
+    async def start(self) -> None:
+        """Start the processes and wait until they are ready. Raises EngineError."""
+        self._nursery.start()
+        for thread in self._threads:
+            thread.start()
+        begun = [asyncio.wrap_future(future) for future in self._begun]
+        if not all(await asyncio.gather(*begun)):
+            raise EngineError("the media workers could not be started; the log says why")
+
+    async def stop(self) -> None:
+        """End the processes, whatever they are doing."""
+        with contextlib.suppress(queue.Empty):
+            while (call := self._calls.get_nowait()) is not None:
+                call.result.cancel()
+        for _ in self._threads:
+            self._calls.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._nursery.stop)
+
+    @property
+    def inside(self) -> int:
+        """Items that have a place."""
+        return self._inside
+
+    @contextlib.contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """Room for the items of one request. Raises ApplianceError 429 where there is none.
+
+        A request of more items than there are places gets in when nothing else is.
+        """
+        if self._inside and self._inside + count > self._places:
+            raise overloaded("Too many media are being prepared already; try again soon.")
+        self._inside += count
+        try:
+            yield
+        finally:
+            self._inside -= count
+
+    async def probe(self, task: MediaTask) -> int | None:
+        """Placeholders that an item will take, where its header tells. Raises ApplianceError."""
+        tokens = await self._ask(_Call(task, probe=True))
+        assert not isinstance(tokens, Ready)
+        return tokens
+
+    async def prepare(self, task: MediaTask) -> Ready:
+        """An item's tensors. Raises ApplianceError."""
+        ready = await self._ask(_Call(task, probe=False))
+        assert isinstance(ready, Ready)
+        return ready
+
+    async def _ask(self, call: _Call) -> int | Ready | None:
+        self._calls.put(call)
+        return await asyncio.wrap_future(call.result)
+
+    def _serve(self, number: int) -> None:
+        """Body of a thread: keeps one worker, and passes calls on to it."""
+        channel = self._begin(number)
+        self._begun[number].set_result(channel is not None)
+        while (call := self._calls.get()) is not None:
+            if not call.result.set_running_or_notify_cancel():
+                continue
+            waited = time.perf_counter() - call.asked
+            self._metrics.media_took("queue", call.task.modality, waited)
+            try:
+                for attempt in range(2):
+                    if channel is None:
+                        channel = self._begin(number)
+                    try:
+                        call.result.set_result(self._on_worker(channel, call))
+                        break
+                    except _Idle:  # it ended while it had nothing to do: not this item's fault
+                        self._end(number, channel)
+                        channel = None
+                        if attempt:
+                            raise
+            except ApplianceError as refusal:
+                call.result.set_exception(refusal)
+            except Exception as fault:
+                self._end(number, channel)
+                call.result.set_exception(self._blame(fault, call))
+                channel = self._begin(number)
+        self._end(number, channel)
+
+    def _begin(self, number: int) -> Connection | None:
+        """A connection to a new worker that is ready; None if there can be none."""
+        try:
+            channel = self._nursery.begin(number)
+        except OSError:
+            return None
+        try:
+            if channel.poll(START_SECONDS) and channel.recv_bytes(maxlength=64) == READY:
+                return channel
+        except (EOFError, OSError):
+            pass
+        self._end(number, channel)
+        return None
+
+    def _end(self, number: int, channel: Connection | None) -> None:
+        self._nursery.end(number)
+        if channel is not None:
+            channel.close()
+
+    def _on_worker(self, channel: Connection | None, call: _Call) -> int | Ready | None:
+        """Raises ApplianceError for what the worker refuses, and others for what ended it."""
+        if channel is None:
+            raise _Idle
+        task, deadline = call.task, time.monotonic() + self._seconds
+        try:
+            channel.send(Order(task.kind, len(task.data), dict(task.options), call.probe))
+            _send_bytes(channel, task.data)
+        except ConnectionError as fault:
+            raise _Idle from fault
+        if not channel.poll(self._seconds):
+            raise TimeoutError
+        # whatever the worker read may have taken it over: what it says is data, and checked
+        answer = json.loads(channel.recv_bytes(maxlength=1 << 20))
+        refusal = answer.get("refusal")
+        if refusal is not None:
+            raise ApplianceError(
+                str(refusal["message"]),
+                status=int(refusal["status"]),
+                type=str(refusal["type"]),
+                code=str(refusal["code"]),
+                param=PARAM,
+            )
+        tokens = answer["tokens"]
+        if call.probe:
+            return None if tokens is None else int(tokens)
+        tensors = SharedTensors.laid_out(answer["tensors"])
+        if not channel.poll(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        tensors.receive(channel)
+        tensors.check()
+        for stage in ("decode", "preprocess"):
+            self._metrics.media_took(stage, task.modality, float(answer["seconds"][stage]))
+        return Ready(task.kind, int(tokens), tensors, dict(answer["details"]))
+
+    def _blame(self, fault: Exception, call: _Call) -> ApplianceError:
+        modality = call.task.modality
+        if isinstance(fault, _Idle):
+            return unavailable("No media worker could be started.", "media_workers_dead")
+        late = isinstance(fault, TimeoutError)
+        self._metrics.media_workers_replaced.labels("timeout" if late else "died").inc()
+        fields = {"kind": call.task.kind, "bytes": len(call.task.data)}
+        if late:
+            logger.warning("a media worker took too long", extra={"fields": fields})
+            return media_timeout(modality, self._seconds, PARAM)
+        logger.warning("a media worker died", extra={"fields": fields})
+        return media_undecodable(f"The {modality} cannot be decoded.", PARAM)
+
+
+def _send_bytes(channel: Connection, data: bytes) -> None:
+    handle = os.memfd_create("item", os.MFD_CLOEXEC)
+    try:
+        write(handle, memoryview(data))
+        send_handle(channel, handle, os.getpid())
+    finally:
+        os.close(handle)
+
+
+class _NurseryProcess:
+    """The process that workers are forked from, started again if it dies."""
+
+    def __init__(self, told: Nursery) -> None:
+        self._told = told
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: Connection | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        with self._lock:
+            self._start()
+
+    def begin(self, number: int) -> Connection:
+        """A connection to a new worker."""
+        with self._lock:
+            try:
+                return self._begin(number)
+            except OSError:
+                if self._stopped:
+                    raise
+                logger.warning("the parent of the media workers died; starting another")
+                self._start()
+                return self._begin(number)
+
+    def end(self, number: int) -> None:
+        """Kill a worker if it still runs."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._control is not None:
+                self._control.send(End(number))
+
+    def stop(self) -> None:
+        """End it and all workers."""
+        with self._lock:
+            self._stopped = True
+            self._close()
+
+    def _start(self) -> None:
+        self._close()
+        ours, theirs = socket.socketpair()
+        handle = theirs.fileno()
+        code = LAUNCH.format(path=list(sys.path), handle=handle)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL
+            )
+        self._control = Connection(ours.detach())
+        self._control.send(self._told)
+
+    def _begin(self, number: int) -> Connection:
+        control, process = self._control, self._process
+        if control is None or process is None or process.poll() is not None:
+            raise BrokenPipeError
+        ours, theirs = socket.socketpair()
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # half a message blocks nobody
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_SECONDS, 0))
+        with theirs:
+            control.send(Begin(number))
+            send_handle(control, theirs.fileno(), process.pid)
+        return Connection(ours.detach())
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None

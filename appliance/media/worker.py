@@ -1,0 +1,230 @@
+"""Media workers: processes that read what strangers sent, so that nothing else has to.
+
+The nursery is a process that imports what workers need and forks one whenever the server asks, so
+that a worker that died is replaced in milliseconds. A worker gets an item's bytes in shared memory
+and answers in JSON, with tensors in shared memory again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import mmap
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from appliance.errors import ApplianceError, media_undecodable
+from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
+from engine.models.registry import family_for
+from engine.shared_tensors import SharedTensors
+
+logger = logging.getLogger("appliance.media")
+
+TRIM_BYTES = 128 << 20  # what a worker may keep beyond what it began with
+READY = b"ready"
+FIRST_TO_DIE = "800"  # of 1000, when the machine runs out of memory
+
+
+@dataclass(slots=True, frozen=True)
+class Nursery:
+    """What the server tells the nursery first."""
+
+    folder: str
+    kinds: tuple[str, ...]
+    settings: MediaSettings
+    memory_bytes: int  # that decoding one item may take
+    log_level: int
+
+
+@dataclass(slots=True, frozen=True)
+class Begin:
+    """To the nursery, with the handle of a connection: fork worker `number`."""
+
+    number: int
+
+
+@dataclass(slots=True, frozen=True)
+class End:
+    """To the nursery: kill worker `number`."""
+
+    number: int
+
+
+@dataclass(slots=True, frozen=True)
+class Order:
+    """To a worker, with the handle of `size` bytes: `probe` the item, or prepare it."""
+
+    kind: str
+    size: int
+    options: dict[str, Any]
+    probe: bool
+
+
+def main(handle: int) -> int:
+    """The nursery, at its end of a connection to the server; returns in each worker too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    control = Connection(handle)
+    told: Nursery = control.recv()
+    logging.basicConfig(level=told.log_level, format="%(levelname)s %(name)s: %(message)s")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
+    family = family_for(told.folder)
+    preparers = {kind: preparer_for(kind, family, told.settings) for kind in told.kinds}
+    Image.init()
+    _one_thread()
+    channel = _fork_until_worker(control)
+    if channel is not None:
+        control.close()
+        _limit(told.memory_bytes)
+        with channel, contextlib.suppress(EOFError, OSError):
+            Worker(preparers, channel).run()
+    return 0
+
+
+def _fork_until_worker(control: Connection) -> Connection | None:
+    """In a worker its connection, in the nursery None when the server is gone."""
+    children: dict[int, int] = {}  # process by number
+    try:
+        while True:
+            message = control.recv()
+            if isinstance(message, Begin):
+                handle = recv_handle(control)
+                child = os.fork()
+                if not child:
+                    children.clear()
+                    return Connection(handle)
+                os.close(handle)
+                children[message.number] = child
+            elif message.number in children:
+                os.kill(children[message.number], signal.SIGKILL)
+            for number, child in list(children.items()):
+                if os.waitpid(child, os.WNOHANG)[0]:
+                    del children[number]
+    except (EOFError, OSError):
+        return None
+    finally:
+        for child in children.values():
+            os.kill(child, signal.SIGKILL)
+
+
+def _one_thread() -> None:
+    """Worker processes are the parallelism."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+def _limit(memory_bytes: int) -> None:
+    """Bound private memory to what is held already and this much more."""
+    held = _status("VmData") + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (held, held))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _status(name: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+class Worker:
+    """Takes one order after the other until its connection ends."""
+
+    def __init__(self, preparers: Mapping[str, Preparer], channel: Connection) -> None:
+        self._preparers = preparers
+        self._channel = channel
+        self._held = _status("VmRSS")
+
+    def run(self) -> None:
+        """Raises EOFError when the server lets go."""
+        self._channel.send_bytes(READY)
+        while True:
+            order: Order = self._channel.recv()
+            handle = recv_handle(self._channel)
+            tensors: SharedTensors | None = None
+            try:
+                data = _read(handle, order.size)
+                answer, tensors = self._answer(order, data)
+                del data
+            except ApplianceError as refusal:
+                answer = _told(refusal)
+            except MemoryError:
+                what = "It takes more memory to decode than is allowed for one item."
+                answer = _told(media_undecodable(what, PARAM))
+            except Exception as failure:  # of a decoder, on bytes made to hurt it
+                _log(failure, order.kind)
+                what = "It cannot be decoded."
+                answer = _told(media_undecodable(what, PARAM))
+            self._channel.send_bytes(json.dumps(answer).encode())
+            if tensors is not None:
+                tensors.send(self._channel, os.getppid())
+            del tensors
+            self._tidy()
+
+    def _answer(self, order: Order, data: bytes) -> tuple[dict[str, Any], SharedTensors | None]:
+        preparer = self._preparers[order.kind]
+        if order.probe:
+            return {"tokens": preparer.probe(data, order.options)}, None
+        begun = time.perf_counter()
+        decoded = preparer.decode(data, order.options)
+        middle = time.perf_counter()
+        prepared = preparer.preprocess(decoded, order.options)
+        tensors = SharedTensors.store(prepared.tensors)
+        answer = {
+            "tokens": prepared.tokens,
+            "details": prepared.details,
+            "tensors": tensors.layout(),
+            "seconds": {"decode": middle - begun, "preprocess": time.perf_counter() - middle},
+        }
+        return answer, tensors
+
+    def _tidy(self) -> None:
+        """Give back what a large item left."""
+        if _status("VmRSS") > self._held + TRIM_BYTES:
+            libc = ctypes.CDLL(None)
+            if hasattr(libc, "malloc_trim"):
+                libc.malloc_trim(0)
+
+
+def _read(handle: int, size: int) -> bytes:
+    try:
+        if not size:
+            return b""
+        with mmap.mmap(handle, size, access=mmap.ACCESS_READ) as memory:
+            return bytes(memory)
+    finally:
+        os.close(handle)
+
+
+def _told(refusal: ApplianceError) -> dict[str, Any]:
+    return {
+        "refusal": {
+            "message": refusal.message,
+            "status": refusal.status,
+            "type": refusal.type,
+            "code": refusal.code,
+        }
+    }
+
+
+def _log(failure: Exception, kind: str) -> None:
+    """Where it happened; its message may quote the item."""
+    place = "".join(traceback.format_tb(failure.__traceback__)[-2:])
+    logger.warning("%s while preparing an item of kind %s\n%s", type(failure).__name__, kind, place)

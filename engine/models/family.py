@@ -59,7 +59,7 @@ class Family:
         raise KeyError("image")
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Tensors of one RGB image, float32, equal to those of the transformers processor."""
+        """Tensors of one RGB image as they are cached and sent: pixels are still bytes."""
         raise KeyError("image")
 
     def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
@@ -73,7 +73,7 @@ class Family:
     def preprocess_video(
         self, frames: Iterable[Image.Image], count: int, options: VideoOptions
     ) -> dict[str, torch.Tensor]:
-        """Tensors of `count` RGB frames of one size, float32, made while the frames come."""
+        """Tensors of `count` RGB frames of one size, made while the frames come."""
         raise KeyError("video")
 
     def embedding_grid(self, modality: str) -> str | None:
@@ -99,6 +99,10 @@ class Family:
 
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""
+
+    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+        """A preprocessed item as the transformers processor gives it, float32, by its names."""
+        raise KeyError(item.modality)
 
     def encode(self, model: nn.Module, items: list[MediaItem]) -> list[torch.Tensor]:
         """Embeddings of each item, `[item.length, hidden]`, in the model's dtype."""

@@ -64,7 +64,7 @@ class Llava(Family):
         return self._tokens
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """`pixel_values` `[1, 3, height, width]`: shorter side resized, the middle kept."""
+        """`pixels` `[1, height, width, 3]`, uint8: shorter side resized, the middle kept."""
         options = self._options
         if options.get("do_pad", False):
             image = _pad_to_square(image, options.get("image_mean", CLIP_MEAN))
@@ -78,9 +78,12 @@ class Llava(Family):
         if crop:
             left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
             image = image.crop((left, top, left + crop[0], top + crop[1]))
-        pixels = torch.empty(1, 3, image.height, image.width)
-        pixels[0].copy_(as_bytes(image).permute(2, 0, 1))
-        return {"pixel_values": self._normalise.apply(pixels, dim=1)}
+        return {"pixels": as_bytes(image)[None]}
+
+    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+        """`pixel_values` `[1, 3, height, width]`."""
+        pixels = item.tensors["pixels"].to(device).permute(0, 3, 1, 2).float()
+        return {"pixel_values": self._normalise.apply(pixels.contiguous(), dim=1)}
 
     def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
         if modality != "image":
@@ -95,8 +98,10 @@ class Llava(Family):
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
         tower = model.model.vision_tower
-        pixels = torch.cat([item.tensors["pixel_values"] for item in items])
-        return list(model.get_image_features(pixels.to(tower.device, tower.dtype)).pooler_output)
+        pixels = torch.cat(
+            [self.tower_inputs(item, tower.device)["pixel_values"] for item in items]
+        )
+        return list(model.get_image_features(pixels.to(tower.dtype)).pooler_output)
 
 
 def _box(size: int | dict[str, int]) -> tuple[int, int]:

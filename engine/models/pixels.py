@@ -55,7 +55,8 @@ class Normaliser:
         """Normalises float32 values 0 to 255 in place; `dim` is the channels' dimension."""
         shape = [1] * pixels.ndim
         shape[dim] = 3
-        return pixels.mul_(self._scale.view(shape)).add_(self._shift.view(shape))
+        scale, shift = (x.view(shape).to(pixels.device) for x in (self._scale, self._shift))
+        return pixels.mul_(scale).add_(shift)
 
 
 def as_bytes(image: Image.Image) -> torch.Tensor:

@@ -66,18 +66,13 @@ class Qwen2VL(Family):
         return width * height // self.unit**2
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """`pixel_values` `[patches, 3 * frames * patch²]` and `image_grid_thw` `[1, 3]`."""
+        """`pixels` `[patches, 3, 1, patch, patch]`, uint8, and `image_grid_thw` `[1, 3]`."""
         size = self.image_size(*image.size)
         columns, rows = size[0] // self.patch, size[1] // self.patch
-        patches = torch.empty(rows * columns, 3, self.frames, self.patch, self.patch)
+        patches = _patches(rows * columns, 1, self.patch)
         resized = image if size == image.size else image.resize(size, self._resample)
         self._cut(as_bytes(resized), patches[:, :, 0])
-        self._normalise.apply(patches[:, :, 0], dim=1)
-        patches[:, :, 1:] = patches[:, :, :1]
-        return {
-            "pixel_values": patches.view(rows * columns, -1),
-            "image_grid_thw": torch.tensor([[1, rows, columns]]),
-        }
+        return {"pixels": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}
 
     def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
         """As the `sample_frames` of transformers' Qwen2-VL video processor.
@@ -122,24 +117,31 @@ class Qwen2VL(Family):
     def preprocess_video(
         self, frames: Iterable[Image.Image], count: int, options: VideoOptions
     ) -> dict[str, torch.Tensor]:
-        """`pixel_values_videos` `[patches, 3 * frames * patch²]` and `video_grid_thw` `[1, 3]`."""
+        """`pixels` `[patches, 3, frames, patch, patch]`, uint8, and `video_grid_thw` `[1, 3]`."""
         patches = torch.empty(0)
         size, steps = (0, 0), math.ceil(count / self.frames)
         for number, frame in enumerate(frames):
             if number == 0:
                 size = self.video_size(count, *frame.size, options)
                 area = size[0] * size[1] // self.patch**2
-                patches = torch.empty(steps, area, 3, self.frames, self.patch, self.patch)
+                patches = _patches(steps * area, self.frames, self.patch).unflatten(0, (steps, -1))
             slot = patches[number // self.frames, :, :, number % self.frames]
             self._cut(self._resized_frame(frame, size), slot)
-            self._video_normalise.apply(slot, dim=1)
         for missing in range((count - 1) % self.frames + 1, self.frames):
             patches[-1, :, :, missing] = patches[-1, :, :, missing - 1]
         columns, rows = size[0] // self.patch, size[1] // self.patch
         return {
-            "pixel_values_videos": patches.view(steps * rows * columns, -1),
+            "pixels": patches.flatten(0, 1),
             "video_grid_thw": torch.tensor([[steps, rows, columns]]),
         }
+
+    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+        """`pixel_values` or `pixel_values_videos` `[patches, 3 * frames * patch²]`, and grid."""
+        normalise = self._normalise if item.modality == "image" else self._video_normalise
+        pixels = normalise.apply(item.tensors["pixels"].to(device).float(), dim=1)
+        pixels = pixels.expand(-1, -1, self.frames, -1, -1).flatten(1)
+        grid = f"{item.modality}_grid_thw"
+        return {PIXELS[item.modality]: pixels, grid: item.tensors[grid].to(device)}
 
     def embedding_grid(self, modality: str) -> str | None:
         return f"{modality}_grid_thw" if modality in self.modalities else None
@@ -185,9 +187,9 @@ class Qwen2VL(Family):
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
         tower = model.model.visual
-        pixels = torch.cat([item.tensors[PIXELS[item.modality]] for item in items])
-        grid = torch.cat([item.tensors[f"{item.modality}_grid_thw"] for item in items])
-        features = tower(pixels.to(tower.device, tower.dtype), grid_thw=grid.to(tower.device))
+        inputs = [tuple(self.tower_inputs(item, tower.device).values()) for item in items]
+        pixels, grid = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+        features = tower(pixels.to(tower.dtype), grid_thw=grid)
         return list(features.pooler_output.split([item.length for item in items]))
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
@@ -210,6 +212,10 @@ class Qwen2VL(Family):
             offset += max(rows, columns) - item.length
             positions[:, item.end :] += max(rows, columns) - item.length
         return positions, offset
+
+
+def _patches(count: int, frames: int, side: int) -> torch.Tensor:
+    return torch.empty(count, 3, frames, side, side, dtype=torch.uint8)
 
 
 def _resampling(options: dict[str, Any]) -> Image.Resampling:

@@ -119,9 +119,9 @@ class Reference:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
         }
-        for name in sorted({name for item in media for name in item.tensors}):
-            found = [item.tensors[name] for item in media if name in item.tensors]
-            inputs[name] = torch.cat(found)
+        shown = [self.family.tower_inputs(item, torch.device("cpu")) for item in media]
+        for name in sorted({name for one in shown for name in one}):
+            inputs[name] = torch.cat([one[name] for one in shown if name in one])
         config = self.model.config
         if any(name.endswith("grid_thw") for name in inputs):
             images, videos = ids == config.image_token_id, ids == config.video_token_id

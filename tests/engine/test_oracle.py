@@ -153,7 +153,7 @@ def test_another_picture_of_the_same_size_changes_the_logits(
         request = Request("r", tokens, greedy(2), media)
         recorder.run(request)
         assert compare(recorder, reference(family), [request]) < TOLERANCE
-        media[0].tensors["pixel_values"].zero_()
+        media[0].tensors["pixels"].zero_()
         assert compare(recorder, reference(family), [request]) > 100 * TOLERANCE
 
 

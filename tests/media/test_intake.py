@@ -124,7 +124,7 @@ def test_transparency_reaches_the_tensors(intake: Desk, family: Qwen2VL) -> None
     image = see_through((56, 56))
     item = intake.one(part(encoded(image)))
     composited = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    expected = family.preprocess_image(composited.convert("RGB"))["pixel_values"]
-    assert torch.equal(item.tensors["pixel_values"], expected)
-    ignored = family.preprocess_image(image.convert("RGB"))["pixel_values"]
-    assert not torch.equal(item.tensors["pixel_values"], ignored)
+    expected = family.preprocess_image(composited.convert("RGB"))["pixels"]
+    assert torch.equal(item.tensors["pixels"], expected)
+    ignored = family.preprocess_image(image.convert("RGB"))["pixels"]
+    assert not torch.equal(item.tensors["pixels"], ignored)

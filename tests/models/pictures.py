@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 
 from engine.models.family import Family
@@ -16,6 +17,15 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     noise = rng.integers(-40, 41, (height, width, 3))
     return Image.fromarray(np.clip(np.array(smooth) + noise, 0, 255).astype(np.uint8))
+
+
+def processed(family: Family, image: Image.Image) -> dict[str, torch.Tensor]:
+    """A picture as the tower takes it."""
+    return tower_inputs(family, media_item(family, image))
+
+
+def tower_inputs(family: Family, item: MediaItem) -> dict[str, torch.Tensor]:
+    return family.tower_inputs(item, torch.device("cpu"))
 
 
 def media_item(family: Family, image: Image.Image, start: int = 0) -> MediaItem:

@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from engine.models.llava import Llava
-from tests.models.pictures import media_item, picture
+from tests.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [
     (56, 56), (1, 1), (2, 3), (57, 90), (640, 480), (333, 1000), (100, 101), (55, 56), (56, 200),
@@ -28,7 +28,7 @@ def test_pixels_equal_those_of_the_transformers_processor(
     size: tuple[int, int], llava: Llava, processor: Any
 ) -> None:
     image = picture(*size)
-    ours = llava.preprocess_image(image)["pixel_values"]
+    ours = processed(llava, image)["pixel_values"]
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape
     assert ours.dtype == torch.float32
@@ -40,21 +40,21 @@ def test_a_long_picture_is_resized_only_where_it_is_kept(
     size: tuple[int, int], llava: Llava, processor: Any
 ) -> None:
     image = picture(*size)
-    ours = llava.preprocess_image(image)["pixel_values"]
+    ours = processed(llava, image)["pixel_values"]
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     one_level = 1 / 255 / min(processor.image_std)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=one_level * 1.01)
 
 
 def test_a_strip_takes_no_more_memory_than_its_crop(llava: Llava) -> None:
-    assert llava.preprocess_image(Image.new("RGB", (1_000_000, 1)))["pixel_values"].shape == (
-        1, 3, 56, 56,
+    assert llava.preprocess_image(Image.new("RGB", (1_000_000, 1)))["pixels"].shape == (
+        1, 56, 56, 3,
     )  # fmt: skip
 
 
 def test_pixels_of_a_mirrored_picture_differ(llava: Llava, processor: Any) -> None:
     image = picture(640, 480)
-    ours = llava.preprocess_image(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    ours = processed(llava, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     theirs = processor(image, return_tensors="pt")
     assert (ours["pixel_values"] - theirs["pixel_values"]).abs().max() > 0.1
 
@@ -81,7 +81,7 @@ def test_settings_of_the_checkpoint_are_followed(
     processor = processor_class(**options)
     processor.save_pretrained(tmp_path)
     image = picture(*size)
-    ours = Llava(tmp_path).preprocess_image(image)["pixel_values"]
+    ours = processed(Llava(tmp_path), image)["pixel_values"]
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -92,7 +92,8 @@ def test_embeddings_of_a_batch_equal_those_of_each_image_alone(
     items = [media_item(llava, picture(*size)) for size in [(56, 56), (640, 480), (50, 300)]]
     with torch.inference_mode():
         ours = llava.encode(llava_model, items)
-        alone = [llava_model.get_image_features(**item.tensors).pooler_output[0] for item in items]
+        inputs = [tower_inputs(llava, item) for item in items]
+        alone = [llava_model.get_image_features(**one).pooler_output[0] for one in inputs]
     for item, embedding, expected in zip(items, ours, alone, strict=True):
         assert embedding.shape == (item.length, 64)
         torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from engine.models.qwen2_vl import Qwen2VL
 from engine.request import MediaItem
 from tests.checkpoints import write_qwen2_vl
-from tests.models.pictures import media_item, picture
+from tests.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [
     (56, 56), (1, 1), (2, 3), (1, 200), (200, 1), (27, 29), (28, 28), (640, 480), (481, 333),
@@ -33,7 +33,7 @@ def test_pixels_equal_those_of_the_transformers_processor(
     size: tuple[int, int], qwen2_vl: Qwen2VL, processor: Any
 ) -> None:
     image = picture(*size)
-    ours = qwen2_vl.preprocess_image(image)
+    ours = processed(qwen2_vl, image)
     theirs = processor(image, return_tensors="pt")
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     assert ours["pixel_values"].dtype == torch.float32
@@ -43,7 +43,7 @@ def test_pixels_equal_those_of_the_transformers_processor(
 
 def test_pixels_of_a_mirrored_picture_differ(qwen2_vl: Qwen2VL, processor: Any) -> None:
     image = picture(640, 480)
-    ours = qwen2_vl.preprocess_image(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    ours = processed(qwen2_vl, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     theirs = processor(image, return_tensors="pt")
     assert (ours["pixel_values"] - theirs["pixel_values"]).abs().max() > 0.1
 
@@ -80,7 +80,7 @@ def test_settings_of_the_checkpoint_are_followed(
     processor = Qwen2VLImageProcessorPil(**options)
     processor.save_pretrained(tmp_path)
     image = picture(300, 411)
-    ours = Qwen2VL(tmp_path).preprocess_image(image)
+    ours = processed(Qwen2VL(tmp_path), image)
     theirs = processor(image, return_tensors="pt")
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-4)
@@ -94,9 +94,8 @@ def test_embeddings_of_a_batch_equal_those_of_each_image_alone(
     ]
     with torch.inference_mode():
         ours = qwen2_vl.encode(qwen2_vl_model, items)
-        alone = [
-            qwen2_vl_model.get_image_features(**item.tensors).pooler_output[0] for item in items
-        ]
+        inputs = [tower_inputs(qwen2_vl, item) for item in items]
+        alone = [qwen2_vl_model.get_image_features(**one).pooler_output[0] for one in inputs]
     for item, embedding, expected in zip(items, ours, alone, strict=True):
         assert embedding.shape == (item.length, 64)
         torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-4)

@@ -12,7 +12,7 @@ from PIL import Image
 from engine.models.family import VideoOptions
 from engine.models.qwen2_vl import Qwen2VL
 from engine.request import MediaItem
-from tests.models.pictures import media_item, picture
+from tests.models.pictures import media_item, picture, tower_inputs
 from tests.models.video_processor import VideoProcessor
 
 PLAIN = VideoOptions()
@@ -84,7 +84,7 @@ def test_patches_equal_those_of_the_transformers_processor(
     count: int, size: tuple[int, int], qwen2_vl: Qwen2VL, processor: VideoProcessor
 ) -> None:
     frames = frames_of(count, *size)
-    ours = qwen2_vl.preprocess_video(iter(frames), count, PLAIN)
+    ours = tower_inputs(qwen2_vl, clip(qwen2_vl, frames))
     theirs = processor(frames)
     assert torch.equal(ours["video_grid_thw"], theirs["video_grid_thw"])
     torch.testing.assert_close(
@@ -96,7 +96,7 @@ def test_patches_equal_those_of_the_transformers_processor(
 
 def test_patches_of_frames_in_reverse_differ(qwen2_vl: Qwen2VL, processor: VideoProcessor) -> None:
     frames = frames_of(4, 224, 224)
-    ours = qwen2_vl.preprocess_video(reversed(frames), 4, PLAIN)
+    ours = tower_inputs(qwen2_vl, clip(qwen2_vl, frames[::-1]))
     difference = (ours["pixel_values_videos"] - processor(frames)["pixel_values_videos"]).abs()
     assert difference.max() > 0.1
 
@@ -144,9 +144,9 @@ def test_embeddings_of_videos_and_images_together_equal_those_alone(
     with torch.inference_mode():
         ours = qwen2_vl.encode(qwen2_vl_model, [video, image, other])
         alone = [
-            qwen2_vl_model.get_video_features(**video.tensors).pooler_output[0],
-            qwen2_vl_model.get_image_features(**image.tensors).pooler_output[0],
-            qwen2_vl_model.get_video_features(**other.tensors).pooler_output[0],
+            qwen2_vl_model.get_video_features(**tower_inputs(qwen2_vl, video)).pooler_output[0],
+            qwen2_vl_model.get_image_features(**tower_inputs(qwen2_vl, image)).pooler_output[0],
+            qwen2_vl_model.get_video_features(**tower_inputs(qwen2_vl, other)).pooler_output[0],
         ]
     for found, expected in zip(ours, alone, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

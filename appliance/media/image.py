@@ -106,7 +106,7 @@ def _as_rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
         opaque = Image.new("RGBA", image.size, (*background, 255))
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from appliance.config.schema import Config, MediaConfig
-from engine.plan import GIB, Plan, plan, resolve_dtype
+from appliance.config.schema import Config, EngineConfig, MediaConfig
+from engine.options import EngineOptions
+from engine.plan import GIB, Plan, PlanError, plan, resolve_dtype
+
+GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
+KV_DTYPES = {"auto": None, "fp8": "float8_e4m3fn"}
 
 
 def allowed_modalities(media: MediaConfig) -> tuple[str, ...]:
@@ -16,17 +21,67 @@ def allowed_modalities(media: MediaConfig) -> tuple[str, ...]:
 def plan_recipe(config: Config, folder: Path) -> Plan:
     """Plan the checkpoint in `folder` as configured.
 
-    Raises PlanError when it cannot fit, or has no tower for a modality that the recipe allows.
+    Raises PlanError when it cannot fit, has no tower for a modality that the recipe allows, or
+    asks a CPU for what only a card does; DeviceMissing when there is no card.
     """
+    engine = config.engine
+    check_device_keys(engine)
     return plan(
         folder,
-        dtype=resolve_dtype(config.model.dtype, folder, config.engine.device),
-        device=config.engine.device,
-        page_size=config.engine.page_size,
+        dtype=resolve_dtype(config.model.dtype, folder, engine.device),
+        device=engine.device,
+        page_size=engine.page_size,
         max_len=config.model.max_len,
-        max_tokens_per_step=config.engine.max_tokens_per_step,
-        max_sequences=config.engine.max_sequences,
-        kv_cache_gb=config.engine.kv_cache_gb,
+        max_tokens_per_step=engine.max_tokens_per_step,
+        max_sequences=engine.max_sequences,
+        kv_cache_gb=engine.kv_cache_gb,
         encoder_cache_bytes=int(config.cache.encoder_gb * GIB),
         modalities=allowed_modalities(config.media),
+        kv_dtype=KV_DTYPES[engine.kv_dtype],
+        graphs=engine.graphs,
+        memory_fraction=memory_fraction(engine),
     )
+
+
+def engine_options(config: Config, folder: Path, plan: Plan) -> EngineOptions:
+    """Return what the engine is told: the plan and the keys that need none."""
+    engine = config.engine
+    measured = engine.device == "cuda" and engine.kv_cache_gb is None
+    return EngineOptions(
+        model_path=str(folder),
+        dtype=plan.dtype,
+        device=engine.device,
+        threads=engine.threads or len(os.sched_getaffinity(0)),
+        page_size=plan.page_size,
+        pages=plan.pages,
+        max_len=plan.max_len,
+        max_tokens_per_step=engine.max_tokens_per_step,
+        max_sequences=engine.max_sequences,
+        prefix_cache=config.cache.prefix,
+        encoder_cache_bytes=plan.encoder_cache_bytes,
+        modalities=allowed_modalities(config.media),
+        fuse=engine.fuse,
+        kv_dtype=KV_DTYPES[engine.kv_dtype],
+        graphs=engine.graphs,
+        memory_fraction=memory_fraction(engine) if measured else None,
+        vision_attention=engine.vision_attention,
+    )
+
+
+def check_device_keys(engine: EngineConfig) -> None:
+    """Raise PlanError for a key that asks a CPU for what only a card does."""
+    if engine.device == "cuda":
+        return
+    asked = {
+        "kv_dtype=fp8": engine.kv_dtype == "fp8",
+        "graphs=true": engine.graphs,
+        "gpu_memory_fraction": engine.gpu_memory_fraction is not None,
+        "vision_attention=flashinfer": engine.vision_attention == "flashinfer",
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise PlanError(f"engine.{name} needs engine=cuda")
+
+
+def memory_fraction(engine: EngineConfig) -> float:
+    return GPU_SHARE if engine.gpu_memory_fraction is None else engine.gpu_memory_fraction

@@ -35,9 +35,12 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
 
 
 def device(config: Config) -> str:
-    threads = config.engine.threads
-    fused = "fused layers" if config.engine.fuse else "unfused layers"
-    return f"{config.engine.device}, {threads or 'all'} threads, {fused}"
+    engine = config.engine
+    fused = "fused layers" if engine.fuse else "unfused layers"
+    if engine.device == "cpu":
+        return f"cpu, {engine.threads or 'all'} threads, {fused}"
+    graphs = "decoding from graphs" if engine.graphs else "no graphs"
+    return f"{engine.device} with FlashInfer, {graphs}, {fused}"
 
 
 def images(policy: ImageConfig) -> str:

@@ -8,18 +8,16 @@ import os
 import torch
 
 from engine.batch import build_batch
-from engine.device_sampler import DeviceSampler
 from engine.errors import DeviceLost, RequestRefused
 from engine.flight import Choice, Flight
-from engine.loader import Progress, load_model
+from engine.loader import Progress
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.page_pool import PagePool
 from engine.plan import admission
 from engine.platform import Platform, platform_for
+from engine.preparation import prepare
 from engine.request import Output, Request, TokenLogprob
-from engine.runner import Runner
-from engine.sampler import Sampler
 from engine.scheduler import Scheduler, Slice
 from engine.sequence import Sequence, in_flight
 from engine.stats import EngineStats
@@ -44,21 +42,9 @@ class Engine:
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
         self._overlaps = self._platform.library is not None
-        progress("loading weights", 0.0)
-        loaded = load_model(
-            options.model_path,
-            options.dtype,
-            str(self._platform.device),
-            options.modalities,
-            progress,
-        )
-        progress("preparing", 0.0)
-        self._family = loaded.family
-        self._eos_ids = loaded.eos_ids
-        self._runner = Runner(loaded, options, self._platform)
-        if self._overlaps and options.graphs:
-            self._runner.record(progress=progress)
-        self._sampler = sampler_for(loaded.eos_ids, self._runner.vocabulary, self._platform)
+        prepared = prepare(options, self._platform, progress)
+        self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
+        self._runner, self._sampler = prepared.runner, prepared.sampler
         self._pool = PagePool(self._runner.pages)
         self._scheduler = Scheduler(
             self._pool, options.page_size, options.max_tokens_per_step, options.max_sequences
@@ -324,12 +310,3 @@ class Engine:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.id]
-
-
-def sampler_for(
-    eos_ids: frozenset[int], vocabulary: int, platform: Platform
-) -> Sampler | DeviceSampler:
-    """The sampler of a platform."""
-    if platform.library is None:
-        return Sampler(eos_ids, vocabulary)
-    return DeviceSampler(eos_ids, vocabulary, platform)

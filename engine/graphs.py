@@ -16,16 +16,12 @@ import torch
 
 from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, Wrapper
 from engine.batch import Batch
+from engine.card_memory import graph_sizes
 from engine.platform import Graph, Platform, pack
 
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # token ids, positions: logits
-
-
-def sizes_up_to(limit: int) -> list[int]:
-    """Sizes of batch that are recorded: 1, 2, 4, the multiples of 8, and the limit itself."""
-    return sorted({1, 2, 4, *range(8, limit + 1, 8), limit} & set(range(1, limit + 1)))
 
 
 @dataclass(slots=True)
@@ -119,7 +115,7 @@ class DecodeGraphs:
 
         A model that cannot be recorded runs as it is; a warning says so.
         """
-        sizes = sizes_up_to(self._limit) if sizes is None else sorted(sizes)
+        sizes = graph_sizes(self._limit) if sizes is None else sorted(sizes)
         wrappers = [self._wrappers(size) for size in sizes]
         for window in self._backend.windows:
             self._backend.share_plans([group[window] for group in wrappers])
@@ -127,6 +123,8 @@ class DecodeGraphs:
         for done, (size, group) in enumerate(reversed(pairs)):
             try:
                 self._recordings[size] = self._record(size, group)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 if self._platform.lost():
                     raise

@@ -39,6 +39,7 @@ def load_model(
     device: str,
     modalities: tuple[str, ...] = (),
     progress: Progress = lambda phase, fraction: None,
+    vision_attention: str = "sdpa",
 ) -> LoadedModel:
     """Load the checkpoint in `folder`. Towers of modalities not asked for stay empty.
 
@@ -50,7 +51,7 @@ def load_model(
     if not modalities:
         family.drop_towers(config)
     architecture = getattr(transformers, family.config["architectures"][0])
-    vision = {"vision_config": "sdpa"} if family.modalities else {}
+    vision = {"vision_config": vision_attention} if family.modalities else {}
     text = getattr(config, "text_config", None)
     attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
 

@@ -25,3 +25,4 @@ class EngineOptions:
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA
     memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given
+    vision_attention: str = "sdpa"  # or flashinfer, on CUDA

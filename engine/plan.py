@@ -6,13 +6,17 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine import card_memory
+from engine.attention.limits import unsupported
 from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.devices import card
 from engine.errors import EngineError
 from engine.memory import available_memory, cpu_has_native
 
 GIB = 1 << 30
 KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is
 SLACK_SHARE = 0.1  # of the weights: allocator rounding, prepacked copies
+KV_ITEMSIZE = ITEMSIZE | {"float8_e4m3fn": 1}
 PROCESS_BYTES = GIB // 2  # interpreter and libraries of the engine process
 QWEN2_VL_MAX_PIXELS = 28 * 28 * 1280  # transformers' default where the processor config has none
 
@@ -73,11 +77,15 @@ def plan(
     encoder_cache_bytes: int,
     modalities: tuple[str, ...],
     available_bytes: int | None = None,
+    kv_dtype: str | None = None,
+    graphs: bool = False,
+    memory_fraction: float = 1.0,
 ) -> Plan:
     """Plan the memory of the checkpoint in `folder` for a resolved `dtype` (see `resolve_dtype`).
 
-    Raises PlanError with the arithmetic when it cannot fit, ModelUnsupported when `folder` is
-    no checkpoint.
+    On `cuda` the card is asked what is free unless `available_bytes` says so. Raises DeviceMissing
+    when there is none, PlanError with the arithmetic when it cannot fit, ModelUnsupported when
+    `folder` is no checkpoint.
     """
     checkpoint = read_checkpoint(folder)
     if modalities and checkpoint.vision is None:
@@ -90,43 +98,64 @@ def plan(
     itemsize = ITEMSIZE[dtype]
     parameters = checkpoint.decoder_parameters + bool(modalities) * checkpoint.tower_parameters
     weights = parameters * itemsize
-    slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
-    if checkpoint.tied and device == "cpu":  # the output projection is prepacked, the table stays
-        slack += checkpoint.embedding_parameters * itemsize
+    images = 1  # whose tower runs at once
+    if device == "cpu":
+        slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
+        if checkpoint.tied:  # the output projection is prepacked, the table stays
+            slack += checkpoint.embedding_parameters * itemsize
+        activations = activation_bytes(
+            checkpoint, itemsize, max_tokens_per_step, max_sequences, length
+        )
+    else:
+        reason = unsupported(dtype, checkpoint.head_dim)
+        if reason is not None:
+            raise PlanError(reason)
+        slack = card_memory.overhead_bytes(checkpoint, weights, max_sequences, graphs)
+        activations = card_memory.activation_bytes(
+            checkpoint, itemsize, max_tokens_per_step, max_sequences
+        )
+        if modalities:
+            images = max(1, max_tokens_per_step // most_image_tokens(checkpoint, length))
+        if available_bytes is None:
+            there = card()
+            available_bytes = card_memory.usable_bytes(
+                there.total_bytes, there.free_bytes, memory_fraction
+            )
     without_cache = Plan(
         architecture=checkpoint.architecture,
         dtype=dtype,
         parameters=parameters,
         weights_bytes=weights,
         slack_bytes=slack,
-        activation_bytes=activation_bytes(
-            checkpoint, itemsize, max_tokens_per_step, max_sequences, length
-        ),
-        encoder_bytes=encoder_bytes(checkpoint, itemsize, length) if modalities else 0,
+        activation_bytes=activations,
+        encoder_bytes=images * encoder_bytes(checkpoint, itemsize, length) if modalities else 0,
         encoder_cache_bytes=encoder_cache_bytes if modalities else 0,
         kv_bytes=0,
         kv_bytes_per_token=2
         * checkpoint.layers
         * checkpoint.kv_heads
         * checkpoint.head_dim
-        * itemsize,
+        * KV_ITEMSIZE[kv_dtype or dtype],
         pages=0,
         page_size=page_size,
         max_len=length,
         max_sequences=max_sequences,
         available_bytes=available_memory() if available_bytes is None else available_bytes,
     )
-    return with_kv_cache(without_cache, kv_cache_gb)
+    return with_kv_cache(without_cache, kv_cache_gb, everything=device == "cuda")
 
 
-def with_kv_cache(plan: Plan, kv_cache_gb: float | None) -> Plan:
-    """Give the plan as many pages as it was told to have, or as there is room for."""
+def with_kv_cache(plan: Plan, kv_cache_gb: float | None, everything: bool = False) -> Plan:
+    """Give the plan as many pages as it was told to have, or as there is room for.
+
+    With `everything` the room is all that is left: more pages keep more prefixes.
+    """
     page_bytes = plan.kv_bytes_per_token * plan.page_size
     one = math.ceil(plan.max_len / plan.page_size)
     left = plan.available_bytes - plan.fixed_bytes
     if kv_cache_gb is None:
-        share = int(max(left, 0) * KV_SHARE) // page_bytes - 1
-        pages = max(one, min(share, one * plan.max_sequences))
+        share = int(max(left, 0) * (1.0 if everything else KV_SHARE)) // page_bytes - 1
+        pages = max(one, share if everything else min(share, one * plan.max_sequences))
     else:
         pages = int(kv_cache_gb * GIB) // page_bytes - 1
     kv_bytes = (pages + 1) * page_bytes
@@ -208,6 +237,12 @@ def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
     return int(min(pixels // patch**2, max_len * vision["spatial_merge_size"] ** 2))
 
 
+def most_image_tokens(checkpoint: Checkpoint, max_len: int) -> int:
+    """Placeholders of the largest image."""
+    merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
+    return max(1, most_patches(checkpoint, max_len) // merge**2)
+
+
 def admission(
     prompt_tokens: int, max_tokens: int, max_len: int, pages: int, page_size: int
 ) -> str | None:
@@ -231,12 +266,16 @@ def resolve_dtype(
 ) -> str:
     """Turn `auto` into a type: the checkpoint's, or float32 on a CPU that has to emulate it.
 
+    On a card a float32 checkpoint becomes bfloat16: FlashInfer has no float32 kernels.
+
     Float32 is taken when its weights would fit twice over; it prefills several times faster there.
     """
     if requested != "auto":
         return requested
     checkpoint = read_checkpoint(folder)
-    if device != "cpu" or cpu_has_native(checkpoint.dtype):
+    if device != "cpu":
+        return "bfloat16" if checkpoint.dtype == "float32" else checkpoint.dtype
+    if cpu_has_native(checkpoint.dtype):
         return checkpoint.dtype
     parameters = checkpoint.decoder_parameters + checkpoint.tower_parameters
     available = available_memory() if available_bytes is None else available_bytes

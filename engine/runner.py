@@ -31,7 +31,9 @@ def no_progress(phase: str, fraction: float) -> None:
 class Runner:
     """Owns the loaded model, the key-value cache and the encoder cache."""
 
-    def __init__(self, loaded: LoadedModel, options: EngineOptions, platform: Platform) -> None:
+    def __init__(
+        self, loaded: LoadedModel, options: EngineOptions, platform: Platform, pages: int
+    ) -> None:
         self.loaded = loaded
         self.encoder_cache = EncoderCache(options.encoder_cache_bytes)
         self.latest = torch.zeros(  # tokens chosen last; those in flight refer to its rows
@@ -42,7 +44,7 @@ class Runner:
         self._overlaps = platform.library is not None
         self._graphs: DecodeGraphs | None = None
         self._backend: CpuAttention | FlashInferAttention
-        self._cache = self._new_cache(options.pages)
+        self._cache = self._new_cache(pages)
         if platform.library is None:
             if not loaded.shape.plain:
                 raise ModelUnsupported(
@@ -77,6 +79,11 @@ class Runner:
     def pages(self) -> int:
         """Pages that sequences may use."""
         return self._cache.pages
+
+    @property
+    def page_bytes(self) -> int:
+        """What one page takes in all layers."""
+        return sum(layer[:, :1].nbytes for layer in self._cache.layers)
 
     def store(self, pages: int) -> None:
         """Have a cache of that many pages, empty. Nothing may have been recorded."""
@@ -160,13 +167,14 @@ class Runner:
                 known[digest] = cached
         missing = [media for digest, media in wanted.items() if digest not in known]
         if missing:
-            for media, encoded in zip(missing, self._encode(missing), strict=True):
+            for media, encoded in zip(missing, self.encode(missing), strict=True):
                 known[media.digest] = encoded
                 self.encoder_cache.put(media.digest, encoded)
         for place in places:
             embeddings[place.rows] = known[place.media.digest][place.part]
 
-    def _encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
+    @torch.inference_mode()
+    def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
         encoded = self.loaded.family.encode(self.loaded.model, items)
         for item, embeddings in zip(items, encoded, strict=True):
             if len(embeddings) != item.length:

@@ -174,7 +174,9 @@ class ServerConfig:
 
 @dataclass
 class EngineConfig:
-    device: str = key("Where the model runs.", choices=("cpu",))
+    device: str = key(
+        "Where the model runs; `engine=cuda` sets what goes with a card.", choices=("cpu", "cuda")
+    )
     threads: int | None = key(
         "CPU threads of the engine; null takes the cores this process may use.", low=1
     )
@@ -187,10 +189,23 @@ class EngineConfig:
     max_sequences: int = key("Sequences that may run at once.", low=1)
     kv_cache_gb: float | None = key(
         "KV cache in GiB; null takes a quarter of the memory left, or less if `max_sequences` of "
-        "full length need less.",
+        "full length need less, and on a card all that is left of `gpu_memory_fraction`.",
         above=0,
     )
+    kv_dtype: str = key(
+        "Type of the KV cache; auto is the model's, fp8 (cuda only) holds twice the tokens.",
+        choices=("auto", "fp8"),
+    )
     fuse: bool = key("Fuse known layer patterns; false runs the checkpoint's layers as they are.")
+    graphs: bool = key("Decode by replaying recorded CUDA graphs (cuda only).")
+    gpu_memory_fraction: float | None = key(
+        "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
+    )
+    vision_attention: str = key(
+        "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "
+        "it has kernels for.",
+        choices=("sdpa", "flashinfer"),
+    )
 
 
 @dataclass
@@ -199,9 +214,7 @@ class CacheConfig:
     prefix: bool = key(
         "Whether the KV pages of a prompt's beginning are shared with later prompts."
     )
-    media_gb: float = key(
-        "Preprocessed media kept in shared memory, in GiB; 0 keeps none.", low=0
-    )
+    media_gb: float = key("Preprocessed media kept in shared memory, in GiB; 0 keeps none.", low=0)
     encoder_gb: float = key("Cached outputs of media towers in GiB; 0 keeps none.", low=0)
 
 

@@ -105,29 +105,11 @@ class Loader:
         return render(self._composed, plan, address)
 
     def _make_client(self, folder: Path, plan: Plan) -> EngineClient:
-        from appliance.planning import allowed_modalities
+        from appliance.planning import engine_options
         from engine.client import EngineClient
-        from engine.options import EngineOptions
 
-        config = self._composed.config
-        engine = config.engine
         return EngineClient(
-            EngineOptions(
-                model_path=str(folder),
-                dtype=plan.dtype,
-                device=engine.device,
-                threads=engine.threads or len(os.sched_getaffinity(0)),
-                page_size=plan.page_size,
-                pages=plan.pages,
-                max_len=plan.max_len,
-                max_tokens_per_step=engine.max_tokens_per_step,
-                max_sequences=engine.max_sequences,
-                prefix_cache=config.cache.prefix,
-                encoder_cache_bytes=plan.encoder_cache_bytes,
-                modalities=allowed_modalities(config.media),
-                fuse=engine.fuse,
-            ),
-            in_process=self._in_process,
+            engine_options(self._composed.config, folder, plan), in_process=self._in_process
         )
 
     async def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:

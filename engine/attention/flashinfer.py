@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from engine.attention.backend import AttentionShape, KVCache
+from engine.attention.limits import PLAN_BYTES, unsupported, workspace_bytes
 from engine.batch import Batch
 from engine.errors import ModelUnsupported
 from engine.platform import Event, Platform, send
-from engine.workspace import INT_WORKSPACE_BYTES, workspace_bytes
 
-HEAD_DIMS = (64, 128, 256)  # of both the attention and the rotary kernels
-DTYPES = (torch.float16, torch.bfloat16)
 TENSOR_CORE_GROUP = 4  # from this many query heads a key head on, tensor cores decode faster
 LARGEST_FP8 = 448.0  # of float8_e4m3fn; torch makes larger ones NaN
 
@@ -223,7 +221,7 @@ class FlashInferAttention:
 
     def share_plans(self, wrappers: list[Wrapper]) -> None:
         """Let wrappers of which one is planned and run at a time plan into the same memory."""
-        plans = torch.empty(INT_WORKSPACE_BYTES, dtype=torch.uint8, device=self.platform.device)
+        plans = torch.empty(PLAN_BYTES, dtype=torch.uint8, device=self.platform.device)
         for wrapper in wrappers:
             wrapper.kernel.reset_workspace_buffer(self._workspace, plans)
 
@@ -241,14 +239,6 @@ class FlashInferAttention:
 
 def check_supported(shape: AttentionShape, dtype: torch.dtype) -> None:
     """Raise ModelUnsupported for what FlashInfer's kernels do not have."""
-    if dtype not in DTYPES:
-        raise ModelUnsupported(
-            f"FlashInfer attends in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}: "
-            "set model.dtype=bfloat16"
-        )
-    if shape.head_dim not in HEAD_DIMS:
-        known = ", ".join(map(str, HEAD_DIMS))
-        raise ModelUnsupported(
-            f"FlashInfer has kernels for heads of {known}, this model's have {shape.head_dim}: "
-            "set engine.device=cpu"
-        )
+    reason = unsupported(str(dtype).removeprefix("torch."), shape.head_dim)
+    if reason is not None:
+        raise ModelUnsupported(reason)

@@ -28,7 +28,7 @@ MISTAKES = [
     (["recipe=smollm2", "media.image.rgba_background=[1, 2]"], "exactly 3 values"),
     (["recipe=smollm2", "media.image.formats=[PGN]"], "(did you mean 'PNG'?)"),
     (["recipe=smollm2", "task=serv"], "(did you mean 'serve'?)"),
-    (["recipe=smollm2", "engine.device=cuda"], "engine.device is 'cuda'"),
+    (["recipe=smollm2", "engine.device=cudda"], "(did you mean 'cuda'?)"),
     (["recipe=smollm2", "logging=jsn"], "unknown logging 'jsn' (did you mean 'json'?)"),
     (["recipe=smollm2", "server={port: 1}"], "server takes the name of one option"),
     (["recipe=null"], "recipe takes the name of one option"),

@@ -241,7 +241,7 @@ def test_the_type_is_the_checkpoints_where_the_cpu_has_it(tmp_path: Path) -> Non
     assert resolve_dtype("auto", folder, "cpu", ROOM) == ("bfloat16" if native else "float32")
     assert resolve_dtype("auto", folder, "cpu", 1000) == "bfloat16"  # float32 would not fit twice
     full = write_llama(tmp_path / "full")
-    assert resolve_dtype("auto", full, "cuda") == "float32"
+    assert resolve_dtype("auto", full, "cuda") == "bfloat16"  # no kernels attend in float32
 
 
 def test_instructions_are_read_from_the_cpus_flags(tmp_path: Path) -> None:

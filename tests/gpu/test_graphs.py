@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from engine.attention.flashinfer import Rows
+from engine.card_memory import graph_sizes
 from engine.core import Engine
-from engine.graphs import DecodeGraphs, sizes_up_to
+from engine.graphs import DecodeGraphs
 from engine.platform import Graph
 from engine.request import Request
 from tests.engine.harness import Recorder, greedy
@@ -29,10 +30,10 @@ def graphs_of(engine: Engine) -> DecodeGraphs:
 
 
 def test_sizes() -> None:
-    assert sizes_up_to(1) == [1]
-    assert sizes_up_to(3) == [1, 2, 3]
-    assert sizes_up_to(20) == [1, 2, 4, 8, 16, 20]
-    assert sizes_up_to(32) == [1, 2, 4, 8, 16, 24, 32]
+    assert graph_sizes(1) == [1]
+    assert graph_sizes(3) == [1, 2, 3]
+    assert graph_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert graph_sizes(32) == [1, 2, 4, 8, 16, 24, 32]
 
 
 def test_a_batch_replays_the_next_larger_size(checkpoint: Folder) -> None:

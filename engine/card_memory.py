@@ -1,0 +1,51 @@
+"""How many pages of keys and values a card has room for: predicted, and measured once loaded."""
+
+from __future__ import annotations
+
+from engine.attention.limits import MIB, PLAN_BYTES, workspace_bytes
+from engine.checkpoint import Checkpoint
+
+CONTEXT_BYTES = 600 * MIB  # what CUDA, its libraries and all kernels take of a card
+ROUNDING_SHARE = 0.02  # of the weights: blocks of the allocator that are not full
+GRAPH_BYTES = 8 * MIB  # of one recording, beside what it computes in
+
+
+def graph_sizes(limit: int) -> list[int]:
+    """Sizes of batch that are recorded: 1, 2, 4, the multiples of 8, and the limit itself."""
+    return sorted({1, 2, 4, *range(8, limit + 1, 8), limit} & set(range(1, limit + 1)))
+
+
+def overhead_bytes(checkpoint: Checkpoint, weights: int, sequences: int, graphs: bool) -> int:
+    """What is held beside weights, activations and caches."""
+    held = CONTEXT_BYTES + int(weights * ROUNDING_SHARE)
+    held += workspace_bytes(checkpoint.heads, checkpoint.kv_heads) + 3 * PLAN_BYTES
+    if graphs:  # the largest one's logits, in the model's type and in float32
+        held += GRAPH_BYTES * len(graph_sizes(sequences)) + 6 * sequences * checkpoint.vocabulary
+    return held
+
+
+def activation_bytes(checkpoint: Checkpoint, itemsize: int, tokens: int, sequences: int) -> int:
+    """Most bytes alive in a step.
+
+    While a layer gates: residual, its normed copy, gate, up and their product. Afterwards: logits
+    in the model's type, and six copies in float32 while all filters and penalties are at work.
+    """
+    layer = tokens * (2 * checkpoint.hidden + 3 * checkpoint.intermediate) * itemsize
+    logits = min(sequences, tokens) * checkpoint.vocabulary * (itemsize + 6 * 4)
+    return max(layer, tokens * checkpoint.hidden * itemsize + logits)
+
+
+def usable_bytes(total: int, free: int, fraction: float) -> int:
+    """What may be taken: the fraction of the card, and no more than others have left."""
+    return min(int(total * fraction), free)
+
+
+def measured_pages(
+    *, total: int, free: int, fraction: float, reserved: int, page_bytes: int
+) -> int:
+    """Pages that fit once the rest is loaded; 0 or less if it does not even fit without.
+
+    `reserved` is what is not taken yet: the peak of a step, recordings, cached media.
+    """
+    left = int(total * fraction) - (total - free) - reserved
+    return min(left, free - reserved) // page_bytes - 1

@@ -1,0 +1,77 @@
+"""The largest steps there can be, made up: to compile kernels and to see what memory it takes."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from engine.batch import Batch, build_batch
+from engine.models.family import Family
+from engine.options import EngineOptions
+from engine.request import MediaItem, Request, SamplingOptions
+from engine.scheduler import Slice
+from engine.sequence import Sequence
+
+LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself
+EVERYTHING = SamplingOptions(  # every filter and penalty at work
+    max_tokens=1,
+    temperature=1.0,
+    top_p=0.9,
+    top_k=50,
+    min_p=0.01,
+    frequency_penalty=0.1,
+    repetition_penalty=1.1,
+    logprobs=20,
+)
+
+
+def pages_needed(options: EngineOptions) -> int:
+    """Pages that the steps below write to."""
+    sequences, length = _shape(options)
+    return sequences * -(-length // options.page_size)
+
+
+def largest_prefill(options: EngineOptions, family: Family) -> Batch:
+    """As many tokens as a step may have, of as many sequences as may run."""
+    return _step(options, family, *_shape(options))
+
+
+def largest_decode(options: EngineOptions, family: Family) -> Batch:
+    """One token of each sequence that may run."""
+    return _step(options, family, _shape(options)[0], 1)
+
+
+def _step(options: EngineOptions, family: Family, sequences: int, length: int) -> Batch:
+    pages = -(-length // options.page_size)
+    request = Request("", [0] * length, EVERYTHING)
+    positions, offset = family.positions(request.prompt_ids, [])
+    slices = []
+    for index in range(sequences):
+        first = 1 + index * pages
+        sequence = Sequence(
+            request=request,
+            index=index,
+            arrival=0,
+            salt=b"",
+            positions=positions,
+            position_offset=offset,
+            tokens=list(request.prompt_ids),
+            pages=list(range(first, first + pages)),
+        )
+        slices.append(Slice(sequence, 0, length))
+    return build_batch(slices, options.page_size)
+
+
+def largest_images(options: EngineOptions, family: Family) -> list[MediaItem]:
+    """Images as large as they come, as many as the towers get in one step."""
+    side = LARGEST_SIDE
+    while family.image_tokens(side, side) > options.max_len:
+        side = side * 9 // 10
+    length = family.image_tokens(side, side)
+    tensors = family.preprocess_image(Image.new("RGB", (side, side)))
+    count = max(1, options.max_tokens_per_step // length)
+    return [MediaItem("image", b"", 0, length, tensors) for _ in range(count)]
+
+
+def _shape(options: EngineOptions) -> tuple[int, int]:
+    sequences = min(options.max_sequences, max(1, options.max_tokens_per_step // 2))
+    return sequences, min(options.max_tokens_per_step // sequences, options.max_len)

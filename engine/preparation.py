@@ -1,0 +1,141 @@
+"""From options to a model that can take its first step at full speed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from engine.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.device_sampler import DeviceSampler
+from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.loader import LoadedModel, Progress, load_model
+from engine.logprobs import LogprobRows
+from engine.options import EngineOptions
+from engine.plan import PlanError, arithmetic, helpful_keys, plan, size
+from engine.platform import Platform
+from engine.runner import Runner
+from engine.sampler import Sampler
+from engine.vision_attention import VISION_ATTENTION, attend_with
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A loaded model with room for keys and values, and what chooses its tokens."""
+
+    loaded: LoadedModel
+    runner: Runner
+    sampler: Sampler | DeviceSampler
+
+
+def prepare(options: EngineOptions, platform: Platform, progress: Progress) -> Prepared:
+    """Load, and on a card exercise, measure and record.
+
+    Raises ModelUnsupported, and PlanError where the card's memory does not suffice.
+    """
+    try:
+        return _prepare(options, platform, progress)
+    except torch.OutOfMemoryError as error:
+        raise PlanError(out_of_memory(options)) from error
+
+
+def _prepare(options: EngineOptions, platform: Platform, progress: Progress) -> Prepared:
+    progress("loading weights", 0.0)
+    loaded = load_model(
+        options.model_path,
+        options.dtype,
+        str(platform.device),
+        options.modalities,
+        progress,
+        VISION_ATTENTION if options.vision_attention == "flashinfer" else "sdpa",
+    )
+    attend_with(platform.library, loaded.model)
+    progress("preparing", 0.0)
+    if platform.library is None:
+        runner = Runner(loaded, options, platform, options.pages)
+        return Prepared(loaded, runner, Sampler(loaded.eos_ids, runner.vocabulary))
+    runner = Runner(loaded, options, platform, pages_needed(options))
+    prepared = Prepared(loaded, runner, DeviceSampler(loaded.eos_ids, runner.vocabulary, platform))
+    pages = options.pages
+    if options.memory_fraction is None:
+        exercise(prepared, options, platform)  # compiles what prefill and sampling need
+    else:
+        pages = measure_pages(prepared, options, platform)
+    runner.store(pages)
+    if options.graphs:
+        runner.record(progress=progress)
+    return prepared
+
+
+def exercise(prepared: Prepared, options: EngineOptions, platform: Platform) -> None:
+    """Compute the largest steps there can be; their tokens are nobody's."""
+    runner, family = prepared.runner, prepared.loaded.family
+    for batch in (largest_prefill(options, family), largest_decode(options, family)):
+        sequences = [item.sequence for item in batch.slices]
+        logits = runner.run(batch)
+        tokens = prepared.sampler.choose(logits, sequences, runner.latest)
+        most = sequences[0].sampling.logprobs or 0
+        LogprobRows(logits, tokens, most, platform).entries([most] * len(sequences))
+
+
+def measure_pages(prepared: Prepared, options: EngineOptions, platform: Platform) -> int:
+    """Pages that fit beside all that was loaded, the largest step, towers and recordings."""
+    runner = prepared.runner
+    peak = platform.peak_bytes(lambda: exercise(prepared, options, platform))
+    if "image" in options.modalities:
+        images = largest_images(options, prepared.loaded.family)
+        peak = max(peak, platform.peak_bytes(lambda: runner.encode(images)))
+    recordings = 0
+    if options.graphs:
+        free = platform.free_bytes()
+        runner.record([options.max_sequences])
+        recordings = free - platform.free_bytes()
+        recordings += GRAPH_BYTES * (len(graph_sizes(options.max_sequences)) - 1)
+        runner.forget()
+    runner.store(0)
+    assert options.memory_fraction is not None
+    pages = measured_pages(
+        total=platform.total_bytes(),
+        free=platform.free_bytes(),
+        fraction=options.memory_fraction,
+        reserved=peak + recordings + options.encoder_cache_bytes,
+        page_bytes=runner.page_bytes,
+    )
+    taken = f"a step {size(peak)}, recordings {size(recordings)}, cached media "
+    taken += size(options.encoder_cache_bytes)
+    if pages < -(-options.max_len // options.page_size):
+        raise PlanError(
+            f"beside the weights ({taken}) the card has room for {max(pages, 0)} pages of "
+            f"{options.page_size} tokens, and one sequence of model.max_len={options.max_len} "
+            "needs more: lower model.max_len, engine.max_tokens_per_step or engine.max_sequences, "
+            "or raise engine.gpu_memory_fraction"
+        )
+    logger.info("KV cache: %d pages measured, %d planned (%s)", pages, options.pages, taken)
+    return pages
+
+
+def out_of_memory(options: EngineOptions) -> str:
+    """What the card was asked to hold, and the keys that would help."""
+    planned = plan(
+        options.model_path,
+        dtype=options.dtype,
+        device="cuda",
+        page_size=options.page_size,
+        max_len=options.max_len,
+        max_tokens_per_step=options.max_tokens_per_step,
+        max_sequences=options.max_sequences,
+        kv_cache_gb=None,
+        encoder_cache_bytes=options.encoder_cache_bytes,
+        modalities=options.modalities,
+        available_bytes=1 << 60,
+        kv_dtype=options.kv_dtype,
+        graphs=options.graphs,
+    )
+    cache = size(options.pages * options.page_size * planned.kv_bytes_per_token)
+    return (
+        f"the card ran out of memory: {arithmetic(planned)} + KV cache {cache}: "
+        f"{helpful_keys(planned, None)}, or see with `nvidia-smi` who else uses the card"
+    )

@@ -1,0 +1,61 @@
+"""Attention of towers by FlashInfer, for transformers' layers: both ways, one picture at a time.
+
+Towers have heads of 72 or 80, for which there are no kernels: heads are padded with zeros, which
+change neither scores nor what is kept of the result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+from transformers import AttentionInterface
+
+from engine.attention.limits import HEAD_DIMS
+from engine.errors import ModelUnsupported
+
+VISION_ATTENTION = "appliance_vision"
+
+
+def attend_with(library: Any, model: nn.Module) -> None:
+    """Give the layers of a model the library that they attend with."""
+    for module in model.modules():
+        module.vision_library = library
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """query, key, value `[pictures, heads, tokens, head_dim]`; returns tokens before heads."""
+    if attention_mask is not None:
+        raise ModelUnsupported(
+            "this tower's attention has a mask: set engine.vision_attention=sdpa"
+        )
+    head_dim = query.shape[-1]
+    larger = [size for size in HEAD_DIMS if size >= head_dim]
+    if not larger:
+        raise ModelUnsupported(
+            f"no kernel for a tower's heads of {head_dim}: set engine.vision_attention=sdpa"
+        )
+    scale = head_dim**-0.5 if scaling is None else scaling
+    missing = larger[0] - head_dim
+    attended = [
+        module.vision_library.single_prefill_with_kv_cache(
+            *(pad(part.transpose(0, 1), (0, missing)) for part in picture),
+            causal=False,
+            sm_scale=scale,
+        )[..., :head_dim]
+        for picture in zip(query, key, value, strict=True)
+    ]
+    return torch.stack(attended), None
+
+
+AttentionInterface.register(VISION_ATTENTION, _attention)

@@ -1,0 +1,251 @@
+"""Memory is measured before it is given away, and what cannot run is refused with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from appliance.config.compose import compose
+from appliance.planning import check_device_keys, engine_options, plan_recipe
+from engine import plan as planning
+from engine.attention.backend import AttentionShape
+from engine.attention.flashinfer import check_supported
+from engine.card_memory import measured_pages
+from engine.core import Engine
+from engine.devices import Card
+from engine.errors import ModelUnsupported
+from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.models.registry import family_for
+from engine.plan import PlanError, plan
+from engine.platform import Host
+from engine.request import Request
+from tests.engine.harness import (
+    TOLERANCE,
+    Recorder,
+    Reference,
+    compare,
+    greedy,
+    picture,
+    prompt_with_images,
+)
+from tests.engine.harness import engine_options as tiny_options
+from tests.gpu.platforms import Recording, cuda_path, standing_in
+from tests.gpu.torch_flashinfer import single_prefill_with_kv_cache
+
+Folder = Callable[[str], Path]
+MIB, GIB = 1 << 20, 1 << 30
+CARD = Card("a card", (9, 0), 80 * GIB, 79 * GIB)
+
+
+class Counted(Recording):
+    """A card of 200 MiB whose context and weights take 50; a step takes 20, a recording 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = 150 * MIB
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> Any:
+        self.free -= 5 * MIB
+        return super().capture(work)
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def total_bytes(self) -> int:
+        return 200 * MIB
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        work()
+        return 20 * MIB
+
+
+def test_pages_are_what_is_left_of_the_fraction() -> None:
+    room = {"total": 1000, "free": 900, "reserved": 100, "page_bytes": 10}
+    assert measured_pages(fraction=1.0, **room) == 79  # page 0 is held too
+    assert measured_pages(fraction=0.5, **room) == 29
+    assert measured_pages(fraction=0.1, **room) < 0
+    # what others take of the card counts as used
+    assert measured_pages(total=1000, free=300, fraction=0.9, reserved=100, page_bytes=10) == 9
+
+
+def test_the_engine_takes_what_it_measured_and_works(
+    checkpoint: Folder, reference: Callable[[str], Reference]
+) -> None:
+    options = {"memory_fraction": 0.9, "graphs": True, "max_sequences": 4}
+    engine = cuda_path(checkpoint("llama"), Counted(), **options, encoder_cache_bytes=3 * MIB)
+    page_bytes = engine._runner.page_bytes
+    assert page_bytes == 2 * 3 * 16 * 2 * 16 * 4  # both halves, layers, tokens, heads, float32
+    recordings = (5 + 2 * 8) * MIB  # the one made, and what is known of the two others
+    reserved = 20 * MIB + recordings + 3 * MIB
+    left = int(0.9 * 200 * MIB) - (50 + 5) * MIB - reserved
+    assert engine.stats().pages_total == left // page_bytes - 1
+    recorder = Recorder(engine)
+    request = Request("r", [5, 6, 7] * 9, greedy(4))
+    recorder.run(request)
+    assert compare(recorder, reference("llama"), [request]) < TOLERANCE
+
+
+def test_what_is_told_is_taken_without_measuring(checkpoint: Folder) -> None:
+    assert cuda_path(checkpoint("llama"), Recording(), pages=33).stats().pages_total == 33
+
+
+def test_a_card_too_small_is_refused_with_the_arithmetic(checkpoint: Folder) -> None:
+    with pytest.raises(PlanError, match=r"a step 20.00 MiB.*room for \d+ pages.*model.max_len"):
+        cuda_path(checkpoint("llama"), Counted(), memory_fraction=0.35)
+
+
+def test_running_out_of_memory_names_the_terms_and_the_keys(tmp_path: Path) -> None:
+    class Full(Recording):
+        def capture(self, work: Callable[[], torch.Tensor]) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder = qwen2(tmp_path, hidden_size=128, num_attention_heads=2, num_key_value_heads=1)
+    options = tiny_options(folder, dtype="bfloat16", graphs=True)
+    with pytest.raises(PlanError) as raised:
+        Engine(options, platform=Full())
+    message = str(raised.value)
+    assert "ran out of memory: weights" in message
+    assert "KV cache" in message
+    assert "engine.max_tokens_per_step" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_vl", "llava"])
+def test_the_largest_steps_are_within_the_options(family: str, checkpoint: Folder) -> None:
+    options = tiny_options(checkpoint(family), max_tokens_per_step=100, max_sequences=7)
+    family_ = family_for(checkpoint(family))
+    prefill, decode = largest_prefill(options, family_), largest_decode(options, family_)
+    assert (len(prefill.slices), prefill.tokens) == (7, 98)
+    assert (len(decode.slices), decode.tokens) == (7, 7)
+    assert max(prefill.page_indices.tolist()) == pages_needed(options)
+    assert len(set(prefill.page_indices.tolist())) == pages_needed(options)
+    if family != "llama":
+        images = largest_images(options, family_)
+        assert images[0].length <= options.max_len
+        assert sum(image.length for image in images) <= max(100, images[0].length)
+
+
+def test_types_and_heads_without_kernels_are_refused() -> None:
+    shape = AttentionShape(layers=1, heads=4, kv_heads=2, head_dim=128, scale=1.0)
+    check_supported(shape, torch.bfloat16)
+    with pytest.raises(ModelUnsupported, match=r"not in float32.*model.dtype=bfloat16"):
+        check_supported(shape, torch.float32)
+    with pytest.raises(ModelUnsupported, match="heads of 64, 128, 256, this model's have 80"):
+        check_supported(dataclasses.replace(shape, head_dim=80), torch.bfloat16)
+
+
+@pytest.fixture
+def carded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "card", lambda: CARD)
+
+
+def qwen2(tmp_path: Path, **shape: int) -> Path:
+    """A Qwen2 of one layer, its weights whatever memory held."""
+    config = transformers.Qwen2Config(
+        num_hidden_layers=1, vocab_size=1024, max_position_embeddings=4096, **shape
+    )
+    with torch.device("meta"):
+        model = transformers.Qwen2ForCausalLM(config)
+    model.to_empty(device="cpu").to(torch.bfloat16).save_pretrained(tmp_path / "qwen2")
+    return tmp_path / "qwen2"
+
+
+def seven(tmp_path: Path) -> Path:
+    """One layer of the 7B's shape, narrower."""
+    return qwen2(
+        tmp_path,
+        hidden_size=896,
+        intermediate_size=4736,
+        num_attention_heads=7,
+        num_key_value_heads=1,
+    )
+
+
+def test_a_card_is_planned_to_its_fraction(carded: None, tmp_path: Path) -> None:
+    folder = seven(tmp_path)
+    base: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "page_size": 16,
+        "max_len": None,
+        "max_tokens_per_step": 8192,
+        "max_sequences": 256,
+        "kv_cache_gb": None,
+        "encoder_cache_bytes": 0,
+        "modalities": (),
+        "graphs": True,
+        "memory_fraction": 0.9,
+    }
+    planned = plan(folder, **base)
+    page = planned.kv_bytes_per_token * 16
+    assert planned.available_bytes == int(0.9 * CARD.total_bytes)
+    assert 0 <= planned.available_bytes - planned.total_bytes < page
+    assert plan(folder, **base | {"memory_fraction": 1.0}).available_bytes == CARD.free_bytes
+    half = plan(folder, **base | {"kv_dtype": "float8_e4m3fn"})
+    assert half.kv_bytes_per_token * 2 == planned.kv_bytes_per_token
+    assert half.tokens > 1.99 * planned.tokens
+    assert plan(folder, **base | {"graphs": False}).tokens > planned.tokens
+    with pytest.raises(PlanError, match="not in float32"):
+        plan(folder, **base | {"dtype": "float32"})
+    with pytest.raises(PlanError, match="are available"):
+        plan(folder, **base | {"memory_fraction": 0.01})
+
+
+def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) -> None:
+    folder = seven(tmp_path)
+    config = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0"]).config
+    planned = plan_recipe(config, folder)
+    options = engine_options(config, folder, planned)
+    assert (options.device, options.dtype, options.graphs) == ("cuda", "bfloat16", True)
+    assert options.memory_fraction == 0.9
+    told = ["engine.kv_cache_gb=1", "engine.kv_dtype=fp8", "engine.vision_attention=flashinfer"]
+    config = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0", *told]).config
+    options = engine_options(config, folder, plan_recipe(config, folder))
+    assert options.memory_fraction is None
+    assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "flashinfer")
+
+
+@pytest.mark.parametrize(
+    "key", ["kv_dtype=fp8", "graphs=true", "gpu_memory_fraction=0.5", "vision_attention=flashinfer"]
+)
+def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
+    config = compose(["recipe=smollm2", f"engine.{key}"]).config
+    with pytest.raises(PlanError, match=f"engine.{key.split('=')[0]}.* needs engine=cuda"):
+        check_device_keys(config.engine)
+    check_device_keys(compose(["recipe=smollm2"]).config.engine)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_tower_attends_with_padded_heads_as_without(
+    family: str, checkpoint: Folder, reference: Callable[[str], Reference]
+) -> None:
+    calls: list[int] = []
+
+    def watched(q: torch.Tensor, *rest: torch.Tensor, **options: object) -> torch.Tensor:
+        calls.append(q.shape[-1])
+        return single_prefill_with_kv_cache(q, *rest, **options)  # type: ignore[arg-type]
+
+    library = standing_in(single_prefill_with_kv_cache=watched)
+    folder = checkpoint(family)
+    tokens, media = prompt_with_images(
+        folder, [[5, 6], picture(60, 90, 1), [7], picture(120, 60, 2), [8]]
+    )
+    request = Request("r", tokens, greedy(2), media)
+    recorder = Recorder(cuda_path(folder, Host(library), vision_attention="flashinfer"))
+    recorder.run(request)
+    assert set(calls) == {64}  # heads of 16, padded
+    assert compare(recorder, reference(family), [request]) < TOLERANCE
+
+    def unscaled(*parts: torch.Tensor, causal: bool, sm_scale: float) -> torch.Tensor:
+        return single_prefill_with_kv_cache(*parts, causal=causal, sm_scale=64**-0.5)
+
+    library = standing_in(single_prefill_with_kv_cache=unscaled)
+    recorder = Recorder(cuda_path(folder, Host(library), vision_attention="flashinfer"))
+    recorder.run(request)
+    assert compare(recorder, reference(family), [request]) > 10 * TOLERANCE  # control

@@ -1,0 +1,208 @@
+"""Untrusted sound to the samples that a model hears: mono, at its rate, within the limits."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
+from appliance.media.container import AUDIO_CODECS, AUDIO_FORMATS, opened
+
+Samples = NDArray[np.float32]
+
+MAX_CHANNELS = 8
+RATES = range(1_000, 384_001)
+BLOCK = 1 << 16  # samples of a channel that are read at once
+QUALITY = "HQ"  # what librosa resamples with
+ENDLESS = 0x7FFF0000  # from here on a chunk's size says that it was not known when written
+FORMATS = "WAV, MP3, FLAC, Ogg, Opus, M4A, WebM"
+
+
+@dataclass(slots=True, frozen=True)
+class AudioPolicy:
+    """Limits on sounds: how many in one request, how large, how long."""
+
+    limit: int
+    max_bytes: int = 25 << 20
+    max_seconds: float = 600.0
+
+
+@dataclass(slots=True, frozen=True)
+class Sound:
+    """Mono `samples` at the rate asked for, and what they were made of."""
+
+    samples: Samples
+    seconds: float
+    source_rate: int
+    channels: int
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The sound's facts as JSON."""
+        return {"seconds": self.seconds, "rate": self.source_rate, "channels": self.channels}
+
+
+def load_audio(data: bytes, rate: int, policy: AudioPolicy, param: str) -> Sound:
+    """Sound of any format known by its content, as the mean of its channels at `rate` Hz.
+
+    Equal to librosa's `to_mono` and `resample` of what soundfile reads. Raises ApplianceError: 400
+    for a sound beyond the limits, 422 for one that cannot be decoded.
+    """
+    if len(data) > policy.max_bytes:
+        raise media_too_large("audio", policy.max_bytes, param)
+    listener = _Listener(rate, policy, param)
+    try:
+        with _source(data, param) as blocks:
+            for source_rate, block in blocks:
+                listener.hear(source_rate, block)
+    except (ApplianceError, MemoryError):
+        raise
+    except (soundfile.SoundFileError, av.FFmpegError, ValueError, LookupError) as failure:
+        raise media_undecodable("The audio is damaged and cannot be decoded.", param) from failure
+    return listener.sound()
+
+
+class _Listener:
+    """Takes blocks of sound in; holds no more than the mono result."""
+
+    def __init__(self, rate: int, policy: AudioPolicy, param: str) -> None:
+        self._rate = rate
+        self._policy = policy
+        self._param = param
+        self._resampler: soxr.ResampleStream | None = None
+        self._parts: list[Samples] = []
+        self._source_rate = self._channels = self._heard = 0
+
+    def hear(self, rate: int, block: Samples) -> None:
+        """`block` is `[samples, channels]`."""
+        if not self._source_rate:
+            self._begin(rate, block.shape[1])
+        if (rate, block.shape[1]) != (self._source_rate, self._channels):
+            raise self._undecodable("changes its rate or channels on the way")
+        self._heard += len(block)
+        if self._heard > self._policy.max_seconds * rate:
+            raise bad_request(
+                f"The audio is longer than the limit of {self._policy.max_seconds:g} seconds.",
+                self._param,
+                "media_too_large",
+            )
+        if not len(block):
+            return
+        mono = block.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            raise self._undecodable("has samples that are no numbers")
+        self._parts.append(self._resampled(mono, last=False))
+
+    def sound(self) -> Sound:
+        """All that was heard."""
+        if not self._heard:
+            raise self._undecodable("has no samples")
+        rest = np.zeros(0, np.float32)
+        samples = np.concatenate([*self._parts, self._resampled(rest, last=True)])
+        wanted = math.ceil(self._heard * self._rate / self._source_rate)
+        samples = np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
+        seconds = self._heard / self._source_rate
+        return Sound(samples, seconds, self._source_rate, self._channels)
+
+    def _begin(self, rate: int, channels: int) -> None:
+        if rate not in RATES:
+            raise self._undecodable(f"claims to have {rate} samples a second")
+        if channels > MAX_CHANNELS:
+            raise bad_request(
+                f"The audio has {channels} channels; the limit is {MAX_CHANNELS}.",
+                self._param,
+                "media_too_large",
+            )
+        self._source_rate, self._channels = rate, channels
+        if rate != self._rate:
+            self._resampler = soxr.ResampleStream(rate, self._rate, 1, quality=QUALITY)
+
+    def _resampled(self, mono: Samples, last: bool) -> Samples:
+        if self._resampler is None:
+            return mono
+        made: Samples = self._resampler.resample_chunk(mono, last=last)
+        return made
+
+    def _undecodable(self, what: str) -> ApplianceError:
+        return media_undecodable(f"The audio {what}.", self._param)
+
+
+Blocks = Iterator[tuple[int, Samples]]
+
+
+@contextmanager
+def _source(data: bytes, param: str) -> Iterator[Blocks]:
+    """Rates and blocks of a file of whatever its first bytes say that it is."""
+    is_wave = data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE"
+    if is_wave and data[:4] == b"RIFF":
+        _check_wave(data, param)
+    mpeg_layer = data[1] >> 1 & 3 if data[:1] == b"\xff" and data[1:2] >= b"\xe0" else 0
+    if is_wave or data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or mpeg_layer:
+        try:
+            file = soundfile.SoundFile(io.BytesIO(data))
+        except soundfile.SoundFileError:
+            pass  # a codec that only FFmpeg has, or damage that it will find
+        else:
+            with file:
+                yield _read(file, param)
+            return
+    elif not _is_container(data):
+        raise media_undecodable(
+            f"The audio is in none of the formats read here ({FORMATS}), or is damaged.", param
+        )
+    with opened(data, AUDIO_FORMATS, AUDIO_CODECS) as container:
+        stream = next(iter(container.streams.audio), None)
+        # a stream in a codec that FFmpeg does not know has no context
+        if stream is None or getattr(stream.codec_context, "name", "") not in AUDIO_CODECS:
+            raise media_undecodable("The audio has no sound in a codec that is read here.", param)
+        stream.codec_context.thread_count = 1
+        yield _decode(container.decode(stream))
+
+
+def _is_container(data: bytes) -> bool:
+    """MP4, Matroska and WebM, or bare AAC."""
+    adts = len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0
+    return data[4:8] == b"ftyp" or data[:4] == b"\x1aE\xdf\xa3" or adts
+
+
+def _read(file: soundfile.SoundFile, param: str) -> Blocks:
+    told, read = file.frames, 0
+    yield file.samplerate, np.zeros((0, file.channels), np.float32)  # refused before it is read
+    while True:
+        block: Samples = file.read(BLOCK, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        read += len(block)
+        yield file.samplerate, block
+    if file.format == "FLAC" and read < told:
+        raise media_undecodable("The audio is cut off.", param)
+
+
+def _decode(frames: Iterator[av.AudioFrame]) -> Blocks:
+    planar = av.AudioResampler(format="fltp")
+    for frame in frames:
+        for converted in planar.resample(frame):
+            yield converted.sample_rate, np.asarray(converted.to_ndarray().T, np.float32)
+
+
+def _check_wave(data: bytes, param: str) -> None:
+    """A file whose samples end before its header says has lost them (RIFF, 1991)."""
+    place = 12
+    while place + 8 <= len(data):
+        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8
+        if name == b"data":
+            if len(data) - place < size < ENDLESS:
+                raise media_undecodable("The audio is cut off.", param)
+            return
+        place += size + size % 2

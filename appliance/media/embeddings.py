@@ -1,0 +1,189 @@
+"""Embeddings that a client computed itself: tensors out of untrusted bytes, never by pickle."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from appliance.errors import ApplianceError, bad_request, media_too_large
+from engine.models.family import Family
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GRID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+NUMPY_MAGIC = b"\x93NUMPY"
+# https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+NUMPY_HEADER = re.compile(
+    r"\{'descr': '([<|=]?[a-z]\d)', 'fortran_order': (True|False), "
+    r"'shape': \(((?:\d{1,12}, ?)*(?:\d{1,12})?),?\), \} *\n"
+)
+NUMPY_DTYPES = {"<f4", "<f2", "<i8", "<i4"}
+LONGEST_HEADER = 1 << 12
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # what torch.save writes, and wrote before
+HOW = (
+    "Send safetensors: base64 of safetensors.torch.save({'embeds': tensor}), with the grid as "
+    "another tensor where the model needs one."
+)
+
+
+@dataclass(slots=True, frozen=True)
+class EmbeddingsPolicy:
+    """Whether embeddings are taken, and how large those of one item may be."""
+
+    accept: bool = False
+    max_bytes: int = 128 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class Embeddings:
+    """`[tokens, hidden]` of one item, and its grid where the family needs one."""
+
+    embeds: torch.Tensor
+    grid: tuple[int, ...] | None
+
+
+def load_embeddings(
+    payload: bytes, modality: str, family: Family, policy: EmbeddingsPolicy, param: str
+) -> Embeddings:
+    """One item of a message part, as JSON: text, or an object with text for each tensor.
+
+    The text is base64 of safetensors or of an .npy file; a grid may also be a list of numbers.
+    Every number is checked before the item may be used. Raises ApplianceError with status 400.
+    """
+    told = json.loads(payload)
+    tensors: dict[str, torch.Tensor] = {}
+    name, grid_name = f"{modality}_embeds", family.embedding_grid(modality)
+    parts: Mapping[str, Any] = told if isinstance(told, dict) else {name: told}
+    for field, value in parts.items():
+        if field == grid_name and isinstance(value, list):
+            tensors[field] = _numbers(value, param)
+        else:
+            tensors.update(_named(_decoded(value, policy, modality, param), field, param))
+    embeds = tensors.pop(name, tensors.pop("embeds", None))
+    grid = tensors.pop(grid_name, None) if grid_name else None
+    if tensors:
+        known = ", ".join(filter(None, (name, "embeds", grid_name)))
+        raise _invalid(f"there are tensors of other names than {known}", param)
+    if embeds is None:
+        raise _invalid("there are no embeddings in it", param)
+    shape = None if grid is None else _grid(grid, param)
+    return Embeddings(_checked(embeds, shape, modality, family, param), shape)
+
+
+def tensors_of(item: Embeddings, modality: str, family: Family) -> dict[str, torch.Tensor]:
+    """What the engine takes in place of an item's pixels."""
+    tensors = {"embeds": item.embeds}
+    name = family.embedding_grid(modality)
+    if name is not None and item.grid is not None:
+        tensors[name] = torch.tensor([item.grid])
+    return tensors
+
+
+def _checked(
+    embeds: torch.Tensor,
+    grid: tuple[int, ...] | None,
+    modality: str,
+    family: Family,
+    param: str,
+) -> torch.Tensor:
+    if embeds.dtype not in DTYPES:
+        raise _invalid("they must be of type float32, float16 or bfloat16", param)
+    if embeds.ndim == 3 and embeds.shape[0] == 1:
+        embeds = embeds[0]
+    shape = " x ".join(map(str, embeds.shape))
+    if embeds.ndim != 2:
+        raise _invalid(
+            f"their shape {shape} is neither (tokens, hidden) nor (1, tokens, hidden); several "
+            "items are a list",
+            param,
+        )
+    hidden = int(family.text_config()["hidden_size"])
+    if embeds.shape[1] != hidden:
+        raise _invalid(f"their shape is {shape}, the model's hidden size {hidden}", param)
+    if grid is None and family.embedding_grid(modality) is not None:
+        raise _invalid(f"they come without their {family.embedding_grid(modality)}", param)
+    try:
+        tokens = family.embedding_tokens(modality, grid)
+    except ValueError as wrong:
+        raise _invalid(f"their grid is not possible: {wrong}", param) from None
+    if embeds.shape[0] != tokens:
+        raise _invalid(f"they are of {embeds.shape[0]} tokens, the {modality} has {tokens}", param)
+    if not torch.isfinite(embeds).all():
+        raise _invalid("they hold values that are not finite", param)
+    return embeds
+
+
+def _decoded(value: Any, policy: EmbeddingsPolicy, modality: str, param: str) -> bytes:
+    if not isinstance(value, str):
+        raise _invalid("base64 text is needed", param)
+    if len(value) // 4 * 3 - 2 > policy.max_bytes:
+        raise media_too_large(f"{modality}'s embeddings", policy.max_bytes, param)
+    try:
+        return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise _invalid("they are not valid base64", param) from None
+
+
+def _named(data: bytes, field: str, param: str) -> dict[str, torch.Tensor]:
+    """Tensors of safetensors, or the one of an .npy file under the name of its field."""
+    if data.startswith(NUMPY_MAGIC):
+        return {field: _from_numpy(data, param)}
+    if data.startswith((ZIP, PICKLE)):
+        raise _invalid(f"torch.save and pickle are not read. {HOW}", param, end="")
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError):
+        raise _invalid(f"they are neither safetensors nor .npy. {HOW}", param, end="") from None
+    if len(tensors) == 1 and not field.endswith("_embeds"):
+        return {field: next(iter(tensors.values()))}
+    return dict(tensors)
+
+
+def _from_numpy(data: bytes, param: str) -> torch.Tensor:
+    """An array whose header is read without being evaluated, and has to fit the data exactly."""
+    wide = data[6:7] != b"\1"
+    start = 12 if wide else 10
+    length = int.from_bytes(data[8:start], "little")
+    header = data[start : start + min(length, LONGEST_HEADER)].decode("latin-1")
+    match = NUMPY_HEADER.fullmatch(header)
+    if data[6:7] not in (b"\1", b"\2", b"\3") or len(header) != length or match is None:
+        raise _invalid("the .npy header is not one that numpy.save writes", param)
+    dtype, fortran, shape = match[1], match[2] == "True", _shape(match[3])
+    if dtype not in NUMPY_DTYPES:
+        raise _invalid("the .npy file must be of little-endian float32 or float16", param)
+    content = memoryview(data)[start + length :]
+    if math.prod(shape) * int(dtype[2:]) != len(content):
+        raise _invalid("the .npy header's shape does not fit its data", param)
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.replace(" ", "").split(",") if number)
+
+
+def _numbers(value: list[Any], param: str) -> torch.Tensor:
+    """A grid written as JSON, in one list or a list of one."""
+    flat = value[0] if len(value) == 1 and isinstance(value[0], list) else value
+    if len(flat) > 3 or not all(type(one) is int and 0 <= one < 1 << 31 for one in flat):
+        raise _invalid("a grid is a list of three whole numbers", param)
+    return torch.tensor(flat, dtype=torch.int64)
+
+
+def _grid(grid: torch.Tensor, param: str) -> tuple[int, ...]:
+    if grid.dtype not in GRID_DTYPES or grid.numel() != 3 or grid.ndim > 2:
+        raise _invalid("a grid is three whole numbers of one item", param)
+    return tuple(grid.flatten().tolist())
+
+
+def _invalid(what: str, param: str, end: str = ".") -> ApplianceError:
+    return bad_request(f"The embeddings cannot be used: {what}{end}", param, "embedding_invalid")

@@ -21,6 +21,7 @@ from engine.request import Output, Request, TokenLogprob
 from engine.scheduler import Scheduler, Slice
 from engine.sequence import Sequence, in_flight
 from engine.stats import EngineStats
+from engine.threads import ThreadGovernor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Engine:
         progress: Progress = lambda phase, fraction: None,
         platform: Platform | None = None,
     ) -> None:
-        torch.set_num_threads(options.threads)
+        self._governor = ThreadGovernor(options.threads)
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
         self._overlaps = self._platform.library is not None
@@ -115,6 +116,10 @@ class Engine:
         host: what is returned then lags one step, and a token computed after a sequence's last one
         is dropped. Raises DeviceLost when the device has failed; then the engine is of no more use.
         """
+        with self._governor.step():
+            return self._step()
+
+    def _step(self) -> list[Output]:
         slices = self._scheduler.schedule()
         if not slices:
             return self._land_previous()

@@ -55,7 +55,7 @@ def load_image(data: bytes, policy: ImagePolicy, param: str) -> Image.Image:
     """The first frame of an encoded image as RGB, turned upright, transparency composited.
 
     Raises ApplianceError: 400 for one larger than the policy allows, 422 for one that cannot be
-    decoded.
+    decoded; and MemoryError.
     """
     with _opened(data, policy, param) as image:
         image.load()
@@ -71,7 +71,7 @@ def _opened(data: bytes, policy: ImagePolicy, param: str) -> Iterator[Image.Imag
         with Image.open(BytesIO(data), formats=_installed(policy.formats)) as image:
             _check_size(image.size, policy, param)
             yield image
-    except ApplianceError:
+    except (ApplianceError, MemoryError):
         raise
     except UnidentifiedImageError:
         listed = ", ".join(policy.formats)

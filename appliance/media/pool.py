@@ -149,29 +149,36 @@ class MediaPool:
         channel = self._begin(number)
         self._begun[number].set_result(channel is not None)
         while (call := self._calls.get()) is not None:
-            if not call.result.set_running_or_notify_cancel():
-                continue
-            waited = time.perf_counter() - call.asked
-            self._metrics.media_took("queue", call.task.modality, waited)
-            try:
-                for attempt in range(2):
-                    if channel is None:
-                        channel = self._begin(number)
-                    try:
-                        call.result.set_result(self._on_worker(channel, call))
-                        break
-                    except _Idle:  # it ended while it had nothing to do: not this item's fault
-                        self._end(number, channel)
-                        channel = None
-                        if attempt:
-                            raise
-            except ApplianceError as refusal:
-                call.result.set_exception(refusal)
-            except Exception as fault:
-                self._end(number, channel)
-                call.result.set_exception(self._blame(fault, call))
-                channel = self._begin(number)
+            if call.result.set_running_or_notify_cancel():
+                channel = self._pass_on(number, channel, call)
+            del call  # while waiting for the next one, nothing of an item is kept
         self._end(number, channel)
+
+    def _pass_on(self, number: int, channel: Connection | None, call: _Call) -> Connection | None:
+        """Settles a call; returns the worker for the next one."""
+        waited = time.perf_counter() - call.asked
+        self._metrics.media_took("queue", call.task.modality, waited)
+        try:
+            for _ in range(2):
+                if channel is None:
+                    channel = self._begin(number)
+                try:
+                    call.result.set_result(self._on_worker(channel, call))
+                    return channel
+                except _Idle:  # it ended while it had nothing to do: not this item's fault
+                    self._end(number, channel)
+                    channel = None
+            call.result.set_exception(
+                unavailable("No media worker could be started.", "media_workers_dead")
+            )
+            return None
+        except ApplianceError as refusal:
+            call.result.set_exception(refusal)
+            return channel
+        except Exception as fault:
+            self._end(number, channel)
+            call.result.set_exception(self._blame(fault, call))
+            return self._begin(number)
 
     def _begin(self, number: int) -> Connection | None:
         """A connection to a new worker that is ready; None if there can be none."""
@@ -229,8 +236,6 @@ class MediaPool:
 
     def _blame(self, fault: Exception, call: _Call) -> ApplianceError:
         modality = call.task.modality
-        if isinstance(fault, _Idle):
-            return unavailable("No media worker could be started.", "media_workers_dead")
         late = isinstance(fault, TimeoutError)
         self._metrics.media_workers_replaced.labels("timeout" if late else "died").inc()
         fields = {"kind": call.task.kind, "bytes": len(call.task.data)}

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import mmap
+import os
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.request import MediaItem, Request, SamplingOptions
+from engine.shared_tensors import SEALS, SharedTensors
+
+TENSORS = {
+    "pixels": torch.arange(3 * 5 * 7, dtype=torch.uint8).view(3, 5, 7),
+    "grid": torch.tensor([[1, 2, 3]]),
+    "half": torch.randn(4, 3).to(torch.bfloat16),
+    "turned": torch.randn(4, 3).T,
+    "empty": torch.empty(0, 9),
+    "number": torch.tensor(2.5),
+}
+
+
+def test_tensors_come_back_as_they_were() -> None:
+    shared = SharedTensors.store(TENSORS)
+    shared.check()
+    assert list(shared) == list(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert shared[name].dtype == tensor.dtype
+        assert torch.equal(shared[name], tensor)
+
+
+def test_nobody_can_change_what_others_read() -> None:
+    shared = SharedTensors.store(TENSORS)
+    with pytest.raises(PermissionError):
+        mmap.mmap(shared._handle, shared.nbytes)
+    with pytest.raises(PermissionError):
+        os.pwrite(shared._handle, b"x", 0)
+    for size in (0, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.ftruncate(shared._handle, size)
+    other = SharedTensors.laid_out(shared.layout())
+    other._handle = os.dup(shared._handle)
+    shared["pixels"].zero_()
+    assert torch.equal(other["pixels"], TENSORS["pixels"])
+
+
+def test_a_layout_that_does_not_fit_its_memory_is_refused() -> None:
+    shared = SharedTensors.store({"a": torch.zeros(16), "b": torch.zeros(16)})
+    good = shared.layout()
+    for change in (
+        {"size": good["size"] + 1},
+        {"places": [["a", "float32", [33], 0]]},
+        {"places": [["a", "float32", [16], -64]]},
+        {"places": [["a", "float32", [-16, -1], 0]]},
+        {"places": [["a", "float32", [1], 4]]},
+        {"places": [["a", "float32", [16], good["size"]]]},
+        {"places": [["a", "object", [1], 0]]},
+    ):
+        wrong = SharedTensors.laid_out({**good, **change})
+        wrong._handle = os.dup(shared._handle)
+        with pytest.raises(ValueError, match=r"memory|place"):
+            wrong.check()
+    unsealed = SharedTensors.laid_out(good)
+    unsealed._handle = os.memfd_create("t", os.MFD_ALLOW_SEALING)
+    os.ftruncate(unsealed._handle, good["size"])
+    with pytest.raises(ValueError, match="sealed"):
+        unsealed.check()
+    assert SEALS
+
+
+def test_types_that_are_not_carried_are_refused() -> None:
+    with pytest.raises(ValueError, match="complex64"):
+        SharedTensors.store({"a": torch.zeros(2, dtype=torch.complex64)})
+
+
+def test_a_request_carries_each_piece_of_memory_once() -> None:
+    shared, other = SharedTensors.store(TENSORS), SharedTensors.store({"a": torch.ones(2)})
+    plain = {"a": torch.zeros(2)}
+    media = [
+        MediaItem("image", bytes([number]), number, 1, tensors)
+        for number, tensors in enumerate((shared, plain, shared, other))
+    ]
+    request = Request("r", [1] * 4, SamplingOptions(1), media)
+    ours, theirs = Pipe()
+    ours.send(request)
+    for piece in request.shared:
+        piece.send(ours, os.getpid())
+    received: Request = theirs.recv()
+    assert len(received.shared) == 2
+    for piece in received.shared:
+        piece.receive(theirs)
+    assert received.media[0].tensors is received.media[2].tensors
+    for sent, came in zip(media, received.media, strict=True):
+        assert all(torch.equal(came.tensors[name], sent.tensors[name]) for name in sent.tensors)
+    assert not theirs.poll()
+
+
+def test_memory_is_freed_with_its_last_holder() -> None:
+    def held() -> int:
+        return sum("memfd:tensors" in os.readlink(one) for one in handles())
+
+    before = held()
+    shared = SharedTensors.store(TENSORS)
+    seen = shared["pixels"]
+    assert held() > before
+    del shared
+    assert torch.equal(seen, TENSORS["pixels"]), "a tensor keeps its memory"
+    del seen
+    assert held() == before
+
+
+def handles() -> list[Path]:
+    return [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]

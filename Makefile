@@ -8,6 +8,7 @@ RECIPE ?= smollm2
 PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 TORCH = torch==2.13.0# a later one would bring gigabytes of CUDA packages
+FLASHINFER = flashinfer-python==0.7.2.post1# for its signatures; its dependencies need a card
 
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -25,7 +26,8 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.tested: .venv/.installed
-	$(PIP) install "$(TORCH)" --editable ".[test,lint]"
+	$(PIP) install "$(TORCH)" --editable ".[test,signatures,lint]"
+	$(PIP) install --no-deps "$(FLASHINFER)"
 	@touch $@
 
 serve: install

@@ -10,13 +10,13 @@ import torch
 from engine.batch import build_batch
 from engine.errors import DeviceLost, RequestRefused
 from engine.flight import Choice, Flight
-from engine.loader import Progress
+from engine.loader import Progress, load_model
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.page_pool import PagePool
 from engine.plan import admission
 from engine.platform import Platform, platform_for
-from engine.preparation import prepare
+from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
 from engine.scheduler import Scheduler, Slice
 from engine.sequence import Sequence, in_flight
@@ -30,7 +30,8 @@ class Engine:
     """Loads a model and answers requests, in whatever process it is made in.
 
     Raises ModelUnsupported when made for a checkpoint that no family knows, DeviceMissing when
-    there is no card to run on. `platform` is the configured device's unless it is given.
+    there is no card to run on. `platform` is the configured device's unless it is given; `load` may
+    make the model from something else than a checkpoint's weights.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Engine:
         options: EngineOptions,
         progress: Progress = lambda phase, fraction: None,
         platform: Platform | None = None,
+        load: Load = load_model,
     ) -> None:
         self._governor = ThreadGovernor(options.threads)
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
         self._overlaps = self._platform.library is not None
-        prepared = prepare(options, self._platform, progress)
+        prepared = prepare(options, self._platform, progress, load)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
         self._runner, self._sampler = prepared.runner, prepared.sampler
         self._pool = PagePool(self._runner.pages)

@@ -28,6 +28,7 @@ NO_TORCH_BUILD = (
 )
 NO_CARD = "the driver shows no card: see `nvidia-smi`, or start the container with `--gpus all`"
 NO_FLASHINFER = "FlashInfer is not installed: `pip install 'model-appliance[cuda]'`"
+NO_ACCELERATE = "accelerate, which loads weights onto a card, is missing: `pip install accelerate`"
 NO_COMPILER = (
     "FlashInfer compiles its kernels and finds no nvcc: `apt install cuda-nvcc-13-0`, or "
     "`pip install flashinfer-jit-cache` for compiled ones"
@@ -99,9 +100,11 @@ def find_missing() -> str | None:
 
 
 def find_missing_tools() -> str | None:
-    """FlashInfer, and what it needs to have kernels."""
+    """FlashInfer, what it needs to have kernels, and what loads weights."""
     if importlib.util.find_spec("flashinfer") is None:
         return NO_FLASHINFER
+    if importlib.util.find_spec("accelerate") is None:
+        return NO_ACCELERATE
     if importlib.util.find_spec("flashinfer_jit_cache") is not None:
         return None
     if not compiler_found():

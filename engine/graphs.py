@@ -26,15 +26,10 @@ Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # token ids, pos
 
 @dataclass(slots=True)
 class Recording:
-    """One size's work and where it leaves its logits."""
+    """One size's work."""
 
-    size: int
     wrappers: dict[int, Wrapper]
-    rows: DeviceRows
-    token_ids: torch.Tensor
-    positions: torch.Tensor
     graph: Graph
-    logits: torch.Tensor
 
 
 class StepMemory:
@@ -91,6 +86,7 @@ class DecodeGraphs:
         limit: int,
         max_pages: int,
         position_rows: int,
+        vocabulary: int,
     ) -> None:
         """`max_pages` is what `limit` sequences can hold together, shared pages counted often."""
         self._backend = backend
@@ -108,6 +104,9 @@ class DecodeGraphs:
         self._page_start = buffer(limit + 1)
         self._page_indices = buffer(pages)
         self._last_page_length = buffer(limit)
+        # one for all sizes: what a recording allocates itself stays its own
+        self._logits = torch.empty(limit, vocabulary, device=self._platform.device)
+        self._pool = self._platform.graph_pool()
         self._owners = torch.arange(limit, dtype=torch.int32, device=self._platform.device)
 
     def record(self, sizes: list[int] | None, progress: Callable[[float], None]) -> None:
@@ -154,7 +153,7 @@ class DecodeGraphs:
         )
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits `[tokens, vocabulary]`, valid until the next run."""
+        """Logits `[tokens, vocabulary]` in float32, valid until the next run."""
         size = self.size_for(batch.tokens)
         assert size is not None
         recording = self._recordings[size]
@@ -168,7 +167,7 @@ class DecodeGraphs:
         for wrapper in recording.wrappers.values():
             self._backend.plan_wrapper(wrapper, rows, pages)
         recording.graph.replay()
-        return recording.logits[: batch.tokens]
+        return self._logits[: batch.tokens]
 
     def _wrappers(self, size: int) -> dict[int, Wrapper]:
         rows = self._device_rows(size)
@@ -192,9 +191,8 @@ class DecodeGraphs:
         for wrapper in wrappers.values():
             self._backend.plan_wrapper(wrapper, rows, pages)
 
-        def work() -> torch.Tensor:
+        def work() -> None:
             self._backend.use(there, wrappers)
-            return self._compute(token_ids, positions)
+            self._logits[:size].copy_(self._compute(token_ids, positions))
 
-        graph, logits = self._platform.capture(work)
-        return Recording(size, wrappers, there, token_ids, positions, graph, logits)
+        return Recording(wrappers, self._platform.capture(work, self._pool))

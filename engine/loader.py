@@ -51,9 +51,6 @@ def load_model(
     if not modalities:
         family.drop_towers(config)
     architecture = getattr(transformers, family.config["architectures"][0])
-    vision = {"vision_config": vision_attention} if family.modalities else {}
-    text = getattr(config, "text_config", None)
-    attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
 
     def report(factory: Any, args: Any, kwargs: Any) -> Any:
         return _ProgressBar(progress, *args, **kwargs)
@@ -70,10 +67,21 @@ def load_model(
             attn_implementation="sdpa",
             local_files_only=True,
         )
-        model.set_attn_implementation(attention)
     finally:
         transformers_logging.set_tqdm_hook(previous)
         transformers_logging.set_verbosity(verbosity)
+    return as_loaded(family, model, vision_attention)
+
+
+def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> LoadedModel:
+    """A model of transformers, made to attend through us.
+
+    Raises ModelUnsupported for attention that the backends do not have.
+    """
+    vision = {"vision_config": vision_attention} if family.modalities else {}
+    text = getattr(model.config, "text_config", None)
+    attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
+    model.set_attn_implementation(attention)
     model.eval().requires_grad_(False)
     stack = family.decoder(model)
     return LoadedModel(
@@ -81,8 +89,8 @@ def load_model(
         model=model,
         stack=stack,
         shape=attention_shape(stack.config),
-        eos_ids=_eos_ids(Path(folder), stack.config),
-        dtype=getattr(torch, dtype),
+        eos_ids=_eos_ids(family.folder, stack.config),
+        dtype=model.dtype,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -44,10 +45,14 @@ class HostCopy:
 
 
 class Platform(Protocol):
-    """A device and the library of fused kernels on it (None: torch's own operators)."""
+    """A device and the library of fused kernels on it (None: torch's own operators).
+
+    `limited` says that the library is FlashInfer itself, with kernels for some shapes only.
+    """
 
     device: torch.device
     library: Any | None
+    limited: bool
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in host memory that the device reads without the host waiting."""
@@ -61,8 +66,11 @@ class Platform(Protocol):
     def event(self) -> Event:
         """A new event."""
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
-        """Record `work`; returns the recording and the tensor that each replay writes."""
+    def graph_pool(self) -> Any:
+        """Memory for recordings to share what is only used inside of each."""
+
+    def capture(self, work: Callable[[], None], pool: Any) -> Graph:
+        """Record `work`, which leaves its results in memory of its own."""
 
     def lost(self) -> bool:
         """Whether the device has failed for good and this process with it."""
@@ -83,6 +91,7 @@ class Host:
     def __init__(self, library: Any | None = None) -> None:
         self.device = torch.device("cpu")
         self.library = library
+        self.limited = False
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -96,7 +105,10 @@ class Host:
     def event(self) -> Event:
         return _Now()
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+    def graph_pool(self) -> Any:
+        return None
+
+    def capture(self, work: Callable[[], None], pool: Any) -> Graph:
         raise NotImplementedError("there is no recording on the CPU")
 
     def lost(self) -> bool:
@@ -113,15 +125,16 @@ class Host:
 
 
 class Cuda:
-    """`Platform` of one CUDA device with FlashInfer. All work goes to the current stream."""
+    """`Platform` of one CUDA device. All work goes to the current stream.
 
-    def __init__(self, index: int = 0) -> None:
-        import flashinfer
+    Kernels are FlashInfer's unless another library with its interface is given.
+    """
 
+    def __init__(self, index: int = 0, library: Any | None = None) -> None:
         self.device = torch.device("cuda", index)
-        self.library: Any | None = flashinfer
+        self.limited = library is None
+        self.library = import_module("flashinfer") if library is None else library
         torch.cuda.set_device(self.device)
-        self._graph_pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         # torch keeps a pinned block from being reused until copies out of it are done
@@ -140,7 +153,10 @@ class Cuda:
     def event(self) -> Event:
         return torch.cuda.Event()
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+    def graph_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Callable[[], None], pool: Any) -> Graph:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -148,9 +164,9 @@ class Cuda:
                 work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_pool):
-            output = work()
-        return graph, output
+        with torch.cuda.graph(graph, pool=pool):
+            work()
+        return graph
 
     def lost(self) -> bool:
         try:

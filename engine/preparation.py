@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from engine.runner import Runner
 from engine.sampler import Sampler
 from engine.vision_attention import VISION_ATTENTION, attend_with
 
+Load = Callable[[str, str, str, tuple[str, ...], Progress, str], LoadedModel]
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,20 +34,24 @@ class Prepared:
     sampler: Sampler | DeviceSampler
 
 
-def prepare(options: EngineOptions, platform: Platform, progress: Progress) -> Prepared:
+def prepare(
+    options: EngineOptions, platform: Platform, progress: Progress, load: Load = load_model
+) -> Prepared:
     """Load, and on a card exercise, measure and record.
 
     Raises ModelUnsupported, and PlanError where the card's memory does not suffice.
     """
     try:
-        return _prepare(options, platform, progress)
+        return _prepare(options, platform, progress, load)
     except torch.OutOfMemoryError as error:
         raise PlanError(out_of_memory(options)) from error
 
 
-def _prepare(options: EngineOptions, platform: Platform, progress: Progress) -> Prepared:
+def _prepare(
+    options: EngineOptions, platform: Platform, progress: Progress, load: Load
+) -> Prepared:
     progress("loading weights", 0.0)
-    loaded = load_model(
+    loaded = load(
         options.model_path,
         options.dtype,
         str(platform.device),

@@ -54,7 +54,7 @@ class Runner:
             kernels: Kernels = TorchKernels()
             self._backend = CpuAttention(loaded.shape, self._cache)
         else:
-            if platform.device.type == "cuda":
+            if platform.limited:
                 check_supported(loaded.shape, loaded.dtype)
             kernels = FlashInferKernels(platform.library)
             self._backend = FlashInferAttention(loaded.shape, self._cache, platform, loaded.dtype)
@@ -105,6 +105,7 @@ class Runner:
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
             position_rows=len(family.positions([0], [])[0]),
+            vocabulary=self.vocabulary,
         )
         self._graphs.record(sizes, lambda fraction: progress("preparing", fraction))
 
@@ -123,12 +124,13 @@ class Runner:
             return self._graphs.run(batch)
         self._backend.plan(batch)
         upload = self._platform.upload
-        return self._compute(
+        logits = self._compute(
             upload(batch.token_ids),
             upload(batch.positions),
             places,
             None if len(batch.logit_rows) == batch.tokens else upload(batch.logit_rows),
         )
+        return logits.float()
 
     def _compute(
         self,
@@ -146,7 +148,7 @@ class Runner:
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
         logits: torch.Tensor = self._head(hidden)
-        return logits.float()
+        return logits
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

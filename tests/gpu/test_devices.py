@@ -70,10 +70,11 @@ def test_an_old_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("modules", "compiler", "expected"),
     [
         (set(), True, devices.NO_FLASHINFER),
-        ({"flashinfer"}, False, devices.NO_COMPILER),
-        ({"flashinfer"}, True, devices.NO_NINJA),
-        ({"flashinfer", "ninja"}, True, None),
-        ({"flashinfer", "flashinfer_jit_cache"}, False, None),
+        ({"flashinfer"}, True, devices.NO_ACCELERATE),
+        ({"flashinfer", "accelerate"}, False, devices.NO_COMPILER),
+        ({"flashinfer", "accelerate"}, True, devices.NO_NINJA),
+        ({"flashinfer", "accelerate", "ninja"}, True, None),
+        ({"flashinfer", "accelerate", "flashinfer_jit_cache"}, False, None),
     ],
 )
 def test_flashinfer_and_its_compiler(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from engine.core import Engine
 from engine.graphs import DecodeGraphs
 from engine.platform import Graph
 from engine.request import Request
+from engine.runner import Runner
 from tests.engine.harness import Recorder, greedy
 from tests.engine.test_oracle import words
 from tests.gpu.platforms import Recording, cuda_path, standing_in
@@ -43,17 +45,29 @@ def test_a_batch_replays_the_next_larger_size(checkpoint: Folder) -> None:
     assert graphs.size_for(21) is None
 
 
-def test_the_largest_size_is_recorded_first(checkpoint: Folder) -> None:
+def test_the_largest_size_is_recorded_first_and_all_share_one_pool(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
+    pools: set[int] = set()
+    compute = Runner._compute
 
-    class Watched(Recording):
-        def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
-            graph, output = super().capture(work)
-            sizes.append(len(output))
-            return graph, output
+    def watched(runner: Runner, token_ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        sizes.append(len(token_ids))
+        return compute(runner, token_ids, *rest, **more)
 
-    cuda_path(checkpoint("llama"), Watched(), graphs=True, max_sequences=16)
-    assert sizes == [16, 8, 4, 2, 1]
+    class Pooled(Recording):
+        def graph_pool(self) -> Any:
+            return object()
+
+        def capture(self, work: Callable[[], None], pool: Any) -> Graph:
+            pools.add(id(pool))
+            return super().capture(work, pool)
+
+    monkeypatch.setattr(Runner, "_compute", watched)
+    cuda_path(checkpoint("llama"), Pooled(), graphs=True, max_sequences=16)
+    assert sizes[-5:] == [16, 8, 4, 2, 1]
+    assert len(pools) == 1
 
 
 def test_padding_writes_to_page_0_only() -> None:
@@ -122,7 +136,7 @@ def test_a_model_that_cannot_be_recorded_runs_as_it_is(
     checkpoint: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Unrecordable(Recording):
-        def capture(self, work: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+        def capture(self, work: Callable[[], None], pool: Any) -> Graph:
             work()
             raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -23,7 +23,7 @@ from engine.errors import ModelUnsupported
 from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
 from engine.models.registry import family_for
 from engine.plan import PlanError, plan
-from engine.platform import Host
+from engine.platform import Graph, Host
 from engine.request import Request
 from tests.engine.harness import (
     TOLERANCE,
@@ -50,9 +50,9 @@ class Counted(Recording):
         super().__init__()
         self.free = 150 * MIB
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> Any:
+    def capture(self, work: Callable[[], None], pool: Any) -> Graph:
         self.free -= 5 * MIB
-        return super().capture(work)
+        return super().capture(work, pool)
 
     def free_bytes(self) -> int:
         return self.free
@@ -102,7 +102,7 @@ def test_a_card_too_small_is_refused_with_the_arithmetic(checkpoint: Folder) -> 
 
 def test_running_out_of_memory_names_the_terms_and_the_keys(tmp_path: Path) -> None:
     class Full(Recording):
-        def capture(self, work: Callable[[], torch.Tensor]) -> Any:
+        def capture(self, work: Callable[[], None], pool: Any) -> Graph:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     folder = qwen2(tmp_path, hidden_size=128, num_attention_heads=2, num_key_value_heads=1)

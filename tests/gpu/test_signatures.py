@@ -71,7 +71,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     root = tmp_path_factory.mktemp("signatures")
     for family in ("qwen2_vl", "qwen3"):
         folder = checkpoints.WRITERS[family](root / family)
-        recorder = Recorder(cuda_path(folder, Recording(library), graphs=True))
+        platform = Recording(library)
+        recorder = Recorder(cuda_path(folder, platform, graphs=True, vision_attention="flashinfer"))
         tokens, media = words(9, 1), []
         if family == "qwen2_vl":
             tokens, media = prompt_with_images(folder, [words(5, 1), picture(60, 90, 1)])
@@ -113,6 +114,7 @@ def test_nothing_that_the_path_uses_went_unseen(calls: list[Call]) -> None:
         "fused_add_rmsnorm",
         "rmsnorm",
         "silu_and_mul",
+        "single_prefill_with_kv_cache",
         "sampling.softmax",
         "sampling.sampling_from_probs",
         "sampling.top_k_renorm_probs",

@@ -1,0 +1,335 @@
+"""Is it right on this card: kernels against torch, the engine's logits against transformers'."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from engine.attention.backend import AttentionShape, KVCache
+from engine.attention.flashinfer import FlashInferAttention
+from engine.batch import Batch
+from engine.core import Engine
+from engine.kernels import FlashInferKernels
+from engine.loader import LoadedModel, Progress, load_model
+from engine.platform import Platform
+from engine.request import Request
+from tests import checkpoints
+from tests.engine.harness import (
+    Recorder,
+    Reference,
+    compare,
+    engine_options,
+    greedy,
+    picture,
+    prompt_with_images,
+)
+
+FLOAT32_TOLERANCE = 1e-3  # logits of a few; reductions run in another order than transformers'
+CONTROL = 5  # a control has to miss by this many times what is allowed
+HEAD_DIM = 64  # of the tiny checkpoints: the least that FlashInfer has kernels for
+
+
+@dataclass(slots=True, frozen=True)
+class Check:
+    """One comparison: what was found, what is allowed, and whether it was meant to fail."""
+
+    name: str
+    found: float
+    allowed: float
+    control: bool = False
+
+    @property
+    def passed(self) -> bool:
+        if self.control:
+            return self.found > CONTROL * self.allowed
+        return self.found <= self.allowed
+
+
+def kernel_checks(platform: Platform, standing_in: Platform, dtype: torch.dtype) -> Iterator[Check]:
+    """Each wrapper and kernel against the torch implementation that tests put in its place."""
+    shapes = itertools.product((64, 128), ((4, 4), (8, 2), (7, 1)), (None, 33), (None, 20.0))
+    for head_dim, (heads, kv_heads), window, cap in shapes:
+        shape = AttentionShape(
+            layers=1,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            windows=(window,),
+            soft_cap=cap,
+        )
+        for counts, name in (((5, 1, 40), "prefill"), ((1, 1, 1, 1), "decode")):
+            title = f"{name}, heads {heads}/{kv_heads} of {head_dim}, window {window}, cap {cap}"
+            yield _attention_check(title, shape, counts, platform, standing_in, dtype, dtype)
+    wide = AttentionShape(layers=1, heads=8, kv_heads=2, head_dim=128, scale=128**-0.5)
+    fp8 = torch.float8_e4m3fn
+    yield _attention_check("prefill, fp8 pages", wide, (5, 40), platform, standing_in, dtype, fp8)
+    yield _attention_check("decode, fp8 pages", wide, (1, 1), platform, standing_in, dtype, fp8)
+    yield from _small_kernel_checks(platform, standing_in, dtype)
+
+
+def _attention_check(
+    name: str,
+    shape: AttentionShape,
+    counts: tuple[int, ...],
+    platform: Platform,
+    standing_in: Platform,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+) -> Check:
+    lengths = [count + 30 * (index + 1) for index, count in enumerate(counts)]
+    batch = _batch(list(counts), lengths, page_size=16)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    stored = noise(2, 64, 16, shape.kv_heads, shape.head_dim)
+    tokens = sum(counts)
+    parts = [noise(tokens, n, shape.head_dim) for n in (shape.heads, shape.kv_heads)]
+    parts.append(noise(tokens, shape.kv_heads, shape.head_dim))
+    outputs = []
+    for each in (platform, standing_in):
+        cache = KVCache(shape, 63, 16, kv_dtype, each.device)
+        cache.layers[0].copy_(stored.to(kv_dtype))
+        backend = FlashInferAttention(shape, cache, each, dtype)
+        backend.plan(batch)
+        outputs.append(backend.run(0, *(p.to(each.device, dtype) for p in parts)).float().cpu())
+    return Check(name, _far(*outputs), _rounding(dtype))
+
+
+def _batch(counts: list[int], lengths: list[int], page_size: int) -> Batch:
+    pages = [-(-length // page_size) for length in lengths]
+    starts = [0, *itertools.accumulate(pages)]
+    order = torch.randperm(63, generator=torch.Generator().manual_seed(1))[: starts[-1]] + 1
+    tokens = sum(counts)
+
+    def ints(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    return Batch(
+        slices=[],
+        token_ids=torch.zeros(tokens, dtype=torch.int64),
+        positions=torch.zeros(1, tokens, dtype=torch.int64),
+        slots=torch.zeros(tokens, dtype=torch.int64),
+        query_start=ints([0, *itertools.accumulate(counts)]),
+        page_start=ints(starts),
+        page_indices=order.int(),
+        last_page_length=ints([(length - 1) % page_size + 1 for length in lengths]),
+        lengths=lengths,
+        logit_rows=torch.zeros(0, dtype=torch.int64),
+        page_size=page_size,
+    )
+
+
+def _small_kernel_checks(
+    platform: Platform, standing_in: Platform, dtype: torch.dtype
+) -> Iterator[Check]:
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    x, residual, weight = noise(9, 256), noise(9, 256), 1 + noise(256) / 10
+    heads, head_weight = noise(9, 6, 64), 1 + noise(64) / 10
+    angles = noise(9, 64)
+
+    def norm(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return kernels.norm(at(x), at(weight), 1e-6)
+
+    def add_norm(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return torch.cat(kernels.add_norm(at(x), at(residual), at(weight), 1e-6))
+
+    def gate(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return kernels.gate(at(x))
+
+    def norm_heads(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        weights = (at(head_weight), at(1 / head_weight))
+        return kernels.norm_heads(at(heads)[:, :5], 4, weights, 1e-6)  # a part of wider rows
+
+    def rotate(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        there = at(heads)
+        lines = torch.arange(9, dtype=torch.int32, device=there.device)
+        return kernels.rotate(there[:, :5], (lines, angles.to(there.device)))
+
+    for work in (norm, add_norm, gate, norm_heads, rotate):
+        outputs = []
+        for each in (platform, standing_in):
+            kernels = FlashInferKernels(each.library)
+            outputs.append(
+                work(kernels, lambda t, e=each: t.to(e.device, dtype, copy=True)).float().cpu()
+            )
+        yield Check(work.__name__, _far(*outputs), _rounding(dtype))
+    yield from _sampling_checks(platform, standing_in, noise(5, 1000) * 3)
+
+
+def _sampling_checks(
+    platform: Platform, standing_in: Platform, logits: torch.Tensor
+) -> Iterator[Check]:
+    temperature = torch.tensor([0.3, 0.7, 1.0, 1.3, 2.0])
+    top_k = torch.tensor([1, 5, 50, 999, 1000], dtype=torch.int32)
+    top_p = torch.tensor([0.1, 0.5, 0.9, 0.99, 1.0])
+    found: dict[str, list[torch.Tensor]] = {}
+    for each in (platform, standing_in):
+        assert each.library is not None
+        sampling = each.library.sampling
+        device = each.device
+        even = sampling.softmax(logits.to(device), temperature.to(device))
+        by_k = sampling.top_k_renorm_probs(even, top_k.to(device), is_deterministic=True)
+        by_p = sampling.top_p_renorm_probs(even, top_p.to(device), is_deterministic=True)
+        for name, values in (("softmax", even), ("top_k", by_k), ("top_p", by_p)):
+            found.setdefault(name, []).append(values.float().cpu())
+    for name, (ours, theirs) in found.items():
+        yield Check(f"sampling: {name}", (ours - theirs).abs().max().item(), 1e-4)
+    many = torch.full((4096, 4), 0.0)
+    many[:] = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    assert platform.library is not None
+    numbers = [torch.tensor([n], device=platform.device) for n in (7, 4)]
+    drawn = platform.library.sampling.sampling_from_probs(
+        many.to(platform.device), seed=numbers[0], offset=numbers[1]
+    )
+    shares = torch.bincount(drawn.long().cpu(), minlength=4) / 4096
+    yield Check("sampling: shares drawn", (shares - many[0]).abs().max().item(), 0.03)
+
+
+def _placed(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A copy, since kernels work in place."""
+    return tensor.to(device, dtype, copy=True)
+
+
+def _far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, against the size of what is expected."""
+    return ((found - expected).abs().max() / expected.abs().mean()).item()
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """A few roundings of `dtype` at values of several times the mean."""
+    return 24 * torch.finfo(dtype).eps
+
+
+class DeviceReference(Reference):
+    """transformers' model on the device, in any type; logits come in float32."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(folder)
+        self.model.to(device, dtype)
+        self._device, self._dtype = device, dtype
+
+    @torch.no_grad()
+    def logits(self, tokens: list[int], media: Any = ()) -> torch.Tensor:
+        inputs = {
+            name: value.to(self._device, self._dtype if value.is_floating_point() else None)
+            for name, value in self._inputs(tokens, media).items()
+        }
+        logits: torch.Tensor = self.model(**inputs).logits[0]
+        return logits.float()
+
+
+def load_plainly(
+    folder: str,
+    dtype: str,
+    device: str,
+    modalities: tuple[str, ...],
+    progress: Progress,
+    vision_attention: str = "sdpa",
+) -> LoadedModel:
+    """`load_model` by way of the host, which needs no accelerate."""
+    loaded = load_model(folder, dtype, "cpu", modalities, progress, vision_attention)
+    loaded.model.to(device)
+    return loaded
+
+
+def write_checkpoint(family: str, folder: Path) -> Path:
+    """A tiny checkpoint of a family, its heads widened to what FlashInfer has kernels for."""
+    checkpoints.WRITERS[family](folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    text.head_dim = HEAD_DIM
+    text.hidden_size = HEAD_DIM * text.num_attention_heads
+    if family == "qwen2_vl":
+        text.rope_parameters["mrope_section"] = [8, 12, 12]
+        config.vision_config.hidden_size = text.hidden_size
+    model = getattr(transformers, config.architectures[0])(config)
+    checkpoints.randomise(model, seed=0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def requests_for(folder: Path, family: str) -> list[Request]:
+    tokens = [(300 + 7 * i) % 500 + 20 for i in range(150)]
+    prompts: list[tuple[list[int], Any]] = [(tokens[:n], []) for n in (1, 16, 33, 150)]
+    if family == "qwen2_vl":
+        small, large = picture(60, 90, 1), picture(200, 120, 2)
+        prompts += [
+            prompt_with_images(folder, [tokens[:5], small, tokens[:9]]),
+            prompt_with_images(folder, [large, tokens[:20], small, tokens[:3]]),
+        ]
+    return [Request(f"r{i}", ids, greedy(8), media) for i, (ids, media) in enumerate(prompts)]
+
+
+def model_checks(
+    family: str, folder: Path, platform: Platform, dtypes: tuple[str, ...], **options: Any
+) -> Iterator[Check]:
+    """The engine's logits against transformers' forward on the same device.
+
+    In float32 they must agree. In half precision both differ from the float32 forward by rounding,
+    and ours may do so twice as much as transformers' own. Controls are fed wrong pages.
+    """
+    write_checkpoint(family, folder)
+    exact = DeviceReference(folder, platform.device, torch.float32)
+    requests = requests_for(folder, family)
+    allowed = FLOAT32_TOLERANCE
+    for dtype in dtypes:
+        for name, changes in (("eager", {"graphs": False}), ("graphs", {"graphs": True})):
+            if name == "graphs" and not options.get("graphs", True):
+                continue
+            recorder = _run(folder, platform, requests, dtype, changes)
+            found = compare(recorder, exact, requests)
+            if dtype != "float32":
+                rounded = DeviceReference(folder, platform.device, getattr(torch, dtype))
+                allowed = 2 * _furthest(recorder, rounded, exact, requests)
+            yield Check(f"{family}, {dtype}, {name}", found, allowed)
+        wrong = _run(folder, platform, requests, dtype, {"graphs": False}, shuffled=True)
+        found = compare(wrong, exact, requests)
+        yield Check(f"{family}, {dtype}, wrong pages", found, allowed, control=True)
+
+
+def _run(
+    folder: Path,
+    platform: Platform,
+    requests: list[Request],
+    dtype: str,
+    changes: dict[str, Any],
+    shuffled: bool = False,
+) -> Recorder:
+    options = engine_options(folder, dtype=dtype, max_tokens_per_step=256, **changes)
+    recorder = Recorder(Engine(options, platform=platform, load=load_plainly))
+    if shuffled:
+        backend = recorder.engine._runner._backend
+        plan = backend.plan
+
+        def shuffle(batch: Batch) -> None:
+            batch.page_indices = batch.page_indices.flip(0)
+            plan(batch)
+
+        backend.plan = shuffle  # type: ignore[method-assign]
+    recorder.run(*requests)
+    return recorder
+
+
+def _furthest(
+    recorder: Recorder, rounded: Reference, exact: Reference, requests: list[Request]
+) -> float:
+    """How far transformers' own half precision is from its float32, on the same tokens."""
+    worst = 0.0
+    for request in requests:
+        tokens = (request.prompt_ids + recorder.tokens[request.id, 0])[:-1]
+        difference = rounded.logits(tokens, request.media) - exact.logits(tokens, request.media)
+        worst = max(worst, difference.abs().max().item())
+    return worst

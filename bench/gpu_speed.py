@@ -1,0 +1,268 @@
+"""How fast is it on this card, and how far from what the card could do."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+
+from bench.gpu_models import Shape, engine_for, random_text_model, write_folder
+from engine.core import Engine
+from engine.exercise import largest_images
+from engine.models.registry import family_for
+from engine.platform import Platform
+from engine.request import Request, SamplingOptions
+
+DTYPE = torch.bfloat16
+ITEMSIZE = 2
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What the card does at its best, measured."""
+
+    bandwidth: float  # bytes a second, read and written
+    matmul_rate: float  # floating-point operations a second, bfloat16
+
+
+@dataclass(slots=True, frozen=True)
+class Sizes:
+    """How much is measured; `tiny` is for trying the script out."""
+
+    prompt: int = 1024
+    steps: int = 64
+    batches: tuple[int, ...] = (1, 8, 32, 128)
+    prefill: int = 8192
+    matrix: int = 8192
+    copied: int = 1 << 32
+    peer_tokens: int = 64
+
+
+TINY_SIZES = Sizes(
+    prompt=24, steps=8, batches=(1, 2), prefill=64, matrix=64, copied=1 << 16, peer_tokens=3
+)
+
+
+class Clock:
+    """Wall time of work that a device may do later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self.settle()
+        start = time.perf_counter()
+        work()
+        self.settle()
+        return time.perf_counter() - start
+
+    def best(self, work: Callable[[], object], rounds: int = 5) -> float:
+        work()
+        return min(self.seconds(work) for _ in range(rounds))
+
+
+def measure_limits(platform: Platform, sizes: Sizes) -> Limits:
+    """Bandwidth by copying, rate by square products."""
+    clock, device, side = Clock(platform.device), platform.device, sizes.matrix
+    source = torch.ones(sizes.copied // 4, device=device)
+    copying = clock.best(partial(torch.empty_like(source).copy_, source))
+    left, right = (torch.randn(side, side, device=device, dtype=DTYPE) for _ in range(2))
+    multiplying = clock.best(partial(torch.mm, left, right))
+    return Limits(2 * source.nbytes / copying, 2 * side**3 / multiplying)
+
+
+class ShapeBench:
+    """One shape's engine and its measurements."""
+
+    def __init__(self, shape: Shape, folder: Path, platform: Platform, sizes: Sizes) -> None:
+        self.shape = shape
+        self.folder = write_folder(shape, folder)
+        self.platform = platform
+        self.sizes = sizes
+        self.clock = Clock(platform.device)
+        self.dtype = "bfloat16" if platform.device.type == "cuda" else "float32"
+        self._requests = itertools.count()
+        self._random = torch.Generator().manual_seed(0)
+
+    def engine(self, **changes: Any) -> Engine:
+        sizes, batch = self.sizes, max(self.sizes.batches)
+        length = sizes.prompt + 4 * sizes.steps + 64
+        pages = max(batch * -(-length // 16), sizes.prefill // 16 + 1)
+        options = {
+            "dtype": self.dtype,
+            "max_len": max(length, sizes.prefill + 16),
+            "max_tokens_per_step": sizes.prefill,
+            "max_sequences": batch,
+            "pages": pages,
+            "modalities": (),
+        }
+        return engine_for(self.folder, self.platform, **(options | changes))
+
+    def decode_seconds(self, engine: Engine, batch: int) -> float:
+        """Seconds a step of decoding `batch` sequences, all of them past their prompts."""
+        self._fill(engine, batch, self.sizes.prompt, 3 * self.sizes.steps)
+        for _ in range(4):
+            engine.step()
+        times = []
+        for _ in range(2):
+            work = self.sizes.steps // 2
+            times.append(self.clock.seconds(partial(_steps, engine, work)) / work)
+        self._drain(engine)
+        return statistics.median(times)
+
+    def decode_floor(self, batch: int, limits: Limits) -> float:
+        """Seconds to read the weights and the keys and values once."""
+        context = self.sizes.prompt + self.sizes.steps / 2
+        weights = self.shape.matmul_parameters * ITEMSIZE
+        cache = batch * context * self.shape.kv_bytes_per_token()
+        return (weights + cache) / limits.bandwidth
+
+    def prefill_rate(self, engine: Engine) -> tuple[float, float]:
+        """Tokens a second and operations a second of one prompt as long as a step may be."""
+        tokens = self.sizes.prefill
+
+        def once() -> None:
+            self._add(engine, tokens, 1)
+            while engine.has_work():
+                engine.step()
+
+        seconds = self.clock.best(once, rounds=3)
+        shape = self.shape
+        head = shape.hidden * shape.vocabulary
+        pairs = tokens * (tokens + 1) / 2
+        operations = 2.0 * (shape.matmul_parameters - head) * tokens + 2.0 * head
+        operations += 4.0 * pairs * shape.heads * shape.head_dim * shape.layers
+        return tokens / seconds, operations / seconds
+
+    def images_per_second(self, vision_attention: str) -> float:
+        """Towers of pictures as large as they come."""
+        engine = self.engine(modalities=("image",), graphs=False, vision_attention=vision_attention)
+        family = family_for(self.folder)
+        items = largest_images(engine.options, family)
+        seconds = self.clock.best(partial(engine._runner.encode, items), rounds=3)
+        return len(items) / seconds
+
+    def idle_share(self, engine: Engine, batch: int) -> float:
+        """Part of the time of decoding in which the card computes nothing."""
+        self._fill(engine, batch, self.sizes.prompt, 3 * self.sizes.steps)
+        for _ in range(4):
+            engine.step()
+        self.clock.settle()
+        steps = self.sizes.steps // 2
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            _steps(engine, steps)
+            self.clock.settle()
+        self._drain(engine)
+        spans = sorted(
+            (event.time_range.start, event.time_range.end)
+            for event in profiler.events() or []
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        return idle(spans)
+
+    def transformers_generate(self, batch: int) -> float:
+        """Tokens a second of transformers' own `generate`, greedy, text only."""
+        model = random_text_model(self.shape, DTYPE, self.platform.device)
+        tokens = self.sizes.peer_tokens
+
+        def once() -> None:
+            ids = torch.tensor(self._prompts(batch), device=self.platform.device)
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+        return batch * tokens / self.clock.best(once, rounds=1)
+
+    def transformers_batching(self, batch: int) -> float:
+        """Tokens a second of transformers' continuous batching, greedy, text only, warmed up."""
+        model = random_text_model(self.shape, DTYPE, self.platform.device)
+        model.set_attn_implementation("paged|sdpa")
+        tokens = self.sizes.peer_tokens
+        wanted = transformers.GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+
+        def once() -> None:
+            answers = model.generate_batch(
+                inputs=self._prompts(batch), generation_config=wanted, persistent_manager=True
+            )
+            made = sum(len(answer.generated_tokens) for answer in answers.values())
+            if made != batch * tokens:
+                raise RuntimeError(f"{made} tokens came, {batch * tokens} were asked for")
+
+        return batch * tokens / self.clock.best(once, rounds=1)
+
+    def serving_rate(self, engine: Engine, batch: int) -> float:
+        """Tokens a second of the same work as the peers': prompts in, a few tokens out."""
+        tokens = self.sizes.peer_tokens
+
+        def once() -> None:
+            self._fill(engine, batch, self.sizes.prompt, tokens)
+            while engine.has_work():
+                engine.step()
+
+        return batch * tokens / self.clock.best(once, rounds=1)
+
+    def collect(self) -> None:
+        """Have the memory of models that are gone back before the next one comes."""
+        gc.collect()
+        if self.platform.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fill(self, engine: Engine, batch: int, prompt: int, tokens: int) -> None:
+        """Add requests; returns when each has had its first token."""
+        for _ in range(batch):
+            self._add(engine, prompt, tokens)
+        begun: set[str] = set()
+        while len(begun) < batch:
+            begun |= {output.request_id for output in engine.step()}
+
+    def _add(self, engine: Engine, prompt: int, tokens: int) -> None:
+        wanted = SamplingOptions(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        ids = torch.randint(20, 500, (prompt,), generator=self._random)
+        engine.add(Request(f"r{next(self._requests)}", ids.tolist(), wanted))
+
+    def _prompts(self, batch: int) -> list[list[int]]:
+        size = (batch, self.sizes.prompt)
+        return torch.randint(20, 500, size, generator=self._random).tolist()
+
+    def _drain(self, engine: Engine) -> None:
+        for name in list(engine._sequences):
+            engine.abort(name)
+        while engine.has_work():
+            engine.step()
+
+
+def _steps(engine: Engine, count: int) -> None:
+    for _ in range(count):
+        engine.step()
+
+
+def idle(spans: list[tuple[float, float]]) -> float:
+    """Part of the time between the first start and the last end that no span covers."""
+    if not spans:
+        return float("nan")
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return 1 - busy / (reached - spans[0][0])

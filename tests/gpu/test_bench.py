@@ -1,0 +1,125 @@
+"""The benchmark runs as it is, on a CPU with tiny shapes, and can tell wrong from right."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from bench import gpu
+from bench.gpu import Report, Run
+from bench.gpu_checks import Check, kernel_checks
+from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape, random_model, write_folder
+from bench.gpu_speed import Limits, ShapeBench, Sizes, idle
+from tests.gpu import torch_flashinfer
+from tests.gpu.platforms import Recording, standing_in
+
+
+def test_a_dry_run_does_every_part_and_writes_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    assert gpu.main(["--dry-run", "--output", str(tmp_path)]) == 0
+    (result,) = tmp_path.iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-cpu.md", result.name)
+    text = result.read_text()
+    assert "failed" not in text
+    assert "left out" not in text
+    for row in (
+        "kernels equal to torch",
+        "llama, float32, graphs",
+        "qwen2_vl, float32, wrong pages",
+        "copy bandwidth",
+        "tiny decode, batch 2",
+        "tiny prefill",
+        "tiny decode kernel by kernel",
+        "tiny decode unfused",
+        "transformers' generate",
+        "tiny tower, flashinfer",
+    ):
+        assert row in text
+    assert text.splitlines()[-1] in capsys.readouterr().out
+
+
+def test_without_time_parts_are_left_out_and_named(tmp_path: Path) -> None:
+    assert gpu.main(["--dry-run", "--minutes", "0", "--output", str(tmp_path)]) == 0
+    text = next(tmp_path.iterdir()).read_text()
+    assert text.count("left out: no time") == 9
+
+
+def test_a_part_that_fails_is_told_and_the_others_go_on() -> None:
+    run = Run(Recording(), Recording(), tiny=True, minutes=1)
+
+    def broken() -> None:
+        raise RuntimeError("planted | here")
+
+    run.part("one", 0, broken)
+    run.part("two", 0, lambda: run.report.add("two", "fine"))
+    assert run.report.failed
+    assert "failed: RuntimeError: planted / here" in run.report.markdown()
+    assert "| two | fine |" in run.report.markdown()
+
+
+def test_a_wrong_kernel_fails_its_check() -> None:
+    def halved(x: torch.Tensor, weight: torch.Tensor, eps: float, **_: object) -> torch.Tensor:
+        return torch_flashinfer.rmsnorm(x, weight / 2, eps)
+
+    wrong = standing_in(rmsnorm=halved)
+    checks = kernel_checks(Recording(wrong), Recording(), torch.float32)
+    failed = {check.name for check in checks if not check.passed}
+    assert failed == {"norm", "norm_heads"}
+
+
+def test_a_control_passes_only_by_failing() -> None:
+    assert Check("", found=1.0, allowed=0.1, control=True).passed
+    assert not Check("", found=0.1, allowed=0.1, control=True).passed
+    assert Check("", found=0.1, allowed=0.1).passed
+    assert not Check("", found=float("nan"), allowed=0.1).passed
+
+
+def test_idle_time_is_what_no_kernel_covers() -> None:
+    assert idle([(0, 4), (2, 5), (3, 4), (10, 15)]) == pytest.approx(5 / 15)
+    assert idle([(0, 1), (1, 2)]) == 0
+
+
+def test_an_aim_that_is_missed_fails_the_run() -> None:
+    report = Report()
+    report.add("a", "1", "2", True)
+    assert not report.failed
+    report.add("b", "1", "2", False)
+    assert report.failed
+    assert report.markdown().splitlines()[-1] == "| b | 1 | 2 | NO |"
+
+
+@pytest.mark.parametrize(
+    ("shape", "billions"), [(QWEN2_VL_7B, 7.07), (QWEN2_VL_2B, 1.543), (TINY, None)]
+)
+def test_the_floor_counts_the_parameters_that_are_multiplied(
+    shape: Shape, billions: float | None, tmp_path: Path
+) -> None:
+    with torch.device("meta"):
+        folder = write_folder(shape, tmp_path)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model = transformers.Qwen2VLForConditionalGeneration(config)
+    stack = model.model.language_model
+    linear = sum(m.weight.numel() for m in stack.modules() if isinstance(m, torch.nn.Linear))
+    assert shape.matmul_parameters == linear + model.lm_head.weight.numel()
+    if billions is not None:
+        assert shape.matmul_parameters / 1e9 == pytest.approx(billions, rel=0.01)
+    assert shape.head_dim in (64, 128)
+
+
+def test_the_floor_is_weights_and_cache_at_the_bandwidth(tmp_path: Path) -> None:
+    bench = ShapeBench(TINY, tmp_path, Recording(), Sizes(prompt=100, steps=20))
+    expected = 2 * TINY.matmul_parameters + 4 * 110 * (2 * 2 * 1 * 64 * 2)
+    assert bench.decode_floor(4, Limits(1e9, 1.0)) == pytest.approx(expected / 1e9)
+
+
+def test_random_weights_keep_logits_sane(tmp_path: Path) -> None:
+    model = random_model(str(write_folder(TINY, tmp_path)), torch.float32, torch.device("cpu"))
+    logits = model(input_ids=torch.arange(20, 60)[None]).logits
+    assert torch.isfinite(logits).all()
+    assert 0.1 < logits.std() < 10

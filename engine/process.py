@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, RequestRefused
+from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
 from engine.request import Output, Request
@@ -61,9 +61,13 @@ def _run_engine(
         return
     prepare()
     connection.send(Phase("ready", 1.0))
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        for message in _messages(engine, connection):
-            _receive(engine, connection, message)
+    try:
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            for message in _messages(engine, connection):
+                _receive(engine, connection, message)
+    except DeviceLost as error:
+        connection.send(Failed(str(error)))
+        raise  # the process ends with an exit code for its supervisor
 
 
 def _keep_memory() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +12,13 @@ import pytest
 import torch
 
 from engine.batch import Batch
+from engine.client import EngineClient
 from engine.core import Engine
-from engine.errors import DeviceLost
+from engine.errors import DeviceLost, EngineDead
+from engine.messages import Failed
 from engine.platform import Host, HostCopy
-from engine.request import Request
+from engine.process import run_engine
+from engine.request import Output, Request
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.test_oracle import words
 from tests.gpu import torch_flashinfer
@@ -217,3 +223,50 @@ def test_pictures_take_part(checkpoint: Folder) -> None:
     for recorder in (here, there):
         recorder.run(Request("image", tokens, greedy(9), media, n=3))
     assert there.tokens == here.tokens
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lost_device_ends_running_requests_with_the_reason(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = Engine.step, []
+
+    def failing(engine: Engine) -> list[Output]:
+        steps.append(engine)
+        if len(steps) == 5:
+            raise DeviceLost("the device failed while computing")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", failing)
+
+    async def scenario() -> None:
+        client = EngineClient(engine_options(checkpoint("llama")), in_process=True)
+        await client.start()
+        stream = client.submit(Request("r", words(5, 1), greedy(400)))
+        with pytest.raises(EngineDead, match="the device failed"):
+            async for _ in stream:
+                pass
+        assert "the device failed" in await asyncio.wait_for(client.died(), 10)
+        with pytest.raises(EngineDead):
+            client.submit(Request("late", [5], greedy(1)))
+        assert client._thread is not None
+        client._thread.join(10)
+
+    asyncio.run(scenario())
+
+
+def test_the_engine_process_of_a_lost_device_exits_with_an_error(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(engine: Engine) -> list[Output]:
+        raise DeviceLost("the device failed while computing")
+
+    monkeypatch.setattr(Engine, "step", failing)
+    ours, theirs = multiprocessing.Pipe()
+    with pytest.raises(DeviceLost):  # out of the process's body: exit code 1
+        run_engine(engine_options(checkpoint("llama")), theirs)
+    received = []
+    with contextlib.suppress(EOFError):
+        while True:
+            received.append(ours.recv())
+    assert received[-1] == Failed("the device failed while computing")

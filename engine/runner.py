@@ -48,8 +48,7 @@ class Runner:
         if platform.library is None:
             if not loaded.shape.plain:
                 raise ModelUnsupported(
-                    "this model's attention has windows or a score cap, which need engine.device="
-                    "cuda"
+                    "attention with windows or a score cap runs on a card only: engine.device=cuda"
                 )
             kernels: Kernels = TorchKernels()
             self._backend = CpuAttention(loaded.shape, self._cache)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from engine.attention.flashinfer import FlashInferAttention
+from engine.core import Engine
+from engine.errors import ModelUnsupported
 from engine.fuse import FusedDecoder
 from engine.platform import Host
 from engine.request import Request
@@ -19,6 +21,7 @@ from tests.engine.harness import (
     Recorder,
     Reference,
     compare,
+    engine_options,
     greedy,
     picture,
     prompt_with_images,
@@ -137,6 +140,8 @@ def test_windows_are_those_of_transformers(tmp_path: Path, checkpoint: Folder) -
         recorder.run(*requests)
         assert compare(recorder, reference, requests) < TOLERANCE
     assert compare(recorder, Reference(checkpoint("qwen2")), requests) > 100 * TOLERANCE
+    with pytest.raises(ModelUnsupported, match="engine.device=cuda"):
+        Engine(engine_options(folder))
 
 
 def test_float8_pages_are_near_and_not_equal(checkpoint: Folder, reference: Model) -> None:

@@ -140,7 +140,7 @@ def test_windows_are_those_of_transformers(tmp_path: Path, checkpoint: Folder) -
         recorder.run(*requests)
         assert compare(recorder, reference, requests) < TOLERANCE
     assert compare(recorder, Reference(checkpoint("qwen2")), requests) > 100 * TOLERANCE
-    with pytest.raises(ModelUnsupported, match="engine.device=cuda"):
+    with pytest.raises(ModelUnsupported, match=r"engine\.device=cuda"):
         Engine(engine_options(folder))
 
 

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from appliance.answers import Answers, AnswerText, PromptScore, TokenClock, Wish
 from appliance.errors import bad_request, context_length_exceeded, engine_failed
 from appliance.media.intake import Intake, LoadedItem
+from appliance.media.sources import modality_of
 from appliance.metrics import EngineSource, Metrics
 from appliance.prompt.build import Item, Prompt, Span, build_chat, build_text
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
-from appliance.prompt.template import ChatTemplate, modality_of
+from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.sampling_defaults import SamplingDefaults
 from engine.errors import EngineDead, RequestRefused
@@ -133,9 +134,8 @@ class Generation:
         for modality, param in media:
             if modality not in self.modalities:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
-                raise bad_request(
-                    f"This model takes no {modality}s.", param, "unsupported_parameter"
-                )
+                plural = modality if modality == "audio" else f"{modality}s"
+                raise bad_request(f"This model takes no {plural}.", param, "unsupported_parameter")
 
         async def prompt(items: Sequence[Item]) -> Prompt:
             build = partial(
@@ -311,8 +311,8 @@ def survey(messages: list[dict[str, Any]]) -> tuple[int, list[tuple[str, str]]]:
             if part["type"] == "text":
                 size += len(part["text"])
             else:
-                path = f"messages[{row}].content[{column}]"
-                media.append((modality_of(part), f"{path}.{part['type']}"))
+                path = f"messages[{row}].content[{column}].{part['type']}"
+                media.append((modality_of(part["type"]), part.get("param", path)))
     return size, media
 
 

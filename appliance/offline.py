@@ -63,7 +63,8 @@ class Appliance:
     def chat(self, messages: list[Body], **fields: Any) -> Body:
         """A chat completion as the endpoint's JSON body; `fields` are those of its request.
 
-        A part may also be `{"type": "image", "image": PIL.Image}`.
+        A part may also be `{"type": "image", "image": PIL.Image}`, or `{"type": "video", "video":
+        [PIL.Image, …]}` with frames that are all taken.
         """
         return self._post("/v1/chat/completions", {"messages": with_urls(messages), **fields})
 
@@ -187,7 +188,7 @@ def failure(status: int, body: Body) -> ApplianceError:
 
 
 def with_urls(messages: list[Body]) -> list[Body]:
-    """Messages whose pictures are PNG data URLs, which lose nothing."""
+    """Messages whose pictures and frames are PNG data URLs, which lose nothing."""
     return [
         {**message, "content": [_part(part) for part in message["content"]]}
         if isinstance(message.get("content"), list)
@@ -197,9 +198,20 @@ def with_urls(messages: list[Body]) -> list[Body]:
 
 
 def _part(part: Any) -> Any:
-    if not (isinstance(part, dict) and isinstance(part.get("image"), Image.Image)):
+    if not isinstance(part, dict):
         return part
-    encoded = io.BytesIO()
-    part["image"].save(encoded, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
+    picture, frames = part.get("image"), part.get("video")
+    if isinstance(picture, Image.Image):
+        return {"type": "image_url", "image_url": {"url": _png_url("image", [picture])}}
+    if isinstance(frames, list) and all(isinstance(frame, Image.Image) for frame in frames):
+        return {"type": "video_url", "video_url": {"url": _png_url("video", frames)}}
+    return part
+
+
+def _png_url(modality: str, pictures: list[Image.Image]) -> str:
+    listed = []
+    for picture in pictures:
+        encoded = io.BytesIO()
+        picture.save(encoded, "PNG", compress_level=1)
+        listed.append(base64.b64encode(encoded.getvalue()).decode())
+    return f"data:{modality}/png;base64,{','.join(listed)}"

@@ -15,7 +15,12 @@ KV_DTYPES = {"auto": None, "fp8": "float8_e4m3fn"}
 
 def allowed_modalities(media: MediaConfig) -> tuple[str, ...]:
     """Modalities that requests may bring, by the limits of the recipe."""
-    return ("image",) if media.image.limit > 0 else ()
+    limits = {
+        "image": media.image.limit,
+        "video": media.video.limit,
+        "audio": media.audio.limit,
+    }
+    return tuple(modality for modality, limit in limits.items() if limit > 0)
 
 
 def plan_recipe(config: Config, folder: Path) -> Plan:

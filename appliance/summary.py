@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.config.compose import Composed
-from appliance.config.schema import Config, ImageConfig, MediaConfig
+from appliance.config.schema import Config, ImageConfig, MediaConfig, VideoConfig
 from engine.plan import Plan, size
 
 
@@ -21,6 +21,7 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
             f"{size(plan.kv_bytes)}",
         ),
         ("images", images(config.media.image)),
+        ("videos", videos(config.media.video)),
         ("remote media", remote_media(config.media)),
         (
             "keys",
@@ -51,6 +52,17 @@ def images(policy: ImageConfig) -> str:
     return (
         f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
         f"{policy.max_pixels / 1e6:g} MP each, transparent on {colour}"
+    )
+
+
+def videos(policy: VideoConfig) -> str:
+    """Return the limits of videos in words."""
+    if policy.limit == 0:
+        return "refused"
+    rate = f"{policy.fps:g} frames a second" if policy.fps else "the processor's frame rate"
+    return (
+        f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
+        f"{policy.max_seconds:g} s each, {rate}"
     )
 
 

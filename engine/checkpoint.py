@@ -42,6 +42,7 @@ class Checkpoint:
     decoder_parameters: int
     tower_parameters: int
     embedding_parameters: int
+    modalities: tuple[str, ...]
     vision: dict[str, Any] | None
     processor: dict[str, Any]
 
@@ -83,6 +84,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             decoder_parameters=decoder,
             tower_parameters=tower,
             embedding_parameters=math.prod(embedding) if embedding else 0,
+            modalities=_modalities(config),
             vision=config.get("vision_config"),
             processor=_processor(folder),
         )
@@ -108,6 +110,16 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
             if name != "__metadata__":
                 tensors[name] = (str(entry["dtype"]), list(entry["shape"]))
     return tensors
+
+
+def _modalities(config: dict[str, Any]) -> tuple[str, ...]:
+    """What a configuration has a tower and a placeholder for."""
+    found = {
+        "image": config.get("vision_config") is not None,
+        "video": "video_token_id" in config or "video_token_index" in config,
+        "audio": config.get("audio_config") is not None,
+    }
+    return tuple(modality for modality, there in found.items() if there)
 
 
 def _header(file: Path) -> dict[str, Any]:

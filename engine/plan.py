@@ -88,8 +88,12 @@ def plan(
     `folder` is no checkpoint.
     """
     checkpoint = read_checkpoint(folder)
-    if modalities and checkpoint.vision is None:
-        raise PlanError(f"{checkpoint.architecture} takes no images: set media.image.limit=0")
+    for modality in modalities:
+        if modality not in checkpoint.modalities:
+            plural = modality if modality == "audio" else f"{modality}s"
+            raise PlanError(
+                f"{checkpoint.architecture} takes no {plural}: set media.{modality}.limit=0"
+            )
     if max_len is not None and max_len > checkpoint.positions:
         raise PlanError(
             f"model.max_len={max_len} is more than the model's {checkpoint.positions} positions"
@@ -121,6 +125,10 @@ def plan(
             available_bytes = card_memory.usable_bytes(
                 there.total_bytes, there.free_bytes, memory_fraction
             )
+    tower = images * encoder_bytes(checkpoint, itemsize, most_patches(checkpoint, length))
+    if "video" in modalities:  # one alone may fill a prompt
+        merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
+        tower = max(tower, encoder_bytes(checkpoint, itemsize, length * merge**2))
     without_cache = Plan(
         architecture=checkpoint.architecture,
         dtype=dtype,
@@ -128,7 +136,7 @@ def plan(
         weights_bytes=weights,
         slack_bytes=slack,
         activation_bytes=activations,
-        encoder_bytes=images * encoder_bytes(checkpoint, itemsize, length) if modalities else 0,
+        encoder_bytes=tower if modalities else 0,
         encoder_cache_bytes=encoder_cache_bytes if modalities else 0,
         kv_bytes=0,
         kv_bytes_per_token=2
@@ -212,12 +220,11 @@ def activation_bytes(
     return (layer + gathered) * itemsize + mask + logits
 
 
-def encoder_bytes(checkpoint: Checkpoint, itemsize: int, max_len: int) -> int:
-    """Most bytes alive in the image tower for one image: one layer's tensors for its patches."""
+def encoder_bytes(checkpoint: Checkpoint, itemsize: int, patches: int) -> int:
+    """Most bytes alive in the image tower: one layer's tensors for these patches."""
     vision = checkpoint.vision or {}
     hidden = vision.get("embed_dim") or vision.get("hidden_size", 1024)
     intermediate = vision.get("intermediate_size") or int(hidden * vision.get("mlp_ratio", 4))
-    patches = most_patches(checkpoint, max_len)
     return int(patches * (8 * hidden + 2 * intermediate) * itemsize)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.api.media_parts import read_media_part
+from appliance.api.text_field import read_text
 from appliance.api.validation import unsupported
 from appliance.errors import bad_request
+from appliance.media.sources import KINDS
 
 Message = dict[str, Any]
 
@@ -13,24 +16,18 @@ ROLES = ("system", "developer", "user", "assistant")
 MESSAGE_FIELDS = frozenset(
     {"role", "content", "name", "refusal", "tool_calls", "function_call", "audio", "annotations"}
 )
-PARTS = ("text", "image_url")
+PARTS = ("text", *KINDS)
 UNBUILT_PARTS = (
-    "video_url",
-    "audio_url",
-    "input_audio",
-    "image_embeds",
     "audio_embeds",
     "video",
     "input_image",
     "file",
     "image",
 )
-LONGEST_UUID = 256
-DETAILS = ("auto", "low", "high")
 
 
 def read_messages(messages: Any, ignored: list[str]) -> list[Message]:
-    """Messages as dicts of role, content (text, or parts of `type` text or image_url) and name.
+    """Messages as dicts of role, content (text, or parts of `type` text or media) and name.
 
     A media part may have a `uuid`; its media is None where only what is known under that is meant.
     Bare strings and typeless short forms among the parts get their long form; paths of unknown
@@ -73,13 +70,13 @@ def _message(message: Any, path: str, ignored: list[str]) -> Message:
     )
     content = message.get("content")
     if content is None and role == "assistant" and message.get("refusal") is not None:
-        content = _text(message["refusal"], f"{path}.refusal")
+        content = read_text(message["refusal"], f"{path}.refusal")
     read: Message = {
         "role": "system" if role == "developer" else role,
         "content": _content(content, f"{path}.content", ignored),
     }
     if message.get("name") is not None:
-        read["name"] = _text(message["name"], f"{path}.name")
+        read["name"] = read_text(message["name"], f"{path}.name")
     return read
 
 
@@ -87,19 +84,25 @@ def _content(content: Any, path: str, ignored: list[str]) -> str | list[dict[str
     if content is None:
         raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
     if isinstance(content, str):
-        return _text(content, path)
+        return read_text(content, path)
     if not isinstance(content, list):
         raise bad_request(
             f"'{path}' must be a string or an array of content parts.", path, "invalid_type"
         )
     if not content:
         raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    return [_part(part, f"{path}[{index}]", ignored) for index, part in enumerate(content)]
+    read = [_part(part, f"{path}[{index}]", ignored) for index, part in enumerate(content)]
+    if any(len(parts) != 1 for parts in read):  # those after it have moved
+        for index, parts in enumerate(read):
+            for part in parts:
+                if part["type"] != "text":
+                    part.setdefault("param", f"{path}[{index}].{part['type']}")
+    return [part for parts in read for part in parts]
 
 
-def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
+def _part(part: Any, path: str, ignored: list[str]) -> list[dict[str, Any]]:
     if isinstance(part, str):
-        return {"type": "text", "text": _text(part, path)}
+        return [{"type": "text", "text": read_text(part, path)}]
     if not isinstance(part, dict):
         raise bad_request(f"'{path}' must be an object or a string.", path, "invalid_type")
     kind = part.get("type")
@@ -118,7 +121,7 @@ def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
             "unsupported_parameter",
         )
     if kind == "refusal":
-        return {"type": "text", "text": _text(part.get("refusal"), f"{path}.refusal")}
+        return [{"type": "text", "text": read_text(part.get("refusal"), f"{path}.refusal")}]
     if kind not in PARTS:
         raise bad_request(
             f"'{path}.type' must be one of {', '.join(PARTS)}.", f"{path}.type", "invalid_value"
@@ -128,61 +131,5 @@ def _part(part: Any, path: str, ignored: list[str]) -> dict[str, Any]:
         f"{path}.{name}" for name, value in part.items() if name not in known and value is not None
     )
     if kind == "text":
-        return {"type": "text", "text": _text(part.get("text"), f"{path}.text")}
-    uuid = _uuid(part.get("uuid"), f"{path}.uuid")
-    image = part.get("image_url")
-    if uuid is not None and (image is None or image == {}):
-        return {"type": "image_url", "image_url": None, "uuid": uuid}
-    read = {
-        "type": "image_url",
-        "image_url": _image_url(image, f"{path}.image_url", typed, ignored),
-    }
-    return read if uuid is None else {**read, "uuid": uuid}
-
-
-def _uuid(uuid: Any, path: str) -> str | None:
-    """A client's own name for an item."""
-    if uuid is None:
-        return None
-    if not _text(uuid, path) or len(uuid) > LONGEST_UUID or not uuid.isprintable():
-        raise bad_request(
-            f"'{path}' must be 1 to {LONGEST_UUID} printable characters.", path, "invalid_value"
-        )
-    return str(uuid)
-
-
-def _image_url(image: Any, path: str, typed: bool, ignored: list[str]) -> dict[str, Any]:
-    if isinstance(image, str) and not typed:
-        return {"url": _text(image, path)}
-    if image is None:
-        raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
-    if not isinstance(image, dict):
-        raise bad_request(f"'{path}' must be an object with a 'url'.", path, "invalid_type")
-    detail = image.get("detail")
-    if detail is not None and detail not in DETAILS:
-        raise bad_request(
-            f"'{path}.detail' must be one of {', '.join(DETAILS)}.",
-            f"{path}.detail",
-            "invalid_value",
-        )
-    ignored.extend(
-        f"{path}.{name}"
-        for name, value in image.items()
-        if name not in ("url", "detail") and value is not None
-    )
-    return {"url": _text(image.get("url"), f"{path}.url")}
-
-
-def _text(text: Any, path: str) -> str:
-    if text is None:
-        raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
-    if not isinstance(text, str):
-        raise bad_request(f"'{path}' must be a string.", path, "invalid_type")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise bad_request(
-                f"'{path}' must be valid Unicode without lone surrogates.", path, "invalid_value"
-            ) from None
-    return text
+        return [{"type": "text", "text": read_text(part.get("text"), f"{path}.text")}]
+    return read_media_part(kind, part, path, typed, ignored)

@@ -71,6 +71,14 @@ class Service:
                 "max_pixels": image.max_pixels,
                 "formats": list(image.formats),
             }
+        if "video" in inputs:
+            video = self.config.media.video
+            limits["video"] = {
+                "limit": video.limit,
+                "max_bytes": video.max_bytes,
+                "max_seconds": video.max_seconds,
+                "max_pixels": video.max_pixels,
+            }
         return {
             "id": self.model,
             "object": "model",

@@ -111,6 +111,57 @@ class ImageConfig:
 
 
 @dataclass
+class VideoConfig:
+    limit: int = key(
+        "Videos in one request; 0 refuses videos and does not load a tower for them.", low=0
+    )
+    max_bytes: int = key(
+        "Largest encoded video in bytes, on the wire and decompressed, counted while reading.",
+        low=1,
+    )
+    timeout: float = key("Seconds to fetch one video in, redirects and retries included.", above=0)
+    max_seconds: float = key("Longest video in seconds.", above=0)
+    max_pixels: int = key("Largest frame of a video file in pixels.", low=1)
+    max_decoded_bytes: int = key(
+        "Bytes of all frames that are taken of one video, three a pixel, before they are resized.",
+        low=1,
+    )
+    frames: int | None = key(
+        "Most frames that are taken of one video; null takes the limit of the model's processor.",
+        low=1,
+    )
+    fps: float | None = key(
+        "Frames that are taken of each second; null takes the processor's own rate.", above=0
+    )
+    frame_pixels: int | None = key(
+        "Pixels that a frame keeps when it is resized; null takes the processor's own limit.",
+        low=1,
+    )
+    tokens: int | None = key(
+        "Tokens that the frames of one video share: they are made smaller where there are many of "
+        "them, as by `max_video_tokens` of the processor. Null takes the processor's setting.",
+        low=1,
+    )
+
+
+@dataclass
+class AudioConfig:
+    limit: int = key("Sounds in one request; 0 refuses audio.", low=0)
+    max_bytes: int = key(
+        "Largest encoded sound in bytes, on the wire and decompressed, counted while reading.",
+        low=1,
+    )
+    timeout: float = key("Seconds to fetch one sound in, redirects and retries included.", above=0)
+    max_seconds: float = key("Longest sound in seconds.", above=0)
+
+
+@dataclass
+class EmbeddingsConfig:
+    accept: bool = key("Whether requests may bring embeddings in place of images.")
+    max_bytes: int = key("Largest embeddings of one item in bytes.", low=1)
+
+
+@dataclass
 class MediaConfig:
     allowed_domains: list[str] = key(
         "Hosts that media are fetched from: `example.org`, `*.example.org` for its subdomains, "
@@ -151,6 +202,11 @@ class MediaConfig:
     )
     worker_gb: float = key("Memory in GiB that decoding one item may take.", above=0)
     image: ImageConfig = group(ImageConfig, "Images in requests.")
+    video: VideoConfig = group(VideoConfig, "Videos in requests.")
+    audio: AudioConfig = group(AudioConfig, "Sound in requests.")
+    embeddings: EmbeddingsConfig = group(
+        EmbeddingsConfig, "Embeddings that clients computed themselves."
+    )
 
 
 @dataclass

@@ -13,11 +13,13 @@ from appliance.media.cache import MediaCache
 from appliance.media.digest import processing_salt
 from appliance.media.image import ImagePolicy
 from appliance.media.intake import Intake
+from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, VideoPolicy
 from appliance.media.pool import MediaPool
 from appliance.media.prepare import MediaSettings
 from appliance.media.reader import reader_for
 from appliance.media.worker import Nursery
 from appliance.metrics import Metrics
+from appliance.planning import allowed_modalities
 from engine.models.family import Family
 
 GIB = 1 << 30
@@ -34,7 +36,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
     settings = media_settings(media)
     nursery = Nursery(
         folder=str(family.folder),
-        kinds=("image",),
+        kinds=kinds_of(media),
         settings=settings,
         memory_bytes=int(media.worker_gb * GIB),
         log_level=logging.getLogger().getEffectiveLevel(),
@@ -50,16 +52,25 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
             metrics=metrics,
         ),
         cache=MediaCache(int(config.cache.media_gb * GIB), descriptors // DESCRIPTOR_SHARE),
-        limits={"image": media.image.limit},
+        limits={name: getattr(media, name).limit for name in allowed_modalities(media)},
         salt=processing_salt(Path(family.folder), type(family).__name__, settings),
         threads=threads,
         metrics=metrics,
     )
 
 
+def kinds_of(media: MediaConfig) -> tuple[str, ...]:
+    """What workers have to be able to prepare."""
+    kinds = list(allowed_modalities(media))
+    if media.embeddings.accept and "image" in kinds:
+        kinds.append("image_embeds")
+    return tuple(kinds)
+
+
 def media_settings(config: MediaConfig) -> MediaSettings:
     """What workers are told of a recipe."""
-    image = config.image
+    image, video, audio = config.image, config.video, config.audio
+    embeddings = config.embeddings
     return MediaSettings(
         image=ImagePolicy(
             limit=image.limit,
@@ -67,5 +78,20 @@ def media_settings(config: MediaConfig) -> MediaSettings:
             max_pixels=image.max_pixels,
             formats=tuple(image.formats),
             rgba_background=tuple(image.rgba_background),
-        )
+        ),
+        video=VideoPolicy(
+            limit=video.limit,
+            max_bytes=video.max_bytes,
+            max_seconds=video.max_seconds,
+            max_pixels=video.max_pixels,
+            max_decoded_bytes=video.max_decoded_bytes,
+            frames=video.frames,
+            fps=video.fps,
+            frame_pixels=video.frame_pixels,
+            tokens=video.tokens,
+        ),
+        audio=AudioPolicy(
+            limit=audio.limit, max_bytes=audio.max_bytes, max_seconds=audio.max_seconds
+        ),
+        embeddings=EmbeddingsPolicy(accept=embeddings.accept, max_bytes=embeddings.max_bytes),
     )

@@ -13,10 +13,14 @@ import av
 import numpy as np
 import soundfile
 import soxr
+import torch
 from numpy.typing import NDArray
 
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
 from appliance.media.container import AUDIO_CODECS, AUDIO_FORMATS, opened
+from appliance.media.limits import AudioPolicy
+from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
+from engine.models.family import Family
 
 Samples = NDArray[np.float32]
 
@@ -26,15 +30,6 @@ BLOCK = 1 << 16  # samples of a channel that are read at once
 QUALITY = "HQ"  # what librosa resamples with
 ENDLESS = 0x7FFF0000  # from here on a chunk's size says that it was not known when written
 FORMATS = "WAV, MP3, FLAC, Ogg, Opus, M4A, WebM"
-
-
-@dataclass(slots=True, frozen=True)
-class AudioPolicy:
-    """Limits on sounds: how many in one request, how large, how long."""
-
-    limit: int
-    max_bytes: int = 25 << 20
-    max_seconds: float = 600.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -50,6 +45,30 @@ class Sound:
     def details(self) -> dict[str, Any]:
         """The sound's facts as JSON."""
         return {"seconds": self.seconds, "rate": self.source_rate, "channels": self.channels}
+
+
+class AudioPreparer:
+    """Sound, decoded and resampled to what the family hears."""
+
+    def __init__(self, family: Family, settings: MediaSettings) -> None:
+        self._family = family
+        self._policy = settings.audio
+
+    def probe(self, data: bytes, options: Options) -> int | None:
+        return None
+
+    def decode(self, data: bytes, options: Options) -> Sound:
+        return load_audio(data, self._family.audio_rate(), self._policy, PARAM)
+
+    def preprocess(self, decoded: Sound, options: Options) -> Prepared:
+        try:
+            tokens = self._family.audio_tokens(len(decoded.samples))
+        except ValueError:
+            raise media_undecodable(
+                f"The model cannot take a sound of {decoded.seconds:.2f} seconds.", PARAM
+            ) from None
+        tensors = self._family.preprocess_audio(torch.from_numpy(decoded.samples))
+        return Prepared(tokens, tensors, decoded.details)
 
 
 def load_audio(data: bytes, rate: int, policy: AudioPolicy, param: str) -> Sound:

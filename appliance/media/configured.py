@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.config.errors import ConfigurationError
-from appliance.config.schema import MediaConfig
+from appliance.config.schema import AudioConfig, ImageConfig, MediaConfig, VideoConfig
 from appliance.media.domains import read_domain, read_port
 from appliance.media.host import read_host
 from appliance.media.policy import MediaPolicy
@@ -26,9 +26,11 @@ def media_policies(config: MediaConfig) -> dict[str, MediaPolicy]:
         raise ConfigurationError(
             f"media.local_path is '{config.local_path}', must begin at the root: /folder"
         )
+    groups: dict[str, ImageConfig | VideoConfig | AudioConfig]
+    groups = {"image": config.image, "video": config.video, "audio": config.audio}
     return {
-        "image": MediaPolicy(
-            modality="image",
+        modality: MediaPolicy(
+            modality=modality,
             allowed_domains=tuple(config.allowed_domains),
             allow_private=config.allow_private,
             redirects=config.redirects,
@@ -36,9 +38,10 @@ def media_policies(config: MediaConfig) -> dict[str, MediaPolicy]:
             schemes=tuple(config.schemes),
             local_path=config.local_path,
             proxy=config.proxy,
-            timeout=config.image.timeout,
-            max_bytes=config.image.max_bytes,
+            timeout=group.timeout,
+            max_bytes=group.max_bytes,
         )
+        for modality, group in groups.items()
     }
 
 

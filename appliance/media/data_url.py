@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import binascii
+import re
 from urllib.parse import unquote_to_bytes
 
 from appliance.errors import ApplianceError, bad_request
 
+# Frames of a video, one after the other with commas between them
+FRAME_LIST = re.compile(r"data:video/(jpeg|png);base64,", re.IGNORECASE)
 OPAQUE = ("", "application/octet-stream")
 
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from appliance.errors import ApplianceError, bad_request, media_too_large
+from appliance.media.limits import EmbeddingsPolicy
+from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
 from engine.models.family import Family
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,19 +38,29 @@ HOW = (
 
 
 @dataclass(slots=True, frozen=True)
-class EmbeddingsPolicy:
-    """Whether embeddings are taken, and how large those of one item may be."""
-
-    accept: bool = False
-    max_bytes: int = 128 << 20
-
-
-@dataclass(slots=True, frozen=True)
 class Embeddings:
     """`[tokens, hidden]` of one item, and its grid where the family needs one."""
 
     embeds: torch.Tensor
     grid: tuple[int, ...] | None
+
+
+class EmbeddingsPreparer:
+    """Embeddings of pictures, whose checks are all that there is to do."""
+
+    def __init__(self, family: Family, settings: MediaSettings) -> None:
+        self._family = family
+        self._policy = settings.embeddings
+
+    def probe(self, data: bytes, options: Options) -> int | None:
+        return None
+
+    def decode(self, data: bytes, options: Options) -> Embeddings:
+        return load_embeddings(data, "image", self._family, self._policy, PARAM)
+
+    def preprocess(self, decoded: Embeddings, options: Options) -> Prepared:
+        tensors = tensors_of(decoded, "image", self._family)
+        return Prepared(len(decoded.embeds), tensors, {"grid": decoded.grid})
 
 
 def load_embeddings(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from appliance.errors import media_undecodable
 from appliance.media.image import ImagePolicy, image_size, load_image
+from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, VideoPolicy
 from engine.models.family import Family
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ class MediaSettings:
     """The recipe's limits and choices of every kind, as the workers get them."""
 
     image: ImagePolicy
+    video: VideoPolicy = field(default_factory=lambda: VideoPolicy(limit=0))
+    audio: AudioPolicy = field(default_factory=lambda: AudioPolicy(limit=0))
+    embeddings: EmbeddingsPolicy = field(default_factory=EmbeddingsPolicy)
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,9 +93,16 @@ class ImagePreparer:
             ) from None
 
 
-PREPARERS: dict[str, Callable[[Family, MediaSettings], Preparer]] = {"image": ImagePreparer}
+PREPARERS = {  # module:class, imported where the recipe takes such items
+    "image": "appliance.media.prepare:ImagePreparer",
+    "image_embeds": "appliance.media.embeddings:EmbeddingsPreparer",
+    "video": "appliance.media.video:VideoPreparer",
+    "audio": "appliance.media.audio:AudioPreparer",
+}
 
 
 def preparer_for(kind: str, family: Family, settings: MediaSettings) -> Preparer:
     """The preparer of a kind of PREPARERS."""
-    return PREPARERS[kind](family, settings)
+    module, name = PREPARERS[kind].split(":")
+    preparer: Preparer = getattr(import_module(module), name)(family, settings)
+    return preparer

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 # What a part's type is prepared as, and where in it the URL came from.
-KINDS = {"image_url": ("image", ".url")}
+KINDS = {
+    "image_url": ("image", ".url"),
+    "video_url": ("video", ".url"),
+    "audio_url": ("audio", ".url"),
+    "input_audio": ("audio", ".data"),
+    "image_embeds": ("image_embeds", ""),
+}
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,7 +29,12 @@ class Source:
     @property
     def modality(self) -> str:
         """Whose placeholders it takes."""
-        return self.kind.removesuffix("_embeds")
+        return modality_of(self.kind)
+
+
+def modality_of(kind: str) -> str:
+    """`image` for a part of type `image`, `image_url` or `image_embeds`, and so on."""
+    return KINDS.get(kind, (kind, ""))[0].removesuffix("_embeds")
 
 
 def sources(messages: Sequence[Mapping[str, Any]]) -> Iterator[Source]:
@@ -35,11 +46,12 @@ def sources(messages: Sequence[Mapping[str, Any]]) -> Iterator[Source]:
         for column, part in enumerate(content):
             if part["type"] in KINDS:
                 kind, field = KINDS[part["type"]]
-                media, path = part[part["type"]], f"messages[{row}].content[{column}]"
+                media, type_ = part[part["type"]], part["type"]
+                param = part.get("param", f"messages[{row}].content[{column}].{type_}")
                 yield Source(
                     kind=kind,
                     url=None if media is None else media["url"],
                     uuid=part.get("uuid"),
-                    param=f"{path}.{part['type']}{field}",
-                    part=path,
+                    param=param + field,
+                    part=param.rpartition(f".{type_}")[0],
                 )

@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 import binascii
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
+from appliance.errors import bad_request, media_too_large, media_undecodable
+from appliance.media.data_url import FRAME_LIST
 from appliance.media.image import ImagePolicy, image_size, load_image
+from appliance.media.limits import VideoPolicy
+from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
 from appliance.media.video_file import VideoDamaged, VideoFile, VideoTooLarge
-from engine.models.family import Family, VideoOptions
+from engine.models.family import Family
 
-FRAME_LIST = re.compile(rb"data:video/(jpeg|png);base64,", re.IGNORECASE)
+LONGEST_START = 32  # of a list of frames
 MOST_FPS = 240  # of a file, for the number of frames that `max_seconds` allows
 ENDLESS = 1_000_000  # frames of a video that any family samples as few from as it ever does
-
-
-@dataclass(slots=True, frozen=True)
-class VideoPolicy:
-    """Limits on videos, and how frames are sampled.
-
-    `max_pixels` are those of one frame of the file, `max_decoded_bytes` those of all sampled
-    frames before they are resized. The last four are settings of the model's processor
-    (`VideoOptions`); None takes the checkpoint's own.
-    """
-
-    limit: int
-    max_bytes: int = 256 << 20
-    max_seconds: float = 600.0
-    max_pixels: int = 10_000_000
-    max_decoded_bytes: int = 2 << 30
-    frames: int | None = None
-    fps: float | None = None
-    frame_pixels: int | None = None
-    tokens: int | None = None
-
-    @property
-    def options(self) -> VideoOptions:
-        return VideoOptions(self.frames, self.fps, self.frame_pixels, self.tokens)
-
-    def lowered(self, options: Mapping[str, Any]) -> VideoPolicy:
-        """With what a request asks for (`num_frames`, `fps`, `max_pixels`), if that is less."""
-        names = {"num_frames": "frames", "fps": "fps", "max_pixels": "frame_pixels"}
-        lower: dict[str, Any] = {}
-        for name, own in names.items():
-            asked, ceiling = options.get(name), getattr(self, own)
-            if asked is not None and (ceiling is None or asked < ceiling):
-                lower[own] = asked
-        return replace(self, **lower)
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,26 +52,50 @@ class Clip:
         }
 
 
+class VideoPreparer:
+    """Videos. Frames are decoded while they are preprocessed, so that few are held at a time."""
+
+    def __init__(self, family: Family, settings: MediaSettings) -> None:
+        self._family = family
+        self._policy = settings.video
+
+    def probe(self, data: bytes, options: Options) -> int | None:
+        return self._tokens(self.decode(data, options), self._policy.lowered(options))
+
+    def decode(self, data: bytes, options: Options) -> Clip:
+        return load_video(data, self._policy.lowered(options), self._family, PARAM)
+
+    def preprocess(self, decoded: Clip, options: Options) -> Prepared:
+        policy = self._policy.lowered(options)
+        tokens = self._tokens(decoded, policy)
+        count = len(decoded.numbers)
+        tensors = self._family.preprocess_video(decoded.frames, count, policy.options)
+        return Prepared(tokens, tensors, decoded.details)
+
+    def _tokens(self, clip: Clip, policy: VideoPolicy) -> int:
+        try:
+            return self._family.video_tokens(len(clip.numbers), *clip.size, policy.options)
+        except ValueError:
+            raise media_undecodable(
+                f"The model cannot take a video of {clip.size[0]} x {clip.size[1]} pixels.", PARAM
+            ) from None
+
+
 def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> Clip:
     """The frames that the family's processor takes of a video file or a data URL of frames.
 
     Such a URL, `data:video/jpeg;base64,<frame>,<frame>,…`, has its frames already sampled.
 
-    Raises ApplianceError: 400 for a video beyond the policy, 422 for one that cannot be decoded;
-    taking the frames raises VideoDamaged for one that turns out to be so.
+    Raises ApplianceError, also while frames are taken: 400 for a video beyond the policy, 422 for
+    one that cannot be decoded.
     """
-    listed = FRAME_LIST.match(data)
+    listed = FRAME_LIST.match(data[:LONGEST_START].decode("latin-1"))
     if listed is not None:
-        form = listed[1].decode().upper()
-        return _frame_list(data[listed.end() :], form, policy, family, param)
+        return _frame_list(data[listed.end() :], listed[1].upper(), policy, family, param)
     if len(data) > policy.max_bytes:
         raise media_too_large("video", policy.max_bytes, param)
-    try:
+    with _told(param):
         file = VideoFile(data, policy.max_pixels, int(policy.max_seconds * MOST_FPS) + 1)
-    except VideoDamaged as fault:
-        raise video_undecodable(fault, param) from fault.__cause__
-    except VideoTooLarge as fault:
-        raise bad_request(f"The video {fault}.", param, "media_too_large") from None
     table = file.table
     if table.seconds > policy.max_seconds:
         raise bad_request(
@@ -113,32 +106,24 @@ def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> 
     numbers = family.sample_frames(table.total, table.fps, policy.options)
     _check_budget(len(numbers), file.size, policy, param)
     times = [table.second(number) for number in numbers]
-    frames = file.frames(numbers)
+    frames = _frames(file, numbers, param)
     return Clip(frames, file.size, numbers, table.total, table.fps, table.seconds, times)
 
 
-def clip_of(frames: Sequence[Image.Image], policy: VideoPolicy, family: Family, param: str) -> Clip:
-    """RGB frames as they are, which were sampled by whoever made them."""
-    sizes = [frame.size for frame in frames]
-    _check_list(sizes, policy, family, param)
-    return Clip(iter(frames), sizes[0], range(len(frames)), len(frames))
-
-
-def video_tokens(clip: Clip, policy: VideoPolicy, family: Family, param: str) -> int:
-    """Placeholders of a clip. Raises ApplianceError for a size that the family refuses."""
+@contextmanager
+def _told(param: str) -> Iterator[None]:
+    """What is wrong with a file, to the client."""
     try:
-        return family.video_tokens(len(clip.numbers), *clip.size, policy.options)
-    except ValueError:
-        raise bad_request(
-            f"The model cannot take a video of {clip.size[0]} x {clip.size[1]} pixels.",
-            param,
-            "video_size_unsupported",
-        ) from None
+        yield
+    except VideoDamaged as fault:
+        raise media_undecodable(f"The video {fault}.", param) from fault.__cause__
+    except VideoTooLarge as fault:
+        raise bad_request(f"The video {fault}.", param, "media_too_large") from None
 
 
-def video_undecodable(fault: VideoDamaged, param: str) -> ApplianceError:
-    """422: what is wrong with the file."""
-    return media_undecodable(f"The video {fault}.", param)
+def _frames(file: VideoFile, numbers: Sequence[int], param: str) -> Iterator[Image.Image]:
+    with _told(param):
+        yield from file.frames(numbers)
 
 
 def _frame_list(listed: bytes, form: str, policy: VideoPolicy, family: Family, param: str) -> Clip:

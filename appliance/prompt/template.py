@@ -11,6 +11,7 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
 from appliance.errors import ApplianceError, bad_request
+from appliance.media.sources import modality_of
 from appliance.prompt.environment import TemplateRefusal, chat_environment
 from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
 from appliance.prompt.tokenizer import Tokenizer
@@ -153,7 +154,7 @@ class ChatTemplate:
     def _part(self, part: Mapping[str, Any], literals: Literals, marks: Marks) -> dict[str, str]:
         if part["type"] == "text":
             return _text_part(literals.replace(part["text"], marks))
-        return {"type": modality_of(part)}
+        return {"type": modality_of(part["type"])}
 
     def _joined(self, parts: Sequence[Mapping[str, Any]], literals: Literals, marks: Marks) -> str:
         """Parts as one text: neighbouring texts on lines of their own, media where they stand."""
@@ -165,7 +166,7 @@ class ChatTemplate:
                 text += "\n" if after_text else ""
                 text += literals.replace(part["text"], marks)
             else:
-                text += marks.trusted(self.family.item_text(modality_of(part)))
+                text += marks.trusted(self.family.item_text(modality_of(part["type"])))
             after_text = is_text
         return text
 
@@ -194,11 +195,6 @@ class ChatTemplate:
             return False
         placeholder = self.family.placeholder(modality) if modality else None
         return _in_order(rendered.text, probe, placeholder)
-
-
-def modality_of(part: Mapping[str, Any]) -> str:
-    """`image` for a part of type `image` or `image_url`, and so on."""
-    return str(part["type"]).removesuffix("_url")
 
 
 def checkpoint_template(folder: Path) -> str | None:

@@ -76,6 +76,18 @@ class Family:
         """Tensors of `count` RGB frames of one size, made while the frames come."""
         raise KeyError("video")
 
+    def audio_rate(self) -> int:
+        """Samples a second of the sound that the tower takes."""
+        raise KeyError("audio")
+
+    def audio_tokens(self, samples: int) -> int:
+        """Placeholders of a sound. Raises ValueError for a length that it refuses."""
+        raise KeyError("audio")
+
+    def preprocess_audio(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Tensors of mono `samples` at `audio_rate`, float32 from -1 to 1."""
+        raise KeyError("audio")
+
     def embedding_grid(self, modality: str) -> str | None:
         """Name of the `(time, rows, columns)` to come with embeddings; None if none is needed."""
         return None

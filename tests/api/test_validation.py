@@ -34,8 +34,12 @@ WRONG_CHAT = [
     ({"messages": user([{"type": "smell"}])}, "messages[0].content[0].type"),
     ({"messages": user([{"type": "text"}])}, "messages[0].content[0].text"),
     ({"messages": user(["a", {"type": "text", "text": 1}])}, "messages[0].content[1].text"),
-    ({"messages": user([{"type": "video_url", "video_url": {}}])}, "messages[0].content[0].type"),
-    ({"messages": user([{"input_audio": {}}])}, "messages[0].content[0].input_audio"),
+    (
+        {"messages": user([{"type": "video_url", "video_url": {}}])},
+        "messages[0].content[0].video_url.url",
+    ),
+    ({"messages": user([{"input_audio": {}}])}, "messages[0].content[0].input_audio.format"),
+    ({"messages": user([{"type": "file", "file": {}}])}, "messages[0].content[0].type"),
     (
         {"messages": user([{"type": "image_url", "image_url": "data:,"}])},
         "messages[0].content[0].image_url",

@@ -19,7 +19,7 @@ MISTAKES = [
     (["recipe=smollm2", "+server.prot=1"], "(did you mean 'server.port'?)"),
     (["recipe=smollm2", "media.imag.limit=1"], "(did you mean 'media.image.limit'?)"),
     (["recipe=smollm2", "image.limit=1"], "(did you mean 'media.image.limit'?)"),
-    (["recipe=smollm2", "media.audio.limit=1"], "unknown key 'media.audio.limit'"),
+    (["recipe=smollm2", "media.smell.limit=1"], "unknown key 'media.smell.limit'"),
     (["recipe=smollm2", "media.image={limt: 1}"], "(did you mean 'media.image.limit'?)"),
     (["recipe=smollm2", "server.port=many"], "server.port must be int"),
     (["recipe=smollm2", "server.port=70000"], "must be from 0 to 65535"),
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ("# @package _global_\nmodel: 3\n", "recipe/bad: model is a group of keys"),
         ("model:\n  path: x\n", "has to begin with the line '# @package _global_'"),
         ("# @package _global_\ndefaults: [smolm2, _self_]\n", "(did you mean 'smollm2'?)"),
-        ("# @package _global_\nmodel: {path: x/y}\nmedia: {video: {limit: 1}}\n", "media.video"),
+        ("# @package _global_\nmodel: {path: x/y}\nmedia: {smell: {limit: 1}}\n", "media.smell"),
         ("", "has to begin with the line '# @package _global_'"),
     ],
 )

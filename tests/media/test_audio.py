@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from appliance.errors import ApplianceError
-from appliance.media.audio import AudioPolicy, Sound, load_audio
+from appliance.media.audio import Sound, load_audio
+from appliance.media.limits import AudioPolicy
 from tests.media.clips import sound_with_cover, video
 
 POLICY = AudioPolicy(limit=1, max_seconds=20)

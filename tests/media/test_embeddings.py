@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save
 
 from appliance.errors import ApplianceError
-from appliance.media.embeddings import Embeddings, EmbeddingsPolicy, load_embeddings, tensors_of
+from appliance.media.embeddings import Embeddings, load_embeddings, tensors_of
+from appliance.media.limits import EmbeddingsPolicy
 from engine.models.family import Family
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL

@@ -1,0 +1,113 @@
+"""Media parts of a message, each brought to the shape that the intake reads.
+
+A part's value becomes `{"url": …}` whatever it was: `input_audio` a data: URL, and embeddings the
+JSON that `appliance.media.embeddings` takes. Where parts do not stand at the index that they were
+sent at, `param` says which field they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from appliance.api.text_field import read_text
+from appliance.errors import ApplianceError, bad_request
+
+Part = dict[str, Any]
+
+DETAILS = ("auto", "low", "high")
+FORMAT = re.compile(r"[A-Za-z0-9.+-]{1,32}")
+LONGEST_UUID = 256
+KEYS = {"input_audio": ("data", "format"), "image_url": ("url", "detail")}
+
+
+def read_media_part(
+    kind: str, part: dict[str, Any], path: str, typed: bool, ignored: list[str]
+) -> list[Part]:
+    """The part at `path`, or the several that a list of embeddings stands for.
+
+    With a `uuid` the media may be left out. Raises ApplianceError with the path of the fault.
+    """
+    uuid = _uuid(part.get("uuid"), f"{path}.uuid")
+    value, where = part.get(kind), f"{path}.{kind}"
+    if uuid is not None and value in (None, {}):
+        return [{"type": kind, kind: None, "uuid": uuid}]
+    if value is None:
+        raise _missing(where)
+    if kind == "image_embeds":
+        read = _embeds(value, where)
+        if uuid is not None and len(read) > 1:
+            raise bad_request(f"'{path}.uuid' can stand for one item only.", f"{path}.uuid")
+    else:
+        read = [{"type": kind, kind: _media(kind, value, where, typed, ignored)}]
+    return read if uuid is None else [{**one, "uuid": uuid} for one in read]
+
+
+def _media(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> dict[str, str]:
+    if isinstance(value, str) and not typed and kind != "input_audio":
+        return {"url": read_text(value, path)}
+    known = KEYS.get(kind, ("url",))
+    if not isinstance(value, dict):
+        raise bad_request(f"'{path}' must be an object with a '{known[0]}'.", path, "invalid_type")
+    ignored.extend(
+        f"{path}.{name}" for name, given in value.items() if name not in known and given is not None
+    )
+    if kind == "input_audio":
+        form = read_text(value.get("format"), f"{path}.format")
+        if not FORMAT.fullmatch(form):
+            raise bad_request(
+                f"'{path}.format' must be a name such as wav or mp3.", f"{path}.format"
+            )
+        data = read_text(value.get("data"), f"{path}.data")
+        return {"url": f"data:audio/{form};base64,{data}"}
+    detail = value.get("detail") if kind == "image_url" else None
+    if detail is not None and detail not in DETAILS:
+        raise bad_request(
+            f"'{path}.detail' must be one of {', '.join(DETAILS)}.",
+            f"{path}.detail",
+            "invalid_value",
+        )
+    return {"url": read_text(value.get("url"), f"{path}.url")}
+
+
+def _embeds(value: Any, path: str) -> list[Part]:
+    if not isinstance(value, list):
+        return [_one_embeds(value, path)]
+    if not value:
+        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
+    return [_one_embeds(one, f"{path}[{index}]") for index, one in enumerate(value)]
+
+
+def _one_embeds(value: Any, path: str) -> Part:
+    """Text, or an object of text with a grid beside it, which may be a list of numbers."""
+    if isinstance(value, dict):
+        for name, given in value.items():
+            if name not in ("image_embeds", "image_grid_thw"):
+                raise bad_request(
+                    f"'{path}' has a field that is neither 'image_embeds' nor 'image_grid_thw'.",
+                    path,
+                    "invalid_value",
+                )
+            if not (name == "image_grid_thw" and isinstance(given, list)):
+                read_text(given, f"{path}.{name}")
+        if "image_embeds" not in value:
+            raise _missing(f"{path}.image_embeds")
+    else:
+        read_text(value, path)
+    return {"type": "image_embeds", "image_embeds": {"url": json.dumps(value)}, "param": path}
+
+
+def _uuid(uuid: Any, path: str) -> str | None:
+    """A client's own name for an item."""
+    if uuid is None:
+        return None
+    if not read_text(uuid, path) or len(uuid) > LONGEST_UUID or not uuid.isprintable():
+        raise bad_request(
+            f"'{path}' must be 1 to {LONGEST_UUID} printable characters.", path, "invalid_value"
+        )
+    return str(uuid)
+
+
+def _missing(path: str) -> ApplianceError:
+    return bad_request(f"'{path}' is required.", path, "missing_required_parameter")

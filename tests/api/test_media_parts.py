@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from appliance.api.messages import read_messages
+from appliance.errors import ApplianceError
+from appliance.media.sources import Source, sources
+
+
+def read(*parts: Any) -> list[dict[str, Any]]:
+    (message,) = read_messages([{"role": "user", "content": list(parts)}], [])
+    return message["content"]  # type: ignore[no-any-return]
+
+
+def found(*parts: Any) -> list[Source]:
+    return list(sources(read_messages([{"role": "user", "content": list(parts)}], [])))
+
+
+def refused(*parts: Any) -> ApplianceError:
+    with pytest.raises(ApplianceError) as refusal:
+        read(*parts)
+    assert refusal.value.status == 400
+    return refusal.value
+
+
+def test_parts_come_in_long_and_short_forms() -> None:
+    for kind in ("image_url", "video_url", "audio_url"):
+        expected = {"type": kind, kind: {"url": "https://example.org/a"}}
+        assert read({"type": kind, kind: {"url": "https://example.org/a"}}) == [expected]
+        assert read({kind: {"url": "https://example.org/a"}}) == [expected]
+        assert read({kind: "https://example.org/a"}) == [expected]
+        assert refused({"type": kind, kind: "https://example.org/a"}).param == (
+            f"messages[0].content[0].{kind}"
+        )
+
+
+def test_input_audio_becomes_a_data_url() -> None:
+    audio = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    assert read(audio)[0]["input_audio"] == {"url": "data:audio/wav;base64,AAAA"}
+    (source,) = found(audio)
+    assert (source.kind, source.modality) == ("audio", "audio")
+    assert source.param == "messages[0].content[0].input_audio.data"
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ("AAAA", ""),
+        ({"format": "wav"}, ".data"),
+        ({"data": "AAAA"}, ".format"),
+        ({"data": 5, "format": "wav"}, ".data"),
+        ({"data": "AAAA", "format": "wav;base64,BBBB"}, ".format"),
+        ({"data": "AAAA", "format": ""}, ".format"),
+    ],
+)
+def test_a_wrong_input_audio_is_named(value: Any, field: str) -> None:
+    error = refused({"type": "input_audio", "input_audio": value})
+    assert error.param == f"messages[0].content[0].input_audio{field}"
+
+
+def test_embeddings_are_text_or_text_with_a_grid() -> None:
+    for value in ("AAAA", {"image_embeds": "AAAA", "image_grid_thw": [1, 2, 3]}):
+        (part,) = read({"type": "image_embeds", "image_embeds": value})
+        assert json.loads(part["image_embeds"]["url"]) == value
+        (source,) = found({"image_embeds": value})
+        assert (source.kind, source.modality) == ("image_embeds", "image")
+        assert source.param == "messages[0].content[0].image_embeds"
+
+
+def test_a_list_of_embeddings_is_several_items() -> None:
+    several = {"type": "image_embeds", "image_embeds": ["AAAA", {"image_embeds": "BBBB"}]}
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    kinds = [part["type"] for part in read("a", several, "b", picture)]
+    assert kinds == ["text", "image_embeds", "image_embeds", "text", "image_url"]
+    assert [(source.param, source.part) for source in found("a", several, "b", picture)] == [
+        ("messages[0].content[1].image_embeds[0]", "messages[0].content[1]"),
+        ("messages[0].content[1].image_embeds[1]", "messages[0].content[1]"),
+        ("messages[0].content[3].image_url.url", "messages[0].content[3]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (None, ""),
+        (5, ""),
+        ([], ""),
+        ([[]], "[0]"),
+        (["AAAA", 5], "[1]"),
+        ({}, ".image_embeds"),
+        ({"image_embeds": 5}, ".image_embeds"),
+        ({"image_embeds": "AAAA", "image_grid_thw": 5}, ".image_grid_thw"),
+        ({"image_embeds": "AAAA", "secret": "x"}, ""),
+    ],
+)
+def test_wrong_embeddings_are_named(value: Any, field: str) -> None:
+    error = refused({"type": "image_embeds", "image_embeds": value})
+    assert error.param == f"messages[0].content[0].image_embeds{field}"
+
+
+@pytest.mark.parametrize("kind", ["video_url", "audio_url", "input_audio", "image_embeds"])
+def test_a_uuid_may_stand_for_any_media(kind: str) -> None:
+    for value in (None, {}):
+        (source,) = found({"type": kind, kind: value, "uuid": "u"})
+        assert (source.uuid, source.url) == ("u", None)
+    error = refused({"image_embeds": ["AAAA", "BBBB"], "uuid": "u"})
+    assert error.param == "messages[0].content[0].uuid"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from engine.stats import EngineStats
 from engine.errors import EngineDead
 from engine.request import Output, Request
+from engine.stats import EngineStats
 
 Step = Output | float | Exception  # a number is a pause in seconds
 Script = Callable[[Request], Iterator[Step]]

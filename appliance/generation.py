@@ -123,11 +123,13 @@ class Generation:
         wanted_tokens: int | None,
         tokens_field: str,
         owner: bytes = b"",
+        media_options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> tuple[Job, int]:
         """The prompt of a conversation, and how many tokens its answer may have.
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
-        `owner` is whose media uuids are meant. Raises ApplianceError.
+        `owner` is whose media uuids are meant; `media_options` are by modality. Raises
+        ApplianceError.
         """
         chat_template = self._template if template is None else self._template.with_source(template)
         size, media = survey(messages)
@@ -152,7 +154,7 @@ class Generation:
         if not media or self._intake is None:
             job = Job((await prompt([])).token_ids, [], "messages")
             return job, self.budget(job, wanted_tokens, tokens_field)
-        async with self._intake.take(messages, owner) as items:
+        async with self._intake.take(messages, owner, media_options) as items:
             made = await prompt(items)
             job = Job(made.token_ids, [], "messages")
             budget = self.budget(job, wanted_tokens, tokens_field)

@@ -15,6 +15,7 @@ from appliance.api.chat_request import ChatRequest
 from appliance.api.event_stream import EventStream
 from appliance.api.fields import UNBUILT_CHAT
 from appliance.api.logprobs import chat_logprobs
+from appliance.api.media_options import read_media_options
 from appliance.api.replies import accept, head, json_response, whole, wish
 from appliance.api.service import Service
 from appliance.api.usage import usage
@@ -72,6 +73,7 @@ class Chat:
             wanted_tokens=fields.wanted_tokens,
             tokens_field=fields.max_tokens_field,
             owner=key,
+            media_options=read_media_options(fields.media_io_kwargs, self._service.config.media),
         )
         sampling = fields.sampling(
             max_tokens=max_tokens,

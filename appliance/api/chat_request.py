@@ -27,6 +27,7 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    media_io_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def wanted_tokens(self) -> int | None:

@@ -16,6 +16,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 SCHEMES = ("https", "http", "data")
 REDIRECTS = ("deny", "same_host", "allowed_domains")
 
+REQUEST_OPTIONS = ("video.num_frames", "video.fps")
+
 
 def key(
     help: str,
@@ -201,6 +203,10 @@ class MediaConfig:
         above=0,
     )
     worker_gb: float = key("Memory in GiB that decoding one item may take.", above=0)
+    allow_request_options: list[str] = key(
+        "What a request may set in `media_io_kwargs`, to less than the recipe does.",
+        choices=REQUEST_OPTIONS,
+    )
     image: ImageConfig = group(ImageConfig, "Images in requests.")
     video: VideoConfig = group(VideoConfig, "Videos in requests.")
     audio: AudioConfig = group(AudioConfig, "Sound in requests.")

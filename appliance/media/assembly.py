@@ -8,6 +8,7 @@ import resource
 from concurrent.futures import Executor
 from pathlib import Path
 
+from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config, MediaConfig
 from appliance.media.cache import MediaCache
 from appliance.media.digest import processing_salt
@@ -68,9 +69,16 @@ def kinds_of(media: MediaConfig) -> tuple[str, ...]:
 
 
 def media_settings(config: MediaConfig) -> MediaSettings:
-    """What workers are told of a recipe."""
+    """What workers are told of a recipe. Raises ConfigurationError."""
     image, video, audio = config.image, config.video, config.audio
     embeddings = config.embeddings
+    for option, ceiling in (("num_frames", "frames"), ("fps", "fps")):
+        listed = f"video.{option}" in config.allow_request_options
+        if listed and getattr(video, ceiling) is None:
+            raise ConfigurationError(
+                f"media.allow_request_options lists video.{option}: set media.video.{ceiling}, "
+                "which a request may then lower"
+            )
     return MediaSettings(
         image=ImagePolicy(
             limit=image.limit,

@@ -102,12 +102,15 @@ class Intake:
 
     @asynccontextmanager
     async def take(
-        self, messages: Sequence[Mapping[str, Any]], owner: bytes
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        owner: bytes,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> AsyncIterator[list[Item]]:
         """Every item of the messages, in order, read and measured but not yet decoded if possible.
 
-        `owner` is the API key whose uuids are meant. Limits and addresses of all items are checked
-        before any is read. Raises ApplianceError for the first at fault.
+        `owner` is the API key whose uuids are meant, `options` are by modality. Limits and
+        addresses of all items are checked before any is read. Raises ApplianceError for the first at fault.
         """
         found = list(sources(messages))
         self._check_limits(found)
@@ -128,7 +131,15 @@ class Intake:
         new = [number for number, source in enumerate(found) if source.url is not None]
         with self._pool.places(len(new)):
             measured = await together(
-                [self._measure(found[number], targets[number], owner) for number in new]
+                [
+                    self._measure(
+                        found[number],
+                        targets[number],
+                        owner,
+                        (options or {}).get(found[number].modality, {}),
+                    )
+                    for number in new
+                ]
             )
             by_number = dict(zip(new, measured, strict=True))
             for number, source in enumerate(found):
@@ -159,13 +170,15 @@ class Intake:
                 with self._counting(others[limit]):
                     raise too_many_items(modality, limit, len(others), others[limit].param)
 
-    async def _measure(self, source: Source, target: Target | None, owner: bytes) -> Item:
+    async def _measure(
+        self, source: Source, target: Target | None, owner: bytes, options: Mapping[str, Any]
+    ) -> Item:
         assert target is not None
         with self._counting(source):
             begun = time.perf_counter()
             data = await self._reader.read(target, source.kind, source.param, self._threads)
             self._metrics.media_took("fetch", source.modality, time.perf_counter() - begun)
-            task = MediaTask(source.kind, data)
+            task = MediaTask(source.kind, data, options)
             digest = await self._digest(task)
             if source.uuid is not None:
                 self._bindings.check(owner, source.uuid, digest, f"{source.part}.uuid")

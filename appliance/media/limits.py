@@ -33,8 +33,8 @@ class VideoPolicy:
         return VideoOptions(self.frames, self.fps, self.frame_pixels, self.tokens)
 
     def lowered(self, options: Mapping[str, Any]) -> VideoPolicy:
-        """With what a request asks for (`num_frames`, `fps`, `max_pixels`), if that is less."""
-        names = {"num_frames": "frames", "fps": "fps", "max_pixels": "frame_pixels"}
+        """With what a request asks for (`num_frames`, `fps`), if that is less."""
+        names = {"num_frames": "frames", "fps": "fps"}
         lower: dict[str, Any] = {}
         for name, own in names.items():
             asked, ceiling = options.get(name), getattr(self, own)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from appliance.api.media_options import read_media_options
 from appliance.api.messages import read_messages
+from appliance.config.compose import compose
 from appliance.errors import ApplianceError
 from appliance.media.sources import Source, sources
 
@@ -108,3 +110,40 @@ def test_a_uuid_may_stand_for_any_media(kind: str) -> None:
         assert (source.uuid, source.url) == ("u", None)
     error = refused({"image_embeds": ["AAAA", "BBBB"], "uuid": "u"})
     assert error.param == "messages[0].content[0].uuid"
+
+
+def options(given: Any, *allowed: str) -> dict[str, dict[str, Any]]:
+    told = ["model.path=x/y", "model.name=tiny", "media.video.frames=32", "media.video.fps=2"]
+    listed = f"media.allow_request_options=[{','.join(allowed)}]"
+    return read_media_options(given, compose([*told, listed]).config.media)
+
+
+def test_a_request_may_lower_what_the_recipe_lists() -> None:
+    both = ("video.num_frames", "video.fps")
+    given = {"video": {"num_frames": 8, "fps": 0.5}, "image": None}
+    assert options(given, *both) == {"video": {"num_frames": 8, "fps": 0.5}}
+    assert options({"video": {"num_frames": 32, "fps": None}}, *both) == {
+        "video": {"num_frames": 32}
+    }
+    assert options({}) == options({"video": {}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"video": 5}, "video"),
+        ({"video": {"fps": 1}}, "video.fps"),
+        ({"image": {"max_pixels": 1}}, "image.max_pixels"),
+        ({"video": {"num_frames": 33}}, "video.num_frames"),
+        ({"video": {"num_frames": 0}}, "video.num_frames"),
+        ({"video": {"num_frames": -1}}, "video.num_frames"),
+        ({"video": {"num_frames": 2.5}}, "video.num_frames"),
+        ({"video": {"num_frames": True}}, "video.num_frames"),
+        ({"video": {"num_frames": "8"}}, "video.num_frames"),
+        ({"video": {"num_frames": float("nan")}}, "video.num_frames"),
+    ],
+)
+def test_an_option_that_may_not_be_set_is_named(given: Any, field: str) -> None:
+    with pytest.raises(ApplianceError) as refusal:
+        options(given, "video.num_frames")
+    assert (refusal.value.status, refusal.value.param) == (400, f"media_io_kwargs.{field}")

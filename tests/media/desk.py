@@ -28,11 +28,15 @@ class Desk:
     metrics: Metrics
     runner: asyncio.Runner
 
-    def load(self, messages: list[Any], owner: bytes = b"") -> list[LoadedItem]:
-        return self.runner.run(self.loaded(messages, owner))
+    def load(
+        self, messages: list[Any], owner: bytes = b"", options: Any = None
+    ) -> list[LoadedItem]:
+        return self.runner.run(self.loaded(messages, owner, options))
 
-    async def loaded(self, messages: list[Any], owner: bytes = b"") -> list[LoadedItem]:
-        async with self.intake.take(messages, owner) as items:
+    async def loaded(
+        self, messages: list[Any], owner: bytes = b"", options: Any = None
+    ) -> list[LoadedItem]:
+        async with self.intake.take(messages, owner, options) as items:
             return await self.intake.load(items, owner)
 
     def refusal(self, content: list[Any], owner: bytes = b"") -> ApplianceError:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from appliance.api.messages import read_messages
+from appliance.config.errors import ConfigurationError
 from appliance.errors import ApplianceError
 from appliance.media.limits import VideoPolicy
 from appliance.media.prepare import PREPARERS, MediaSettings, Prepared, preparer_for
@@ -246,6 +247,32 @@ def test_a_uuid_stands_for_a_video(counter: Desk) -> None:
     assert again.digest == first.digest
     error = counter.refusal([part(video(13), "film")])
     assert (error.status, error.code) == (409, "media_uuid_conflict")
+
+
+def test_options_of_a_request_lower_what_is_taken(family: Qwen2VL) -> None:
+    data = video(80, rate=10)
+    with desk(family, "media.video.limit=1", "media.video.frames=12", "media.video.fps=2") as there:
+        items = {
+            name: there.load([{"content": [part(data)]}], options={"video": options})[0]
+            for name, options in {
+                "plain": {},
+                "fewer": {"num_frames": 6},
+                "slower": {"fps": 0.5},
+                "more": {"num_frames": 100, "fps": 9},
+            }.items()
+        }
+    steps = {name: int(item.tensors["video_grid_thw"][0, 0]) for name, item in items.items()}
+    assert steps == {"plain": 6, "fewer": 3, "slower": 2, "more": 6}
+    assert len({item.digest for item in items.values()}) == 4
+
+
+def test_an_option_without_a_ceiling_stops_the_start(family: Qwen2VL) -> None:
+    allowed = "media.allow_request_options=[video.fps]"
+    with (
+        pytest.raises(ConfigurationError, match=r"set media\.video\.fps"),
+        desk(family, "media.video.limit=1", allowed),
+    ):
+        pass
 
 
 def test_a_worker_survives_broken_videos(counter: Desk) -> None:

@@ -110,7 +110,8 @@ class Intake:
         """Every item of the messages, in order, read and measured but not yet decoded if possible.
 
         `owner` is the API key whose uuids are meant, `options` are by modality. Limits and
-        addresses of all items are checked before any is read. Raises ApplianceError for the first at fault.
+        addresses of all items are checked before any is read. Raises ApplianceError for the first
+        at fault.
         """
         found = list(sources(messages))
         self._check_limits(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from pathlib import Path
 
-from appliance.media.prepare import MediaSettings, MediaTask
+from appliance.media.prepare import MediaSettings, Options
 
 PROCESSING = (
     "config.json",
@@ -15,13 +15,17 @@ PROCESSING = (
 )
 
 
-def digest_of(salt: bytes, task: MediaTask) -> bytes:
-    """BLAKE2b-256 of an item's bytes and of all that its tensors depend on besides."""
-    digest = blake2b(salt, digest_size=32)
-    options = sorted(task.options.items())
-    digest.update(f"\0{task.kind}\0{options!r}\0".encode())
-    digest.update(task.data)
+def content_digest(kind: str, data: bytes) -> bytes:
+    """BLAKE2b-256 of an item's kind and bytes: what a client's name for it is bound to."""
+    digest = blake2b(f"{kind}\0".encode(), digest_size=32)
+    digest.update(data)
     return digest.digest()
+
+
+def tensor_digest(salt: bytes, content: bytes, options: Options) -> bytes:
+    """BLAKE2b-256 of all that an item's tensors depend on: server, content, request."""
+    told = repr(sorted(options.items())).encode()
+    return blake2b(salt + content + told, digest_size=32).digest()
 
 
 def processing_salt(folder: Path, family: str, settings: MediaSettings) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from appliance import __version__
 from appliance.errors import ApplianceError, media_fetch_failed, media_timeout, media_too_large
 from appliance.media.content_encoding import Decoder, decoder_for
 from appliance.media.dial import DIAL, CheckedDialler, Dial, ResolveLater, resolve_name
+from appliance.media.freshness import Fetched, fresh_seconds
 from appliance.media.host import is_address
 from appliance.media.policy import MediaPolicy, Target, check_addresses, read_redirect, read_url
 
@@ -55,10 +57,11 @@ class Fetcher:
         All of it, from resolving the name to the last byte and over all redirects and retries,
         has to fit into the policy's time; every redirect passes the whole check again.
         """
-        return await self.fetch_target(read_url(url, policy, param=param), policy, param=param)
+        target = read_url(url, policy, param=param)
+        return (await self.fetch_target(target, policy, param=param)).data
 
-    async def fetch_target(self, target: Target, policy: MediaPolicy, *, param: str) -> bytes:
-        """As `fetch`, for what `read_url` made of the URL."""
+    async def fetch_target(self, target: Target, policy: MediaPolicy, *, param: str) -> Fetched:
+        """As `fetch`, for what `read_url` made of the URL, and how long that may be reused."""
         deadline = asyncio.get_running_loop().time() + policy.timeout
         item = _Item(policy, param, deadline)
         try:
@@ -74,14 +77,16 @@ class Fetcher:
             await pool.aclose()
         self._pools.clear()
 
-    async def _follow(self, target: Target, item: _Item) -> bytes:
+    async def _follow(self, target: Target, item: _Item) -> Fetched:
+        fresh = math.inf
         for hop in range(1, item.policy.max_redirects + 3):  # read_redirect refuses the last
             target = await self._checked(target, item)
             try:
                 response = await self._ask(target, item)
+                fresh = min(fresh, fresh_seconds(response.headers))
                 try:
                     if response.status not in REDIRECTS:
-                        return await item.content(target, response)
+                        return Fetched(await item.content(target, response), fresh)
                 finally:
                     await response.aclose()
             except (*FAILURES, httpcore2.ProxyError) as failure:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from appliance.errors import (
@@ -20,10 +20,11 @@ from appliance.errors import (
 )
 from appliance.media.bindings import Bindings
 from appliance.media.cache import MediaCache
-from appliance.media.digest import digest_of
+from appliance.media.digest import content_digest, tensor_digest
+from appliance.media.freshness import FreshUrls
 from appliance.media.policy import Target
 from appliance.media.pool import MediaPool, Ready
-from appliance.media.prepare import MediaTask
+from appliance.media.prepare import MediaTask, Options
 from appliance.media.reader import MediaReader
 from appliance.media.sources import Source, sources
 from appliance.metrics import Metrics
@@ -47,9 +48,13 @@ class LoadedItem:
 
 @dataclass(slots=True)
 class Item:
-    """An item whose size in the prompt is known; `task` is None once it is `ready`."""
+    """An item whose size in the prompt is known; `task` is None once it is `ready`.
+
+    `content` is the digest of what was sent, `digest` that of what is made of it.
+    """
 
     source: Source
+    content: bytes
     digest: bytes
     tokens: int
     task: MediaTask | None
@@ -63,8 +68,8 @@ class Item:
 class Intake:
     """Takes media in, built once a server.
 
-    `limits` has how many items of each modality a request may bring. Everything that an item's
-    tensors depend on is in `salt`, its bytes and its options: together they are its digest.
+    `limits` has how many items of each modality a request may bring, `salt` stands for all that
+    their tensors depend on besides their content and the request's options.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Intake:
         self._threads = threads
         self._metrics = metrics
         self._bindings = Bindings()
+        self._urls = FreshUrls()
         self._preparing: dict[bytes, _Shared] = {}
         metrics.gauge("media_cache_bytes", "Bytes of prepared media.", lambda: cache.bytes)
         metrics.gauge("media_cache_items", "Prepared media items.", lambda: len(cache))
@@ -123,31 +129,20 @@ class Intake:
                     if source.url is None
                     else self._reader.check(source.url, source.kind, source.param)
                 )
+        wanted = [(options or {}).get(source.modality, {}) for source in found]
+        new = [number for number, target in enumerate(targets) if target is not None]
         # a uuid alone may mean what another part of the same request brings
-        brought = {
-            source.uuid: number
-            for number, source in enumerate(found)
-            if source.url is not None and source.uuid is not None
-        }
-        new = [number for number, source in enumerate(found) if source.url is not None]
+        brought = {found[number].uuid: number for number in new if found[number].uuid is not None}
         with self._pool.places(len(new)):
             measured = await together(
-                [
-                    self._measure(
-                        found[number],
-                        targets[number],
-                        owner,
-                        (options or {}).get(found[number].modality, {}),
-                    )
-                    for number in new
-                ]
+                [self._measure(found[n], targets[n], owner, wanted[n]) for n in new]
             )
-            by_number = dict(zip(new, measured, strict=True))
-            for number, source in enumerate(found):
-                if number not in by_number:
-                    same = by_number.get(brought.get(source.uuid or "", -1))
-                    by_number[number] = self._known(source, owner, same)
-            yield [by_number[number] for number in range(len(found))]
+            items = dict(zip(new, measured, strict=True))
+            for number in sorted(set(range(len(found))) - set(new)):
+                source = found[number]
+                same = items.get(brought.get(source.uuid, -1))
+                items[number] = self._known(source, owner, wanted[number], same)
+            yield [items[number] for number in range(len(found))]
 
     async def load(self, items: Sequence[Item], owner: bytes) -> list[LoadedItem]:
         """The items' tensors. Raises ApplianceError for the first at fault."""
@@ -172,44 +167,60 @@ class Intake:
                     raise too_many_items(modality, limit, len(others), others[limit].param)
 
     async def _measure(
-        self, source: Source, target: Target | None, owner: bytes, options: Mapping[str, Any]
+        self, source: Source, target: Target | None, owner: bytes, options: Options
     ) -> Item:
         assert target is not None
         with self._counting(source):
+            url = f"{source.kind} {target.url}" if target.host else None
+            content = None if url is None else self._urls.find(url)
+            if content is not None:
+                item = self._kept(source, owner, content, options)
+                if item is not None:
+                    return item
             begun = time.perf_counter()
-            data = await self._reader.read(target, source.kind, source.param, self._threads)
+            read = await self._reader.read(target, source.kind, source.param, self._threads)
             self._metrics.media_took("fetch", source.modality, time.perf_counter() - begun)
-            task = MediaTask(source.kind, data, options)
-            digest = await self._digest(task)
-            if source.uuid is not None:
-                self._bindings.check(owner, source.uuid, digest, f"{source.part}.uuid")
-            ready = self._cache.get(digest)
-            if ready is not None:
-                self._metrics.media_cache_hits.labels(source.modality).inc()
-                return Item(source, digest, ready.tokens, None, ready)
+            content = await self._content_digest(source.kind, read.data)
+            if url is not None:
+                self._urls.put(url, content, read.fresh_seconds)
+            item = self._kept(source, owner, content, options)
+            if item is not None:
+                return item
             self._metrics.media_cache_misses.labels(source.modality).inc()
+            task = MediaTask(source.kind, read.data, options)
+            digest = tensor_digest(self._salt, content, options)
             tokens = await self._pool.probe(task)
             if tokens is None:
                 ready = await self._prepared(digest, task)
-                return Item(source, digest, ready.tokens, None, ready)
-            return Item(source, digest, tokens, task, None)
+                return Item(source, content, digest, ready.tokens, None, ready)
+            return Item(source, content, digest, tokens, task, None)
 
-    def _known(self, source: Source, owner: bytes, same: Item | None) -> Item:
+    def _known(self, source: Source, owner: bytes, options: Options, same: Item | None) -> Item:
         """What a uuid alone means."""
         assert source.uuid is not None
         with self._counting(source):
             if same is not None:
                 if same.source.kind != source.kind:
                     raise media_uuid_conflict(f"{source.part}.uuid")
-                return Item(source, same.digest, same.tokens, same.task, same.ready)
-            digest = self._bindings.find(owner, source.uuid)
-            ready = None if digest is None else self._cache.get(digest)
-            if digest is None or ready is None:
+                return replace(same, source=source)
+            content = self._bindings.find(owner, source.uuid)
+            item = None if content is None else self._kept(source, owner, content, options)
+            if item is None:
                 raise media_cache_miss(source.modality, f"{source.part}.uuid")
-            if ready.kind != source.kind:
-                raise media_uuid_conflict(f"{source.part}.uuid")
-            self._metrics.media_cache_hits.labels(source.modality).inc()
-            return Item(source, digest, ready.tokens, None, ready)
+            return item
+
+    def _kept(self, source: Source, owner: bytes, content: bytes, options: Options) -> Item | None:
+        """An item that was prepared before. Raises ApplianceError if its uuid means another."""
+        if source.uuid is not None:
+            self._bindings.check(owner, source.uuid, content, f"{source.part}.uuid")
+        digest = tensor_digest(self._salt, content, options)
+        ready = self._cache.get(digest)
+        if ready is None:
+            return None
+        if ready.kind != source.kind:
+            raise media_uuid_conflict(f"{source.part}.uuid")
+        self._metrics.media_cache_hits.labels(source.modality).inc()
+        return Item(source, content, digest, ready.tokens, None, ready)
 
     async def _load(self, item: Item, owner: bytes) -> LoadedItem:
         source = item.source
@@ -224,7 +235,7 @@ class Intake:
                     )
             item.task = None
             if source.uuid is not None:
-                self._bindings.bind(owner, source.uuid, item.digest, f"{source.part}.uuid")
+                self._bindings.bind(owner, source.uuid, item.content, f"{source.part}.uuid")
             return LoadedItem(
                 item.modality, item.digest, item.tokens, item.ready.tensors, source.param
             )
@@ -253,11 +264,11 @@ class Intake:
             self._cache.put(digest, ready)
         return ready
 
-    async def _digest(self, task: MediaTask) -> bytes:
-        if len(task.data) < SMALL:
-            return digest_of(self._salt, task)
+    async def _content_digest(self, kind: str, data: bytes) -> bytes:
+        if len(data) < SMALL:
+            return content_digest(kind, data)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, digest_of, self._salt, task)
+        return await loop.run_in_executor(self._threads, content_digest, kind, data)
 
     @contextmanager
     def _counting(self, source: Source) -> Iterator[None]:

@@ -14,6 +14,7 @@ from appliance.errors import media_not_allowed, media_timeout, media_too_large
 from appliance.media.configured import media_policies
 from appliance.media.data_url import FRAME_LIST, read_data_url
 from appliance.media.fetch import Fetcher
+from appliance.media.freshness import Fetched
 from appliance.media.local_file import read_local_file
 from appliance.media.policy import MediaPolicy, Target, read_url
 
@@ -42,22 +43,22 @@ class MediaReader:
             return Target(EMBEDS, path=url)
         return read_url(url, self._policies[kind], param=param)
 
-    async def read(self, target: Target, modality: str, param: str, pool: Executor) -> bytes:
+    async def read(self, target: Target, modality: str, param: str, pool: Executor) -> Fetched:
         """Content of what `check` returned; files and data: URLs are read in `pool`.
 
         A list of frames stays the data: URL that it is. Raises ApplianceError.
         """
         if target.scheme == EMBEDS:
-            return target.path.encode()
+            return Fetched(target.path.encode())
         policy = self._policies[modality]
         if target.host:
             return await self._fetcher.fetch_target(target, policy, param=param)
         loop = asyncio.get_running_loop()
         if target.scheme == "data":
-            return await loop.run_in_executor(pool, _from_data_url, target, policy, param)
+            return Fetched(await loop.run_in_executor(pool, _from_data_url, target, policy, param))
         try:
             async with asyncio.timeout(policy.timeout):
-                return await loop.run_in_executor(pool, _from_file, target, policy, param)
+                return Fetched(await loop.run_in_executor(pool, _from_file, target, policy, param))
         except TimeoutError:
             raise media_timeout(modality, policy.timeout, param) from None
 

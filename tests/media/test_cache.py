@@ -15,6 +15,7 @@ from engine.models.qwen2_vl import Qwen2VL
 from engine.shared_tensors import SharedTensors
 from tests.checkpoints import write_qwen2_vl
 from tests.media.desk import Desk, desk, part
+from tests.media.origin import Call, content, serving
 from tests.media.test_image import encoded
 from tests.models.pictures import picture
 
@@ -127,3 +128,50 @@ def test_without_a_budget_nothing_is_kept(family: Qwen2VL) -> None:
             intake.one(part(data))
         assert intake.metric("media_seconds_count", stage="decode", modality="image") == 2
         assert intake.metric("media_cache_items") == intake.metric("media_cache_bytes") == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "calls"),
+    [
+        ({"Cache_Control": "max-age=60"}, 1),
+        ({"Cache_Control": "max-age=60, private"}, 3),
+        ({"Cache_Control": "max-age=60", "Age": "60"}, 3),
+        ({}, 3),
+    ],
+)
+def test_a_url_is_fetched_again_unless_its_host_says_it_need_not_be(
+    told: dict[str, str], calls: int, family: Qwen2VL
+) -> None:
+    fetching = ("media.allowed_domains=['127.0.0.1:*']", "media.allow_private=true")
+    with desk(family, *fetching) as intake:
+        data = encoded(picture(90, 60, seed=8))
+
+        async def ask() -> int:
+            async with serving({"*": content(data, **told)}) as origin:
+                url = f"http://127.0.0.1:{origin.port}/a?b=c"
+                for _ in range(3):
+                    await intake.loaded([{"content": [part(url)]}])
+                before = len(origin.calls)
+                await intake.loaded([{"content": [part(url + "d")]}])
+                assert len(origin.calls) == before + 1, "another URL"
+                return before
+
+        assert intake.runner.run(ask()) == calls
+        assert intake.metric("media_cache_hits_total", modality="image") == 3
+
+
+def test_new_content_of_a_url_is_another_item(family: Qwen2VL) -> None:
+    fetching = ("media.allowed_domains=['127.0.0.1:*']", "media.allow_private=true")
+    with desk(family, *fetching) as intake:
+        pictures = [encoded(picture(90, 60, seed=seed)) for seed in (1, 2)]
+
+        async def answer(call: Call) -> None:
+            await call.answer(pictures.pop(0), Cache_Control="no-cache")
+
+        async def ask() -> list[bytes]:
+            async with serving({"*": answer}) as origin:
+                messages = [{"content": [part(f"http://127.0.0.1:{origin.port}/")]}]
+                return [(await intake.loaded(messages))[0].digest for _ in range(2)]
+
+        first, second = intake.runner.run(ask())
+        assert first != second

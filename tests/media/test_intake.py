@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from appliance.media.digest import digest_of, processing_salt
+from appliance.media.digest import content_digest, processing_salt, tensor_digest
 from appliance.media.image import ImagePolicy
-from appliance.media.prepare import MediaSettings, MediaTask
+from appliance.media.prepare import MediaSettings
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_llava, write_qwen2_vl
@@ -92,7 +92,7 @@ def test_a_strip_that_the_model_cannot_take_is_refused(intake: Desk) -> None:
 
 def test_whatever_changes_the_tensors_changes_the_digest(family: Qwen2VL, tmp_path: Path) -> None:
     settings = MediaSettings(image=ImagePolicy(limit=1))
-    task = MediaTask("image", encoded(Image.new("RGB", (64, 64), "red")))
+    data = encoded(Image.new("RGB", (64, 64), "red"))
     salts = [
         processing_salt(family.folder, "Qwen2VL", settings),
         processing_salt(family.folder, "Llava", settings),
@@ -106,18 +106,19 @@ def test_whatever_changes_the_tensors_changes_the_digest(family: Qwen2VL, tmp_pa
     changed = (tmp_path / "preprocessor_config.json").read_text().replace("50176", "25088")
     (tmp_path / "preprocessor_config.json").write_text(changed)
     salts.append(processing_salt(tmp_path, "Qwen2VL", settings))
-    digests = {digest_of(salt, task) for salt in salts}
+    red = content_digest("image", data)
+    digests = {tensor_digest(salt, red, {}) for salt in salts}
     others = [
-        MediaTask("image", task.data + b"\0"),
-        MediaTask("image", encoded(Image.new("RGB", (32, 128), "red"))),
-        MediaTask("image", encoded(Image.new("RGBA", (64, 64), "red"))),
-        MediaTask("video", task.data),
-        MediaTask("image", task.data, {"size": 1}),
+        content_digest("image", data + b"\0"),
+        content_digest("image", encoded(Image.new("RGB", (32, 128), "red"))),
+        content_digest("image", encoded(Image.new("RGBA", (64, 64), "red"))),
+        content_digest("video", data),
     ]
-    digests |= {digest_of(salts[0], other) for other in others}
-    assert len(digests) == len(salts) + len(others)
+    digests |= {tensor_digest(salts[0], other, {}) for other in others}
+    digests |= {tensor_digest(salts[0], red, {"fps": value}) for value in (1, 2)}
+    assert len(digests) == len(salts) + len(others) + 2
     assert all(len(digest) == 32 for digest in digests)
-    assert digest_of(salts[0], MediaTask("image", bytes(task.data))) in digests
+    assert tensor_digest(salts[0], content_digest("image", bytes(data)), {}) in digests
 
 
 def test_transparency_reaches_the_tensors(intake: Desk, family: Qwen2VL) -> None:

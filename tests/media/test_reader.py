@@ -151,12 +151,13 @@ async def read(urls: list[str], policy: MediaPolicy, pool: Executor) -> list[byt
     params = [f"messages[0].content[{place}].image_url.url" for place in range(len(urls))]
     targets = [reader.check(url, "image", param) for url, param in zip(urls, params, strict=True)]
     try:
-        return await asyncio.gather(
+        found = await asyncio.gather(
             *(
                 reader.read(target, "image", param, pool)
                 for target, param in zip(targets, params, strict=True)
             )
         )
+        return [one.data for one in found]
     finally:
         await reader.close()
 

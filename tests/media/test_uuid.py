@@ -110,3 +110,13 @@ def test_the_names_that_are_kept_are_bounded() -> None:
     with pytest.raises(ApplianceError):
         bindings.bind(ALICE, "d", b"other", "p")
     assert bindings.find(ALICE, "d") == b"d"
+
+
+def test_a_uuid_stands_for_content_however_it_is_prepared(intake: Desk) -> None:
+    options = {"image": {"made": "up"}}
+    plain = intake.one(part(RED, "cat"), ALICE)
+    (other,) = intake.load([{"content": [part(RED, "cat")]}], ALICE, options)
+    assert other.digest != plain.digest
+    for given, expected in ((None, plain), (options, other)):
+        (found,) = intake.load([{"content": [part(None, "cat")]}], ALICE, given)
+        assert found.digest == expected.digest

@@ -8,10 +8,6 @@ import json
 import logging
 import os
 import queue
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,8 +24,9 @@ from appliance.errors import (
     overloaded,
     unavailable,
 )
+from appliance.media.nursery import NurseryProcess
 from appliance.media.prepare import PARAM, MediaTask
-from appliance.media.worker import READY, Begin, End, Nursery, Order
+from appliance.media.worker import READY, Nursery, Order
 from appliance.metrics import Metrics
 from engine.errors import EngineError
 from engine.shared_tensors import SharedTensors, write
@@ -37,14 +34,6 @@ from engine.shared_tensors import SharedTensors, write
 logger = logging.getLogger("appliance.media")
 
 START_SECONDS = 120.0  # for the nursery's imports, on a busy machine
-END_SECONDS = 5.0
-STALL_SECONDS = 10
-LAUNCH = """
-import os, sys
-sys.path[:] = {path}
-from appliance.media.worker import main
-os._exit(main({handle}))
-"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -79,7 +68,7 @@ class MediaPool:
     def __init__(
         self, nursery: Nursery, *, workers: int, places: int, seconds: float, metrics: Metrics
     ) -> None:
-        self._nursery = _NurseryProcess(nursery)
+        self._nursery = NurseryProcess(nursery)
         self._places = places
         self._seconds = seconds
         self._metrics = metrics
@@ -253,78 +242,3 @@ def _send_bytes(channel: Connection, data: bytes) -> None:
         send_handle(channel, handle, os.getpid())
     finally:
         os.close(handle)
-
-
-class _NurseryProcess:
-    """The process that workers are forked from, started again if it dies."""
-
-    def __init__(self, told: Nursery) -> None:
-        self._told = told
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: Connection | None = None
-        self._stopped = False
-
-    def start(self) -> None:
-        with self._lock:
-            self._start()
-
-    def begin(self, number: int) -> Connection:
-        """A connection to a new worker."""
-        with self._lock:
-            try:
-                return self._begin(number)
-            except OSError:
-                if self._stopped:
-                    raise
-                logger.warning("the parent of the media workers died; starting another")
-                self._start()
-                return self._begin(number)
-
-    def end(self, number: int) -> None:
-        """Kill a worker if it still runs."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._control is not None:
-                self._control.send(End(number))
-
-    def stop(self) -> None:
-        """End it and all workers."""
-        with self._lock:
-            self._stopped = True
-            self._close()
-
-    def _start(self) -> None:
-        self._close()
-        ours, theirs = socket.socketpair()
-        handle = theirs.fileno()
-        code = LAUNCH.format(path=list(sys.path), handle=handle)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL
-            )
-        self._control = Connection(ours.detach())
-        self._control.send(self._told)
-
-    def _begin(self, number: int) -> Connection:
-        control, process = self._control, self._process
-        if control is None or process is None or process.poll() is not None:
-            raise BrokenPipeError
-        ours, theirs = socket.socketpair()
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # half a message blocks nobody
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_SECONDS, 0))
-        with theirs:
-            control.send(Begin(number))
-            send_handle(control, theirs.fileno(), process.pid)
-        return Connection(ours.detach())
-
-    def _close(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is not None:
-            try:
-                self._process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None

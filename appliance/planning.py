@@ -27,10 +27,13 @@ def plan_recipe(config: Config, folder: Path) -> Plan:
     """Plan the checkpoint in `folder` as configured.
 
     Raises PlanError when it cannot fit, has no tower for a modality that the recipe allows, or
-    asks a CPU for what only a card does; DeviceMissing when there is no card.
+    asks a CPU for what only a card does, or cannot be split as `parallelism` says; DeviceMissing
+    when there is no card.
     """
-    engine = config.engine
+    engine, ranks = config.engine, config.parallelism.tensor
     check_device_keys(engine)
+    if ranks > 1 and not engine.fuse:
+        raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
     return plan(
         folder,
         dtype=resolve_dtype(config.model.dtype, folder, engine.device),
@@ -45,6 +48,7 @@ def plan_recipe(config: Config, folder: Path) -> Plan:
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
         memory_fraction=memory_fraction(engine),
+        tensor_parallel=ranks,
     )
 
 
@@ -56,7 +60,7 @@ def engine_options(config: Config, folder: Path, plan: Plan) -> EngineOptions:
         model_path=str(folder),
         dtype=plan.dtype,
         device=engine.device,
-        threads=engine.threads or len(os.sched_getaffinity(0)),
+        threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // plan.ranks),
         page_size=plan.page_size,
         pages=plan.pages,
         max_len=plan.max_len,
@@ -70,6 +74,7 @@ def engine_options(config: Config, folder: Path, plan: Plan) -> EngineOptions:
         graphs=engine.graphs,
         memory_fraction=memory_fraction(engine) if measured else None,
         vision_attention=engine.vision_attention,
+        tensor_parallel=plan.ranks,
     )
 
 

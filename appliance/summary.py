@@ -36,12 +36,13 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
 
 
 def device(config: Config) -> str:
-    engine = config.engine
+    engine, ranks = config.engine, config.parallelism.tensor
     fused = "fused layers" if engine.fuse else "unfused layers"
+    each = f", {ranks} processes" if ranks > 1 else ""
     if engine.device == "cpu":
-        return f"cpu, {engine.threads or 'all'} threads, {fused}"
+        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}"
     graphs = "decoding from graphs" if engine.graphs else "no graphs"
-    return f"{engine.device} with FlashInfer, {graphs}, {fused}"
+    return f"{engine.device} with FlashInfer{each}, {graphs}, {fused}"
 
 
 def images(policy: ImageConfig) -> str:

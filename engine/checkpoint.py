@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from engine.errors import ModelUnsupported
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.", "vision_model.")
+SPLIT = re.compile(  # what tensor parallelism divides, by rows, by columns or by vocabulary
+    r"\b([qkv]_proj|gate_proj|up_proj)\.(weight|bias)$|\b(o_proj|down_proj|embed_tokens|lm_head)\.weight$"
+)
 LLAMA = {  # what transformers' LlamaConfig has where a nested config says nothing, as LLaVA's does
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -26,7 +30,10 @@ MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
 
 @dataclass(slots=True, frozen=True)
 class Checkpoint:
-    """Sizes of a checkpoint. Parameters of media towers are counted apart from the decoder's."""
+    """Sizes of a checkpoint. Parameters of media towers are counted apart from the decoder's.
+
+    `whole_parameters` are those of the decoder that every rank of several holds: norms.
+    """
 
     architecture: str
     dtype: str
@@ -43,6 +50,7 @@ class Checkpoint:
     tower_parameters: int
     embedding_parameters: int
     modalities: tuple[str, ...]
+    whole_parameters: int
     vision: dict[str, Any] | None
     processor: dict[str, Any]
 
@@ -58,12 +66,13 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     text: dict[str, Any] = {**LLAMA, **nested} if nested is not None else config
     tensors = tensor_shapes(folder)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-    tower = decoder = 0
+    tower = decoder = whole = 0
     for name, (_, shape) in tensors.items():
         if _stem(name).startswith(TOWERS):
             tower += math.prod(shape)
         elif not (tied and name.endswith("lm_head.weight")):
             decoder += math.prod(shape)
+            whole += 0 if SPLIT.search(name) else math.prod(shape)
     embedding = next(
         (shape for name, (_, shape) in tensors.items() if name.endswith("embed_tokens.weight")), []
     )
@@ -85,11 +94,19 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             tower_parameters=tower,
             embedding_parameters=math.prod(embedding) if embedding else 0,
             modalities=_modalities(config),
+            whole_parameters=whole,
             vision=config.get("vision_config"),
             processor=_processor(folder),
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
+
+
+def stored_dtype(folder: str | Path) -> str | None:
+    """The type that all tensors are stored in; None if they are of several, or of an odd one."""
+    kinds = {kind for kind, _ in tensor_shapes(Path(folder)).values()}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    return STORED[kind] if kind in ("F32", "BF16", "F16") else None
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:

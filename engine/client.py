@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from engine.environment import variables
 from engine.errors import EngineDead, RequestRefused
 from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
+from engine.parallel.processes import Followers
 from engine.process import run_engine, run_process
 from engine.request import Output, Request
 from engine.stats import EngineStats
@@ -42,6 +43,7 @@ class EngineClient:
         self.stats = EngineStats(pages_total=options.pages)
         self._process: BaseProcess | None = None
         self._thread: threading.Thread | None = None
+        self._followers = Followers(options)
         self._connection: Connection | None = None
         self._outbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._streams: dict[str, OutputStream] = {}
@@ -60,19 +62,30 @@ class EngineClient:
         self._started, self._ended = loop.create_future(), loop.create_future()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        if self._in_process:
-            self._thread = threading.Thread(
-                target=run_engine, args=(self.options, theirs), name="engine", daemon=True
-            )
-            self._thread.start()
-        else:
-            level = logging.getLogger().getEffectiveLevel()
-            self._process = context.Process(
-                target=run_process, args=(self.options, theirs, level), name="engine", daemon=True
-            )
-            with _environment(ENVIRONMENT):
+        level = logging.getLogger().getEffectiveLevel()
+        with variables(ENVIRONMENT):
+            self._followers.start(level)
+            links = self._followers.links
+            if self._in_process:
+                self._thread = threading.Thread(
+                    target=run_engine,
+                    args=(self.options, theirs, links),
+                    name="engine",
+                    daemon=True,
+                )
+                self._thread.start()
+            else:
+                self._process = context.Process(
+                    target=run_process,
+                    args=(self.options, theirs, level, links),
+                    name="engine",
+                    daemon=True,
+                )
                 self._process.start()
-            theirs.close()
+                theirs.close()
+                self._followers.close_links()
+        for process in self._followers.processes:
+            loop.add_reader(process.sentinel, self._follower_ended)
         os.set_blocking(self._connection.fileno(), True)
         loop.add_reader(self._connection.fileno(), self._read)
         threading.Thread(target=self._send, name="to-engine", daemon=True).start()
@@ -138,12 +151,19 @@ class EngineClient:
                 return
 
     def _read(self) -> None:
-        assert self._connection is not None
         try:
-            while self._connection.poll():
+            while self._connection is not None and self._connection.poll():
                 self._take(self._connection.recv())
         except (EOFError, OSError):
-            self._close(self._reason or "the engine process ended unexpectedly")
+            self._close(self._reason or self._failure())
+
+    def _follower_ended(self) -> None:
+        self._read()  # rank 0 may have said why
+        self._close(self._reason or self._failure())
+
+    def _failure(self) -> str:
+        found = self._followers.failure(self._process) if self._followers.processes else None
+        return found or "the engine process ended unexpectedly"
 
     def _take(self, message: FromEngine) -> None:
         match message:
@@ -171,10 +191,16 @@ class EngineClient:
     def _close(self, reason: str) -> None:
         if self._connection is None:
             return
-        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._connection.fileno())
         self._connection.close()
+        for process in self._followers.processes:
+            loop.remove_reader(process.sentinel)
+        if self._followers.processes and self._process is not None:
+            self._process.kill()  # it may be waiting for a rank that is gone
+        self._followers.kill()
         self._connection = None
-        self.phase = "dead"
+        self.phase, self._reason = "dead", reason
         self._outbox.put(None)
         error = EngineDead(reason)
         streams, self._streams = self._streams, {}
@@ -184,21 +210,6 @@ class EngineClient:
             self._started.set_exception(error)
         if self._ended is not None and not self._ended.done() and not self._stopping:
             self._ended.set_result(reason)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables that a process spawned meanwhile inherits."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class OutputStream(AsyncIterator[Output]):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence as Several
+from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 
 from engine.batch import build_batch
-from engine.errors import DeviceLost, RequestRefused
+from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.flight import Choice, Flight
 from engine.loader import Progress, load_model
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.page_pool import PagePool
+from engine.parallel.ranks import Ranks
+from engine.parallel.shard import load_share
 from engine.plan import admission
 from engine.platform import Platform, platform_for
 from engine.preparation import Load, prepare
@@ -31,7 +36,8 @@ class Engine:
 
     Raises ModelUnsupported when made for a checkpoint that no family knows, DeviceMissing when
     there is no card to run on. `platform` is the configured device's unless it is given; `load` may
-    make the model from something else than a checkpoint's weights.
+    make the model from something else than a checkpoint's weights. With `options.tensor_parallel`
+    this is rank 0, and `links` lead to the processes of the others.
     """
 
     def __init__(
@@ -40,12 +46,19 @@ class Engine:
         progress: Progress = lambda phase, fraction: None,
         platform: Platform | None = None,
         load: Load = load_model,
+        links: Several[Connection] = (),
     ) -> None:
         self._governor = ThreadGovernor(options.threads)
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
         self._overlaps = self._platform.library is not None
-        prepared = prepare(options, self._platform, progress, load)
+        if len(links) != options.tensor_parallel - 1:
+            raise EngineError("every rank but the first needs a process and a pipe to it")
+        self._ranks: Ranks | None = None
+        if links:
+            self._ranks = Ranks(0, options.tensor_parallel, links, self._platform.device)
+            load = partial(load_share, rank=0, ranks=options.tensor_parallel, load=load)
+        prepared = prepare(options, self._platform, progress, load, self._ranks)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
         self._runner, self._sampler = prepared.runner, prepared.sampler
         self._pool = PagePool(self._runner.pages)
@@ -107,6 +120,11 @@ class Engine:
         for sequence in list(self._sequences.get(request_id, ())):
             if index is None or sequence.index == index:
                 self._end(sequence, "abort")
+
+    def close(self) -> None:
+        """Let the other ranks go. Nothing can be computed afterwards."""
+        if self._ranks is not None:
+            self._ranks.leave()
 
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting or self._flight)
@@ -173,6 +191,10 @@ class Engine:
     def _raise_if_lost(self, error: Exception) -> None:
         if isinstance(error, DeviceLost):
             raise error
+        if self._runner.lost:
+            raise DeviceLost(
+                "the ranks of this engine are out of step; the log says why"
+            ) from error
         if self._platform.lost():
             raise DeviceLost("the device failed while computing; the log says why") from error
 

@@ -15,7 +15,8 @@ from transformers.activations import SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
 from engine.kernels import Angles, Kernels
-from engine.linear import fuse_linears
+from engine.linear import Linear, fuse_linears
+from engine.parallel.ranks import Ranks, SummedLinear
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
@@ -31,12 +32,19 @@ class FusedDecoder:
     """
 
     def __init__(
-        self, stack: Any, shape: AttentionShape, backend: AttentionBackend, kernels: Kernels
+        self,
+        stack: Any,
+        shape: AttentionShape,
+        backend: AttentionBackend,
+        kernels: Kernels,
+        ranks: Ranks | None = None,
     ) -> None:
+        """With `ranks`, `stack` holds this rank's share and `shape` is its own."""
         self._rotary = stack.rotary_emb
         self._kernels = kernels
         self._layers = [
-            FusedLayer(layer, i, shape, backend, kernels) for i, layer in enumerate(stack.layers)
+            FusedLayer(layer, i, shape, backend, kernels, ranks)
+            for i, layer in enumerate(stack.layers)
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
         self._norms = [(norm.weight.data, float(norm.variance_epsilon)) for norm in norms]
@@ -65,6 +73,7 @@ class FusedLayer:
         shape: AttentionShape,
         backend: AttentionBackend,
         kernels: Kernels,
+        ranks: Ranks | None = None,
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
@@ -72,9 +81,9 @@ class FusedLayer:
         self._kernels = kernels
         self._heads, self._kv_heads, self._head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self._qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._output = fuse_linears(attention.o_proj)
+        self._output = _summed(fuse_linears(attention.o_proj), ranks)
         self._gate_up = fuse_linears(mlp.gate_proj, mlp.up_proj)
-        self._down = fuse_linears(mlp.down_proj)
+        self._down = _summed(fuse_linears(mlp.down_proj), ranks)
         self._post_norm = layer.post_attention_layernorm.weight.data
         self._epsilon: float = layer.post_attention_layernorm.variance_epsilon
         self._qk_norms: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -97,6 +106,10 @@ class FusedLayer:
             self._output(attended), residual, self._post_norm, self._epsilon
         )
         return self._down(kernels.gate(self._gate_up(normed))), residual
+
+
+def _summed(linear: Linear, ranks: Ranks | None) -> Linear | SummedLinear:
+    return linear if ranks is None else SummedLinear(linear, ranks)
 
 
 def fusible(stack: Any) -> bool:

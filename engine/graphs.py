@@ -17,6 +17,7 @@ import torch
 from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, Wrapper
 from engine.batch import Batch
 from engine.card_memory import graph_sizes
+from engine.errors import EngineError
 from engine.platform import Graph, Platform, pack
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,13 @@ class DecodeGraphs:
         self._pool = self._platform.graph_pool()
         self._owners = torch.arange(limit, dtype=torch.int32, device=self._platform.device)
 
-    def record(self, sizes: list[int] | None, progress: Callable[[float], None]) -> None:
+    def record(
+        self, sizes: list[int] | None, progress: Callable[[float], None], strict: bool = False
+    ) -> None:
         """Record these sizes, or all. The largest comes first: the others find room in its memory.
 
-        A model that cannot be recorded runs as it is; a warning says so.
+        A model that cannot be recorded runs as it is, and a warning says so; with `strict` it
+        raises EngineError.
         """
         sizes = graph_sizes(self._limit) if sizes is None else sorted(sizes)
         wrappers = [self._wrappers(size) for size in sizes]
@@ -124,9 +128,13 @@ class DecodeGraphs:
                 self._recordings[size] = self._record(size, group)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:
+            except RuntimeError as error:
                 if self._platform.lost():
                     raise
+                if strict:
+                    raise EngineError(
+                        "decoding cannot be recorded: set engine.graphs=false"
+                    ) from error
                 logger.warning(
                     "decoding cannot be recorded on this model and runs kernel by kernel",
                     exc_info=True,
@@ -148,7 +156,7 @@ class DecodeGraphs:
     def fits(self, batch: Batch) -> bool:
         """Whether the batch is one token of each sequence, the logits of all wanted."""
         return (
-            len(batch.slices) == batch.tokens == len(batch.logit_rows)
+            len(batch.lengths) == batch.tokens == len(batch.logit_rows)
             and self.size_for(batch.tokens) is not None
         )
 

@@ -23,7 +23,10 @@ Progress = Callable[[str, float], None]
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A transformers model whose decoder attends through us, and what to know of it."""
+    """A transformers model whose decoder attends through us, and what to know of it.
+
+    Of several ranks each holds its share of the decoder's weights, and `shape` is that of it.
+    """
 
     family: Family
     model: Any
@@ -31,6 +34,7 @@ class LoadedModel:
     shape: AttentionShape
     eos_ids: frozenset[int]
     dtype: torch.dtype
+    vocabulary: int  # of all ranks together
 
 
 def load_model(
@@ -91,6 +95,7 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
         shape=attention_shape(stack.config),
         eos_ids=_eos_ids(family.folder, stack.config),
         dtype=model.dtype,
+        vocabulary=model.get_output_embeddings().weight.shape[0],
     )
 
 

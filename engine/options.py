@@ -26,3 +26,4 @@ class EngineOptions:
     graphs: bool = False  # record decoding, on CUDA
     memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given
     vision_attention: str = "sdpa"  # or flashinfer, on CUDA
+    tensor_parallel: int = 1  # processes (ranks) that share the model

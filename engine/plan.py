@@ -12,6 +12,7 @@ from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.devices import card
 from engine.errors import EngineError
 from engine.memory import available_memory, cpu_has_native
+from engine.parallel.shares import share_of, undivided
 
 GIB = 1 << 30
 KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is
@@ -27,11 +28,15 @@ class PlanError(EngineError):
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """Memory of one engine in bytes. One page more than `pages` is held: page 0 takes padding."""
+    """Memory of one engine in bytes. One page more than `pages` is held: page 0 takes padding.
+
+    Of an engine of several ranks all but `parameters` is what rank 0 takes, which takes the most.
+    """
 
     architecture: str
     dtype: str
     parameters: int
+    rank_parameters: int
     weights_bytes: int
     slack_bytes: int
     activation_bytes: int
@@ -44,6 +49,7 @@ class Plan:
     max_len: int
     max_sequences: int
     available_bytes: int
+    ranks: int = 1
 
     @property
     def tokens(self) -> int:
@@ -80,12 +86,14 @@ def plan(
     kv_dtype: str | None = None,
     graphs: bool = False,
     memory_fraction: float = 1.0,
+    tensor_parallel: int = 1,
 ) -> Plan:
     """Plan the memory of the checkpoint in `folder` for a resolved `dtype` (see `resolve_dtype`).
 
-    On `cuda` the card is asked what is free unless `available_bytes` says so. Raises DeviceMissing
-    when there is none, PlanError with the arithmetic when it cannot fit, ModelUnsupported when
-    `folder` is no checkpoint.
+    With `tensor_parallel` it is that of one rank. On the CPU each rank may take its part of what is
+    available, on `cuda` the card is asked what is free, unless `available_bytes` says what one may
+    take. Raises DeviceMissing when there is no card, PlanError with the arithmetic when it cannot
+    fit or be split, ModelUnsupported when `folder` is no checkpoint.
     """
     checkpoint = read_checkpoint(folder)
     for modality in modalities:
@@ -98,12 +106,22 @@ def plan(
         raise PlanError(
             f"model.max_len={max_len} is more than the model's {checkpoint.positions} positions"
         )
+    reason = undivided(
+        checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, tensor_parallel
+    )
+    if reason is not None:
+        raise PlanError(reason)
     length = max_len or checkpoint.positions
     itemsize = ITEMSIZE[dtype]
-    parameters = checkpoint.decoder_parameters + bool(modalities) * checkpoint.tower_parameters
-    weights = parameters * itemsize
+    tower = bool(modalities) * checkpoint.tower_parameters
+    parameters = checkpoint.decoder_parameters + tower
+    checkpoint = share_of(checkpoint, tensor_parallel)
+    rank_parameters = checkpoint.decoder_parameters + tower
+    weights = rank_parameters * itemsize
     images = 1  # whose tower runs at once
     if device == "cpu":
+        if available_bytes is None:
+            available_bytes = available_memory() // tensor_parallel
         slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
         if checkpoint.tied:  # the output projection is prepacked, the table stays
             slack += checkpoint.embedding_parameters * itemsize
@@ -133,6 +151,7 @@ def plan(
         architecture=checkpoint.architecture,
         dtype=dtype,
         parameters=parameters,
+        rank_parameters=rank_parameters,
         weights_bytes=weights,
         slack_bytes=slack,
         activation_bytes=activations,
@@ -148,7 +167,8 @@ def plan(
         page_size=page_size,
         max_len=length,
         max_sequences=max_sequences,
-        available_bytes=available_memory() if available_bytes is None else available_bytes,
+        available_bytes=available_bytes,
+        ranks=tensor_parallel,
     )
     return with_kv_cache(without_cache, kv_cache_gb, everything=device == "cuda")
 

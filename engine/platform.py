@@ -202,12 +202,12 @@ class _Now:
         return None
 
 
-def platform_for(device: str) -> Platform:
+def platform_for(device: str, index: int = 0) -> Platform:
     """The platform of a configured device. Raises DeviceMissing for a card that is not there."""
     if device == "cpu":
         return Host()
     require_card()
-    return Cuda()
+    return Cuda(index)
 
 
 def pack(parts: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:

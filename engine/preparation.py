@@ -14,6 +14,7 @@ from engine.exercise import largest_decode, largest_images, largest_prefill, pag
 from engine.loader import LoadedModel, Progress, load_model
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
+from engine.parallel.ranks import Ranks
 from engine.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.platform import Platform
 from engine.runner import Runner
@@ -35,20 +36,28 @@ class Prepared:
 
 
 def prepare(
-    options: EngineOptions, platform: Platform, progress: Progress, load: Load = load_model
+    options: EngineOptions,
+    platform: Platform,
+    progress: Progress,
+    load: Load = load_model,
+    ranks: Ranks | None = None,
 ) -> Prepared:
-    """Load, and on a card exercise, measure and record.
+    """Load, and on a card exercise, measure and record; of several ranks this is the first.
 
     Raises ModelUnsupported, and PlanError where the card's memory does not suffice.
     """
     try:
-        return _prepare(options, platform, progress, load)
+        return _prepare(options, platform, progress, load, ranks)
     except torch.OutOfMemoryError as error:
         raise PlanError(out_of_memory(options)) from error
 
 
 def _prepare(
-    options: EngineOptions, platform: Platform, progress: Progress, load: Load
+    options: EngineOptions,
+    platform: Platform,
+    progress: Progress,
+    load: Load,
+    ranks: Ranks | None,
 ) -> Prepared:
     progress("loading weights", 0.0)
     loaded = load(
@@ -62,9 +71,9 @@ def _prepare(
     attend_with(platform.library, loaded.model)
     progress("preparing", 0.0)
     if platform.library is None:
-        runner = Runner(loaded, options, platform, options.pages)
+        runner = Runner(loaded, options, platform, options.pages, ranks)
         return Prepared(loaded, runner, Sampler(loaded.eos_ids, runner.vocabulary))
-    runner = Runner(loaded, options, platform, pages_needed(options))
+    runner = Runner(loaded, options, platform, pages_needed(options), ranks)
     prepared = Prepared(loaded, runner, DeviceSampler(loaded.eos_ids, runner.vocabulary, platform))
     pages = options.pages
     if options.memory_fraction is None:
@@ -140,6 +149,7 @@ def out_of_memory(options: EngineOptions) -> str:
         available_bytes=1 << 60,
         kv_dtype=options.kv_dtype,
         graphs=options.graphs,
+        tensor_parallel=options.tensor_parallel,
     )
     cache = size(options.pages * options.page_size * planned.kv_bytes_per_token)
     return (

@@ -6,52 +6,70 @@ Torch and the model are imported there and only there: the server that spawns it
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-import signal
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
+from engine.parallel.exits import PEER_GONE
 from engine.request import Output, Request
+from engine.standing import keep_memory, set_up
 
 if TYPE_CHECKING:
     from engine.core import Engine
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-MAX_THRESHOLD = 1 << 30  # bytes
 STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
 
 
-def run_process(options: EngineOptions, connection: Connection, log_level: int) -> None:
-    """Body of the engine process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
-    run_engine(options, connection, prepare=_keep_memory)
+def run_process(
+    options: EngineOptions, connection: Connection, log_level: int, links: Sequence[Connection] = ()
+) -> None:
+    """Body of the engine process. `links` lead to the processes of the other ranks."""
+    set_up(log_level)
+    if links:
+        from engine.parallel.ranks import end_with
+
+        end_with(links)
+    try:
+        run_engine(options, connection, links, prepare=keep_memory)
+    except DeviceLost:
+        if not links:
+            raise
+        logger.exception("rank 0 of %d gives up", options.tensor_parallel)
+        os._exit(PEER_GONE)  # collective operations may never come back
 
 
 def run_engine(
-    options: EngineOptions, connection: Connection, prepare: Callable[[], None] = lambda: None
+    options: EngineOptions,
+    connection: Connection,
+    links: Sequence[Connection] = (),
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
     """Load, then step for as long as the other end is there. `prepare` runs between the two."""
     with connection:
-        _run_engine(options, connection, prepare)
+        _run_engine(options, connection, links, prepare)
 
 
 def _run_engine(
-    options: EngineOptions, connection: Connection, prepare: Callable[[], None]
+    options: EngineOptions,
+    connection: Connection,
+    links: Sequence[Connection],
+    prepare: Callable[[], None],
 ) -> None:
     from engine.core import Engine
 
+    def report(name: str, fraction: float) -> None:
+        connection.send(Phase(name, fraction))
+
     try:
-        engine = Engine(options, lambda name, fraction: connection.send(Phase(name, fraction)))
+        engine = Engine(options, report, links=links)
     except EngineError as error:
         connection.send(Failed(str(error)))
         return
@@ -66,17 +84,10 @@ def _run_engine(
             for message in _messages(engine, connection):
                 _receive(engine, connection, message)
     except DeviceLost as error:
-        connection.send(Failed(str(error)))
+        if not links:  # of several ranks it may be another's fault: their exit codes tell
+            connection.send(Failed(str(error)))
         raise  # the process ends with an exit code for its supervisor
-
-
-def _keep_memory() -> None:
-    """Give back what loading left; from here on have glibc keep what a step frees for the next."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.malloc_trim(0)
-        libc.mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD)
+    engine.close()
 
 
 def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abort]:

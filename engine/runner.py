@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,9 @@ from engine.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.linear import linear_for
 from engine.loader import LoadedModel, Progress
 from engine.options import EngineOptions
+from engine.parallel import orders
+from engine.parallel.ranks import Ranks
+from engine.parallel.shard import VocabularyPart
 from engine.platform import Platform
 from engine.request import MediaItem
 
@@ -29,10 +33,18 @@ def no_progress(phase: str, fraction: float) -> None:
 
 
 class Runner:
-    """Owns the loaded model, the key-value cache and the encoder cache."""
+    """Owns the loaded model, the key-value cache and the encoder cache.
+
+    Of several ranks each has one. What rank 0's is told to do, the others' do too.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, options: EngineOptions, platform: Platform, pages: int
+        self,
+        loaded: LoadedModel,
+        options: EngineOptions,
+        platform: Platform,
+        pages: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loaded = loaded
         self.encoder_cache = EncoderCache(options.encoder_cache_bytes)
@@ -41,6 +53,9 @@ class Runner:
         )
         self._options = options
         self._platform = platform
+        self._ranks = ranks
+        self._follows = ranks is not None and ranks.rank > 0
+        self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._overlaps = platform.library is not None
         self._graphs: DecodeGraphs | None = None
         self._backend: CpuAttention | FlashInferAttention
@@ -57,17 +72,22 @@ class Runner:
                 check_supported(loaded.shape, loaded.dtype)
             kernels = FlashInferKernels(platform.library)
             self._backend = FlashInferAttention(loaded.shape, self._cache, platform, loaded.dtype)
-        self._embed = loaded.model.get_input_embeddings()
+        table = loaded.model.get_input_embeddings()
+        self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
-            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels)
+            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels, ranks)
+        elif ranks is not None:
+            raise ModelUnsupported(
+                f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
+            )
         else:
             self._decoder = TransformersDecoder(loaded.stack, self._backend)
         self._head = linear_for(loaded.model.get_output_embeddings().weight.data)
 
     @property
     def vocabulary(self) -> int:
-        return self._head.out_features
+        return self.loaded.vocabulary
 
     @property
     def hidden(self) -> int:
@@ -87,6 +107,7 @@ class Runner:
     def store(self, pages: int) -> None:
         """Have a cache of that many pages, empty. Nothing may have been recorded."""
         assert isinstance(self._backend, FlashInferAttention)
+        self._order(orders.order(orders.Kind.STORE, pages))
         self._backend.release()
         del self._cache
         self._cache = self._new_cache(pages)
@@ -96,6 +117,7 @@ class Runner:
     def record(self, sizes: list[int] | None = None, progress: Progress = no_progress) -> None:
         """Record decoding for batches of `sizes`; none are needed for it to work."""
         assert isinstance(self._backend, FlashInferAttention)
+        self._order(orders.order(orders.Kind.RECORD, *(sizes or [])))
         options, family = self._options, self.loaded.family
         pages = -(-options.max_len // options.page_size)
         self._graphs = DecodeGraphs(
@@ -104,12 +126,17 @@ class Runner:
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
             position_rows=len(family.positions([0], [])[0]),
-            vocabulary=self.vocabulary,
+            vocabulary=self._head.out_features if self._follows else self.vocabulary,
         )
-        self._graphs.record(sizes, lambda fraction: progress("preparing", fraction))
+        self._graphs.record(
+            sizes,
+            lambda fraction: progress("preparing", fraction),
+            strict=self._ranks is not None,  # one rank replays what the others run: out of step
+        )
 
     def forget(self) -> None:
         """Drop what was recorded."""
+        self._order(orders.order(orders.Kind.FORGET))
         self._graphs = None
 
     @torch.inference_mode()
@@ -119,14 +146,40 @@ class Runner:
         They may lie where the next run writes its own.
         """
         places = media_places(batch)
-        if self._graphs is not None and not places and self._graphs.fits(batch):
+        media = self._embed_media(places)  # before the other ranks start: it may fail alone
+        if self._ranks is None:
+            return self._run(batch, media)
+        token_ids = batch.token_ids.clone()
+        for place in places:
+            token_ids[place.rows] = self.vocabulary  # no rank's; the sum has them from here
+        try:
+            self._order(orders.run_order(batch, token_ids, eager=bool(media)))
+            return self._run(batch, media)
+        except Exception:
+            self.lost = True
+            raise
+
+    @torch.inference_mode()
+    def follow(self, batch: Batch, eager: bool) -> None:
+        """Do a rank's part of what rank 0 runs."""
+        self._run(batch, [], eager)
+
+    def _order(self, message: bytes) -> None:
+        if self._ranks is not None and not self._follows:
+            self._ranks.order(message)
+
+    def _run(
+        self, batch: Batch, media: list[tuple[slice, torch.Tensor]], eager: bool = False
+    ) -> torch.Tensor:
+        eager = eager or bool(media)
+        if self._graphs is not None and not eager and self._graphs.fits(batch):
             return self._graphs.run(batch)
         self._backend.plan(batch)
         upload = self._platform.upload
         logits = self._compute(
             upload(batch.token_ids),
             upload(batch.positions),
-            places,
+            media,
             None if len(batch.logit_rows) == batch.tokens else upload(batch.logit_rows),
         )
         return logits.float()
@@ -135,18 +188,25 @@ class Runner:
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
-        places: list[MediaPlace] | None = None,
+        media: Sequence[tuple[slice, torch.Tensor]] = (),
         logit_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        ranks = self._ranks
         if self._overlaps:
+            if ranks is not None:
+                ranks.share(self.latest)
             token_ids = resolve(token_ids, self.latest)
         embeddings = self._embed(token_ids)
-        if places:
-            self._place_media(places, embeddings)
+        for rows, embedded in media:
+            embeddings[rows] = embedded
+        if ranks is not None:
+            ranks.sum(embeddings)
         hidden = self._decoder(embeddings, positions)
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
         logits: torch.Tensor = self._head(hidden)
+        if ranks is not None and len(logits):
+            logits = ranks.gather(logits)[:, : self.vocabulary]
         return logits
 
     def _new_cache(self, pages: int) -> KVCache:
@@ -154,11 +214,12 @@ class Runner:
         dtype = getattr(torch, options.kv_dtype) if options.kv_dtype else self.loaded.dtype
         return KVCache(shape, pages, options.page_size, dtype, self._platform.device)
 
-    def _place_media(self, places: list[MediaPlace], embeddings: torch.Tensor) -> None:
-        """Overwrite placeholder embeddings by their items', as far as each slice reaches."""
+    def _embed_media(self, places: list[MediaPlace]) -> list[tuple[slice, torch.Tensor]]:
+        """Rows of a batch and the embeddings of media in them, as far as each slice reaches."""
+        table = self._embed.weight
         wanted = {place.media.digest: place.media for place in places}
         known = {
-            digest: media.tensors["embeds"].to(embeddings)  # need no tower and no cache
+            digest: media.tensors["embeds"].to(table)  # need no tower and no cache
             for digest, media in wanted.items()
             if "embeds" in media.tensors
         }
@@ -171,8 +232,7 @@ class Runner:
             for media, encoded in zip(missing, self.encode(missing), strict=True):
                 known[media.digest] = encoded
                 self.encoder_cache.put(media.digest, encoded)
-        for place in places:
-            embeddings[place.rows] = known[place.media.digest][place.part]
+        return [(place.rows, known[place.media.digest][place.part]) for place in places]
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:

@@ -240,7 +240,9 @@ class EngineConfig:
         "Where the model runs; `engine=cuda` sets what goes with a card.", choices=("cpu", "cuda")
     )
     threads: int | None = key(
-        "CPU threads of the engine; null takes the cores this process may use.", low=1
+        "CPU threads of the engine, of each rank if there are several; null divides the cores this "
+        "process may use among them.",
+        low=1,
     )
     page_size: int = key(
         "Tokens in one page of the KV cache, and in one block of the prefix cache.",
@@ -267,6 +269,15 @@ class EngineConfig:
         "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "
         "it has kernels for.",
         choices=("sdpa", "flashinfer"),
+    )
+
+
+@dataclass
+class ParallelismConfig:
+    tensor: int = key(
+        "Processes that share every layer of the model, one a card; it must divide heads, "
+        "key-value heads and intermediate size.",
+        low=1,
     )
 
 
@@ -303,5 +314,8 @@ class Config:
     media: MediaConfig = group(MediaConfig, "What requests may bring besides text.")
     server: ServerConfig = group(ServerConfig, "The HTTP endpoint.")
     engine: EngineConfig = group(EngineConfig, "How the model runs.")
+    parallelism: ParallelismConfig = group(
+        ParallelismConfig, "One model over several processes (parallelism.md)."
+    )
     cache: CacheConfig = group(CacheConfig, "What is kept for later.")
     logging: LoggingConfig = group(LoggingConfig, "Log lines.")

@@ -19,15 +19,17 @@ def run(composed: Composed) -> int:
     except EngineError as error:
         raise ConfigurationError(str(error)) from error
     print(f"{config.model.name}  ({plan.architecture}, {plan.dtype}, recipe {composed.digest})\n")
+    if plan.ranks > 1:
+        print(f"  Rank 0 of {plan.ranks}; the others take less, since it alone has the towers.\n")
     print(table(plan))
     return 0
 
 
 def table(plan: Plan) -> str:
     """Return the arithmetic of a plan and how many sequences of which length fit."""
-    itemsize = plan.weights_bytes // plan.parameters
+    itemsize = plan.weights_bytes // plan.rank_parameters
     terms = [
-        ("weights", plan.weights_bytes, f"{plan.parameters:,} parameters x {itemsize} bytes"),
+        ("weights", plan.weights_bytes, f"{plan.rank_parameters:,} parameters x {itemsize} bytes"),
         ("slack", plan.slack_bytes, "process, allocator, prepacked copies"),
         ("activations", plan.activation_bytes, "one step at its largest"),
         ("image tower", plan.encoder_bytes, "one image at its largest"),

@@ -1,0 +1,3 @@
+"""How ranks end."""
+
+PEER_GONE = 3  # exit code of a rank that leaves because another one has

@@ -1,0 +1,87 @@
+"""The process of a rank other than 0: it loads its share, then does what it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from engine.options import EngineOptions
+from engine.standing import keep_memory, set_up
+
+if TYPE_CHECKING:
+    from engine.parallel.ranks import Ranks
+    from engine.platform import Platform
+    from engine.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+PEER_SECONDS = 0.5
+
+
+def run_follower(options: EngineOptions, rank: int, link: Connection, log_level: int) -> None:
+    """Body of the process of `rank`."""
+    set_up(log_level)
+    from engine.parallel.ranks import end_with
+
+    end_with([link])
+    try:
+        follow(options, rank, link)
+    except EngineError as error:
+        logger.error("rank %d of %d: %s", rank, options.tensor_parallel, error)
+        sys.exit(1)
+    except Exception:
+        time.sleep(PEER_SECONDS)  # if rank 0 is gone this process ends meanwhile, and says so
+        logger.exception("rank %d of %d failed", rank, options.tensor_parallel)
+        sys.exit(1)
+
+
+def follow(
+    options: EngineOptions, rank: int, link: Connection, platform: Platform | None = None
+) -> None:
+    """Load the rank's share, then carry out orders until rank 0 is gone.
+
+    `platform` is the configured device's unless it is given.
+    """
+    import torch
+
+    from engine.exercise import pages_needed
+    from engine.parallel.ranks import Ranks
+    from engine.parallel.shard import load_share
+    from engine.platform import platform_for
+    from engine.runner import Runner
+
+    torch.set_num_threads(options.threads)
+    platform = platform_for(options.device, rank) if platform is None else platform
+    ranks = Ranks(rank, options.tensor_parallel, [link], platform.device)
+    # rank 0 alone has towers: placeholders come as tokens that no rank has
+    loaded = load_share(
+        options.model_path, options.dtype, str(platform.device), rank=rank, ranks=ranks.size
+    )
+    # on a card rank 0 tries steps first and then says how many pages there are
+    pages = options.pages if platform.library is None else pages_needed(options)
+    runner = Runner(loaded, options, platform, pages, ranks)
+    keep_memory()
+    with contextlib.suppress(EOFError):
+        while True:
+            obey(runner, ranks, options.page_size)
+
+
+def obey(runner: Runner, ranks: Ranks, page_size: int) -> None:
+    """Wait for one order and carry it out."""
+    from engine.parallel import orders
+
+    message = ranks.await_order()
+    match orders.kind_of(message):
+        case orders.Kind.RUN:
+            runner.follow(*orders.run_of(message, page_size))
+        case orders.Kind.STORE:
+            runner.store(*orders.numbers_of(message))
+        case orders.Kind.RECORD:
+            runner.record(orders.numbers_of(message) or None)
+        case orders.Kind.FORGET:
+            runner.forget()

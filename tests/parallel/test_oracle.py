@@ -1,0 +1,119 @@
+"""Two ranks make the logits that one makes, in every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.core import Engine
+from engine.options import EngineOptions
+from engine.request import Request
+from tests.engine.harness import (
+    TOLERANCE,
+    Recorder,
+    Reference,
+    compare,
+    engine_options,
+    greedy,
+    picture,
+    prompt_with_images,
+)
+from tests.engine.test_oracle import VISION, words
+from tests.parallel.ranked import of_two_ranks, of_two_ranks_on_a_card
+
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen2_vl", "llava"]
+Folder = Callable[[str], Path]
+Model = Callable[[str], Reference]
+
+
+def cramped(folder: Path, **changes: object) -> EngineOptions:
+    """Chunks that end anywhere, and too few pages for all that runs."""
+    return engine_options(folder, pages=16, max_tokens_per_step=23, **changes)
+
+
+def requests_for(folder: Path, family: str) -> list[Request]:
+    """Every row of one prompt, a prefix that two share, and more than the pages hold."""
+    if family in VISION:
+        shared, media = prompt_with_images(
+            folder, [words(20, 1), picture(120, 120, 2), words(17, 2)]
+        )
+    else:
+        shared, media = words(50, 1), []
+    return [
+        Request("rows", shared + words(5, 3), greedy(20, prompt_logprobs=0), media),
+        Request("first", shared + words(9, 4), greedy(30), media),
+        Request("second", shared + words(30, 5), greedy(30), media),
+        Request("text", words(60, 6), greedy(40)),
+    ]
+
+
+def same_rows(one: Recorder, two: Recorder) -> float:
+    """Largest difference between any logits of the two."""
+    assert one.tokens == two.tokens
+    assert one.rows.keys() == two.rows.keys()
+    return max((one.rows[place] - two.rows[place]).abs().max().item() for place in one.rows)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "odd"])
+def test_two_ranks_agree_with_one_through_chunks_shared_prefixes_and_preemption(
+    family: str, checkpoint: Folder, reference: Model
+) -> None:
+    folder = checkpoint(family)
+    requests = requests_for(folder, family)
+    one = Recorder(Engine(cramped(folder)))
+    one.run(*requests)
+    with of_two_ranks(cramped(folder, tensor_parallel=2)) as two:
+        two.run(*requests)
+        stats = two.engine.stats()
+    assert stats.preemptions > 0
+    assert stats.prefix_hit_tokens > 0
+    assert any(0 < batch.slices[0].start < 40 for batch in two.batches)  # chunks
+    assert same_rows(one, two) < TOLERANCE
+    assert compare(two, reference(family), requests) < TOLERANCE
+
+
+def test_leaving_out_one_sum_is_noticed(checkpoint: Folder, reference: Model) -> None:
+    """Control: with any one sum over the ranks left out, the comparison above must fail."""
+    folder = checkpoint("llama")
+    with of_two_ranks(engine_options(folder, tensor_parallel=2)) as recorder:
+        runner = recorder.engine._runner
+        layer, ranks = runner._decoder._layers[1], runner._ranks
+        summed = ranks.sum
+
+        def unsummed(tensor: torch.Tensor) -> torch.Tensor:
+            summed(tensor.clone())  # the other rank waits for it
+            return tensor
+
+        def difference(name: str) -> float:
+            request = Request(name, words(40, 1), greedy(4))
+            recorder.run(request)
+            return compare(recorder, reference("llama"), [request])
+
+        assert difference("whole") < TOLERANCE
+        for part in ("_output", "_down"):
+            linear = getattr(layer, part)
+            setattr(layer, part, lambda x, linear=linear: unsummed(linear._linear(x)))
+            assert difference(part) > 100 * TOLERANCE
+            setattr(layer, part, linear)
+        runner._ranks.sum = unsummed  # the embeddings too
+        assert difference("all") > 100 * TOLERANCE
+        runner._ranks.sum = summed
+        assert difference("whole again") < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_vl"])
+def test_two_ranks_on_the_path_of_a_card_agree(
+    family: str, checkpoint: Folder, reference: Model
+) -> None:
+    """Graphs, one step ahead: the other rank learns of tokens in flight from the device."""
+    folder = checkpoint(family)
+    options = engine_options(folder, tensor_parallel=2, graphs=True, max_sequences=4)
+    with of_two_ranks_on_a_card(options) as (recorder, platform):
+        requests = requests_for(folder, family)
+        recorder.run(*requests)
+        assert any("replay" in line for line in platform.log)
+        assert any((batch.token_ids < 0).any() for batch in recorder.batches)
+        assert compare(recorder, reference(family), requests) < TOLERANCE

@@ -136,7 +136,7 @@ class Metrics:
 
         self._media_seconds = Histogram(
             "appliance_media_seconds",
-            "Time of one media item in a stage: fetch, queue, decode, preprocess.",
+            "Time of one media item in a stage: fetch, queue, decode, preprocess, encode.",
             ["stage", "modality"],
             buckets=MEDIA_BUCKETS,
             registry=self.registry,

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -38,6 +38,7 @@ class EngineClient:
         """`in_process` runs the same engine in a thread instead: for scripts, not for serving."""
         self.options = options
         self._in_process = in_process
+        self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         self.phase = "starting"
         self.fraction = 0.0
         self.stats = EngineStats(pages_total=options.pages)
@@ -179,8 +180,10 @@ class EngineClient:
                 stream = self._streams.pop(request_id, None)
                 if stream is not None:
                     stream.fail(RequestRefused(reason))
-            case Stepped(outputs=outputs, stats=stats):
+            case Stepped(outputs=outputs, stats=stats, encodes=encodes):
                 self.stats = stats
+                for modality, seconds in encodes:
+                    self.on_encode(modality, seconds)
                 for output in outputs:
                     stream = self._streams.get(output.request_id)
                     if stream is not None:

@@ -152,6 +152,11 @@ class Engine:
         self._flight = flight
         return outputs if self._overlaps else outputs + self._land_previous()
 
+    def encodes(self) -> list[tuple[str, float]]:
+        """Modality and seconds of each item that went through its tower since the last call."""
+        done, self._runner.encodes = self._runner.encodes, []
+        return done
+
     def stats(self) -> EngineStats:
         cache = self._runner.encoder_cache
         return EngineStats(

@@ -38,6 +38,7 @@ class Stepped:
 
     outputs: list[Output]
     stats: EngineStats
+    encodes: list[tuple[str, float]]  # modality and seconds of items that went through a tower
 
 
 @dataclass(slots=True, frozen=True)

@@ -97,7 +97,7 @@ def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abor
         outputs = engine.step()
         now = time.monotonic()
         if outputs or now - reported > STATS_INTERVAL or not engine.has_work():
-            connection.send(Stepped(outputs, engine.stats()))
+            connection.send(Stepped(outputs, engine.stats(), engine.encodes()))
             reported = now
         wait = None if not engine.has_work() else 0  # with nothing to do, until something comes
         while connection.poll(wait):
@@ -125,4 +125,4 @@ def _receive(engine: Engine, connection: Connection, message: Request | Abort) -
             Output(message.id, index, [], "error", error="the engine could not take this request")
             for index in range(message.n)
         ]
-        connection.send(Stepped(failed, engine.stats()))
+        connection.send(Stepped(failed, engine.stats(), []))

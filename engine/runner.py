@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class Runner:
     ) -> None:
         self.loaded = loaded
         self.encoder_cache = EncoderCache(options.encoder_cache_bytes)
+        self.encodes: list[tuple[str, float]] = []  # modality, seconds
         self.latest = torch.zeros(  # tokens chosen last; those in flight refer to its rows
             options.max_sequences, dtype=torch.int64, device=platform.device
         )
@@ -229,7 +231,11 @@ class Runner:
                 known[digest] = cached
         missing = [media for digest, media in wanted.items() if digest not in known]
         if missing:
-            for media, encoded in zip(missing, self.encode(missing), strict=True):
+            begun = time.perf_counter()
+            tower = self.encode(missing)
+            share = (time.perf_counter() - begun) / len(missing)
+            self.encodes += [(media.modality, share) for media in missing]
+            for media, encoded in zip(missing, tower, strict=True):
                 known[media.digest] = encoded
                 self.encoder_cache.put(media.digest, encoded)
         return [(place.rows, known[place.media.digest][place.part]) for place in places]

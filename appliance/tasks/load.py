@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +58,7 @@ class Loader:
             watch.cancel()
             prompt_side.cancel()
         service.metrics.watch(client)
+        client.on_encode = partial(service.metrics.media_took, "encode")
         self.summary = await in_daemon(self._summarize, plan, service.address)
         lifecycle.phase, lifecycle.fraction, lifecycle.loaded = "ready", 1.0, True
 

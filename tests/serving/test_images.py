@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import urllib.request
 
 import openai
 import pytest
@@ -68,3 +69,11 @@ def test_a_refused_picture_names_its_part(tiny_qwen2_vl: Server) -> None:
         assert refused.value.code == code
         assert refused.value.param == "messages[0].content[1].image_url.url"
         assert ask(tiny_qwen2_vl).choices
+
+
+def test_a_picture_is_timed_in_its_tower(tiny_qwen2_vl: Server) -> None:
+    ask(tiny_qwen2_vl, picture(70, 98, 77))
+    with urllib.request.urlopen(tiny_qwen2_vl.base_url + "/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    name = 'appliance_media_seconds_count{modality="image",stage="encode"}'
+    assert any(line.startswith(name) and float(line.split()[-1]) > 0 for line in lines)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PEER_SECONDS = 0.5
+# What rank 0 has to come to the same end and to say why: this process then ends with it.
+PEER_SECONDS = 3.0
 
 
 def run_follower(options: EngineOptions, rank: int, link: Connection, log_level: int) -> None:
@@ -32,10 +33,11 @@ def run_follower(options: EngineOptions, rank: int, link: Connection, log_level:
     try:
         follow(options, rank, link)
     except EngineError as error:
+        time.sleep(PEER_SECONDS)
         logger.error("rank %d of %d: %s", rank, options.tensor_parallel, error)
         sys.exit(1)
     except Exception:
-        time.sleep(PEER_SECONDS)  # if rank 0 is gone this process ends meanwhile, and says so
+        time.sleep(PEER_SECONDS)
         logger.exception("rank %d of %d failed", rank, options.tensor_parallel)
         sys.exit(1)
 
@@ -56,6 +58,7 @@ def follow(
     from engine.runner import Runner
 
     torch.set_num_threads(options.threads)
+    link.poll(None)  # rank 0 speaks once it has seen that there is a card for each
     platform = platform_for(options.device, rank) if platform is None else platform
     ranks = Ranks(rank, options.tensor_parallel, [link], platform.device)
     # rank 0 alone has towers: placeholders come as tokens that no rank has

@@ -1,4 +1,4 @@
-"""Engines of two ranks: rank 0 in the test's own process, rank 1 in one of its own."""
+"""Engines of several ranks: rank 0 in the test's own process, the others in their own."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def write_odd(folder: Path) -> Path:
     return folder
 
 
+def write_threefold(folder: Path) -> Path:
+    """Heads for three ranks, and a vocabulary that they do not divide."""
+    checkpoints.write_llama(folder)
+    path = folder / "config.json"
+    sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sizes | {"intermediate_size": 192}))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.vocab_size % 3
+    model = transformers.LlamaForCausalLM(config)
+    checkpoints.randomise(model, 0)
+    model.save_pretrained(folder)
+    return folder
+
+
 def write_gelu(folder: Path) -> Path:
     """A Llama whose activation is not of the pattern that can be fused."""
     checkpoints.write_llama(folder)
@@ -42,12 +56,13 @@ def write_gelu(folder: Path) -> Path:
 WRITERS: dict[str, Callable[..., Path]] = {
     **checkpoints.WRITERS,
     "odd": write_odd,
+    "threefold": write_threefold,
     "gelu": write_gelu,
 }
 
 
 @contextlib.contextmanager
-def of_two_ranks(options: EngineOptions) -> Iterator[Recorder]:
+def of_ranks(options: EngineOptions) -> Iterator[Recorder]:
     """An engine whose rows of logits are kept."""
     followers = Followers(options)
     followers.start(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Two ranks make the logits that one makes, in every row."""
+"""Several ranks make the logits that one makes, in every row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.engine.harness import (
     prompt_with_images,
 )
 from tests.engine.test_oracle import VISION, words
-from tests.parallel.ranked import of_two_ranks, of_two_ranks_on_a_card
+from tests.parallel.ranked import of_ranks, of_two_ranks_on_a_card
 
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen2_vl", "llava"]
 Folder = Callable[[str], Path]
@@ -57,28 +57,30 @@ def same_rows(one: Recorder, two: Recorder) -> float:
     return max((one.rows[place] - two.rows[place]).abs().max().item() for place in one.rows)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "odd"])
-def test_two_ranks_agree_with_one_through_chunks_shared_prefixes_and_preemption(
-    family: str, checkpoint: Folder, reference: Model
+@pytest.mark.parametrize(
+    ("family", "ranks"), [*((family, 2) for family in FAMILIES), ("odd", 2), ("threefold", 3)]
+)
+def test_ranks_agree_with_one_through_chunks_shared_prefixes_and_preemption(
+    family: str, ranks: int, checkpoint: Folder, reference: Model
 ) -> None:
     folder = checkpoint(family)
     requests = requests_for(folder, family)
     one = Recorder(Engine(cramped(folder)))
     one.run(*requests)
-    with of_two_ranks(cramped(folder, tensor_parallel=2)) as two:
-        two.run(*requests)
-        stats = two.engine.stats()
+    with of_ranks(cramped(folder, tensor_parallel=ranks)) as several:
+        several.run(*requests)
+        stats = several.engine.stats()
     assert stats.preemptions > 0
     assert stats.prefix_hit_tokens > 0
-    assert any(0 < batch.slices[0].start < 40 for batch in two.batches)  # chunks
-    assert same_rows(one, two) < TOLERANCE
-    assert compare(two, reference(family), requests) < TOLERANCE
+    assert any(0 < batch.slices[0].start < 40 for batch in several.batches)  # chunks
+    assert same_rows(one, several) < TOLERANCE
+    assert compare(several, reference(family), requests) < TOLERANCE
 
 
 def test_leaving_out_one_sum_is_noticed(checkpoint: Folder, reference: Model) -> None:
     """Control: with any one sum over the ranks left out, the comparison above must fail."""
     folder = checkpoint("llama")
-    with of_two_ranks(engine_options(folder, tensor_parallel=2)) as recorder:
+    with of_ranks(engine_options(folder, tensor_parallel=2)) as recorder:
         runner = recorder.engine._runner
         layer, ranks = runner._decoder._layers[1], runner._ranks
         summed = ranks.sum

@@ -14,9 +14,10 @@ from appliance.planning import plan_recipe
 from engine.batch import Batch, build_batch
 from engine.checkpoint import read_checkpoint
 from engine.core import Engine
-from engine.errors import ModelUnsupported
+from engine.errors import DeviceMissing, ModelUnsupported
 from engine.loader import load_model
 from engine.parallel.orders import Kind, kind_of, numbers_of, order, run_of, run_order
+from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart, load_share, part
 from engine.parallel.shares import undivided
 from engine.plan import GIB, PlanError, plan
@@ -167,6 +168,12 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(
     assert f"parallelism.tensor={ranks}" in reason
     assert reason.endswith(possible.replace(", or", " or"))
     assert undivided(*sizes, 1) is None
+
+
+def test_more_ranks_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceMissing, match=r"parallelism\.tensor=2 .* this machine shows 1"):
+        Ranks(0, 2, [], torch.device("cuda", 0))
 
 
 def test_the_recipe_is_refused_before_anything_is_loaded(checkpoint: Folder) -> None:

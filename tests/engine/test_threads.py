@@ -34,8 +34,8 @@ class Machine:
         return self.stat
 
     def steps(self, share: float, idle_cores: float) -> int:
-        """Ten steps of 50 ms at this share of the threads' cores; how many threads it is now."""
-        for _ in range(10):
+        """Forty steps of 50 ms at this share of the threads' cores; how many threads it is now."""
+        for _ in range(40):
             self.now += 0.05
             self.idle += 0.05 * idle_cores
             self.write()

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from appliance import __version__
-from appliance.config.errors import ConfigurationError, suggestion
-
-USAGE_ERROR = 2
+from appliance.config.errors import USAGE_ERROR, ConfigurationError, suggestion
 
 
 class Arguments(argparse.ArgumentParser):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 CONVERTER = 1  # raised when the same GGUF file would be written differently
-MANIFEST = "manifest.json"  # written last: name and SHA-256 of every file of a converted folder
+MANIFEST = "manifest.json"  # name and SHA-256 of every file of a converted or sealed folder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
@@ -99,8 +99,10 @@ def resolve(
         return converted(folder, source, sha256, packaged_file(packaged), progress)
     local = Path(source).expanduser()
     if local.is_dir():
-        if any(local.glob("*.safetensors")) and (local / "config.json").is_file():
-            refuse_digest(model, sha256)
+        plain = any(local.glob("*.safetensors")) and (local / "config.json").is_file()
+        if sha256 and (plain or not any(local.glob("*.gguf"))):
+            check_sealed(local.resolve(), sha256)
+        if plain:
             return local.resolve()
         local = only_gguf(local)
     if local.is_file():
@@ -120,7 +122,10 @@ def is_hub_id(source: str) -> bool:
 
 def refuse_digest(model: ModelConfig, sha256: str) -> None:
     if sha256:
-        raise WeightsError(f"'#sha256=' is for a GGUF file, and model.path '{model.path}' is none")
+        raise WeightsError(
+            f"'#sha256=' is for a GGUF file or a folder with a {MANIFEST}, "
+            f"and model.path '{model.path}' is neither"
+        )
 
 
 def only_gguf(folder: Path) -> Path:
@@ -186,11 +191,41 @@ def converted(
         except BaseException:
             shutil.rmtree(partial)
             raise
-        digests = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
-        content = json.dumps({"source": source, "files": digests}, indent=2)
-        (partial / MANIFEST).write_text(content, encoding="utf-8")
+        write_manifest(partial, source)
         os.rename(partial, folder)
     return folder
+
+
+def write_manifest(folder: Path, source: str) -> str:
+    """Write down the SHA-256 of every file there is now, and return that of the manifest."""
+    digests = {file.name: file_sha256(file) for file in sealed_files(folder)}
+    content = json.dumps({"source": source, "files": digests}, indent=2) + "\n"
+    (folder / MANIFEST).write_text(content, encoding="utf-8")
+    return file_sha256(folder / MANIFEST)
+
+
+def sealed_files(folder: Path) -> list[Path]:
+    """Return the files that a manifest lists: all but notes for people and hidden ones."""
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.name != MANIFEST and file.suffix != ".md" and not file.name.startswith(".")
+    ]
+
+
+def check_sealed(folder: Path, sha256: str) -> None:
+    """Raise WeightsError unless the folder is exactly what the pinned manifest says."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise WeightsError(f"'{manifest}' is missing, model.path says SHA-256 {sha256}")
+    check_sha256(manifest, sha256)
+    wrong = damage(folder)
+    if wrong is not None:
+        raise WeightsError(f"the weights are damaged: {wrong}")
+    listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    for file in sealed_files(folder):  # some names would be read in place of those listed
+        if file.name not in listed:
+            raise WeightsError(f"'{file}' is not of these weights: {MANIFEST} does not list it")
 
 
 def damage(folder: Path) -> str | None:
@@ -198,18 +233,20 @@ def damage(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
-            if file_sha256(folder / name) != expected:
-                return f"{folder / name} has changed"
+            if not (folder / name).is_file():
+                return f"'{folder / name}' is missing, expected with SHA-256 {expected}"
+            if (found := file_sha256(folder / name)) != expected:
+                return f"SHA-256 of '{folder / name}' is {found}, expected {expected}"
     except OSError as error:
-        return f"{error.filename} is missing"
+        return f"'{error.filename}' cannot be read"
     except (ValueError, KeyError, AttributeError):
-        return f"{folder / MANIFEST} is not readable"
+        return f"'{folder / MANIFEST}' is not a manifest"
     return None
 
 
 def check_sha256(file: Path, expected: str) -> None:
     if expected and (found := file_sha256(file)) != expected.lower():
-        raise WeightsError(f"SHA-256 of '{file.name}' is {found}, model.path says {expected}")
+        raise WeightsError(f"SHA-256 of '{file}' is {found}, model.path says {expected}")
 
 
 def file_sha256(file: Path) -> str:

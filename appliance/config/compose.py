@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from appliance.config.check import check_key, check_values, groups, keys
 from appliance.config.errors import ConfigurationError, suggestion
-from appliance.config.folders import PRIMARY, data_folder, searching, user_folders
+from appliance.config.folders import PRIMARY, beside_recipes, data_folder, searching, user_folders
 from appliance.config.recipes import recipe_files
 from appliance.config.schema import Config
 from appliance.media.configured import media_policies
@@ -56,8 +56,9 @@ def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     config.cache.folder = str(Path(config.cache.folder).expanduser())
     template = find_template(config.chat.template, folders)
     config.chat.template = str(template) if template else None
+    config.model.path = beside_recipes(config.model.path, folders)
     if config.model.name is None:
-        config.model.name = config.recipe or Path(config.model.path).name
+        config.model.name = config.recipe or Path(config.model.path.partition("#")[0]).name
     return Composed(config, digest(node, template), as_recipe(node))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+USAGE_ERROR = 2  # exit code of a command that its user can correct
+
 
 class ConfigurationError(Exception):
     """The configuration cannot be used; the message is one line for the person who wrote it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from appliance.config.errors import ConfigurationError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PRIMARY = "appliance"
+BESIDE = re.compile(r"recipe://(?!.*\.\.(?:/|$))([\w.-]+(?:/[\w.-]+)*)")
 
 _active: ContextVar[tuple[Path, ...]] = ContextVar("folders of recipes in use")
 
@@ -41,6 +43,25 @@ def user_folders(given: Sequence[str]) -> list[Path]:
             )
         folders.append(folder)
     return folders
+
+
+def beside_recipes(path: str, folders: Sequence[Path]) -> str:
+    """Return `recipe://name` as the path of what lies beside the recipes, the user's first.
+
+    What follows a `#` is kept; any other path stays as it is.
+    """
+    if not path.startswith("recipe://"):
+        return path
+    source, mark, rest = path.partition("#")
+    match = BESIDE.fullmatch(source)
+    if match is None:
+        raise ConfigurationError(f"model.path: '{source}' is not recipe://folder/beside/recipes")
+    candidates = [root / match[1] for root in [*folders, data_folder("recipes")]]
+    for candidate in candidates:
+        if candidate.exists():
+            return f"{candidate}{mark}{rest}"
+    looked = ", ".join(f"'{candidate}'" for candidate in candidates)
+    raise ConfigurationError(f"model.path: '{path}' is not there; looked for {looked}")
 
 
 class FolderSearchPath(SearchPathPlugin):

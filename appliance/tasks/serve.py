@@ -17,7 +17,7 @@ from appliance.api.app import create_app
 from appliance.api.http_protocol import HttpProtocol
 from appliance.api.service import Service
 from appliance.config.compose import Composed
-from appliance.config.errors import ConfigurationError
+from appliance.config.errors import USAGE_ERROR, ConfigurationError
 from appliance.config.schema import ServerConfig
 from appliance.errors import ApplianceError
 from appliance.log_lines import configure
@@ -113,8 +113,8 @@ class Serving:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
                 return 0
-            if not load.result():
-                return 1
+            if code := load.result():
+                return code
             death = asyncio.create_task(self._loader.died())
             watched.append(death)
             await asyncio.wait([stop, death], return_when=asyncio.FIRST_COMPLETED)
@@ -130,29 +130,32 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*watched, return_exceptions=True)
 
-    async def _load(self) -> bool:
+    async def _load(self) -> int:
+        """Returns the exit code, 0 for a model that is ready."""
         lifecycle = self._service.lifecycle
         shown = asyncio.create_task(progress.show(lifecycle))
-        reason = None
+        reason, code = None, 1
         try:
             await self._loader.load(self._service)
         except ApplianceError as fault:
             reason = fault.message
-        except (EngineError, ConfigurationError) as fault:
+        except EngineError as fault:
             reason = str(fault)
+        except ConfigurationError as fault:
+            reason, code = str(fault), USAGE_ERROR
         except Exception:
             logger.exception("the model could not be loaded")
-            return False
+            return 1
         finally:
             shown.cancel()
             await asyncio.gather(shown, return_exceptions=True)
         if reason is not None:
             logger.error("the model could not be loaded: %s", reason)
-            return False
+            return code
         if self._loader.summary:
             print(self._loader.summary, flush=True)
         logger.info("ready", extra={"fields": {"elapsed": round(lifecycle.elapsed, 1)}})
-        return True
+        return 0
 
     async def _drain(self) -> None:
         """Refuse new requests, wait for running ones, end what is left after the time allowed."""

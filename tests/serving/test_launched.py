@@ -64,8 +64,8 @@ def test_sigterm_ends_with_code_0(checkpoint: Callable[[str], Path]) -> None:
         assert "Traceback" not in server.output
 
 
-def test_weights_that_are_not_there_are_one_line_and_code_1(tmp_path: Path) -> None:
+def test_weights_that_are_not_there_are_one_line_and_code_2(tmp_path: Path) -> None:
     with serving(f"model.path={tmp_path}", ready=False) as server:
-        assert server.process.wait(30) == 1
+        assert server.process.wait(30) == 2
     assert "could not be loaded" in server.output
     assert "Traceback" not in server.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.weights import write_manifest
+from tests.checkpoints import write_llama
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCES = ("appliance", "engine", "conf", "recipes", "pyproject.toml", "setup.py", "MANIFEST.in")
 TEXTS = ("README.md", "LICENSE")
+SEALED = "sealed"  # a folder of weights beside the recipes that only the wheel under test has
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, tree / name)
+    weights = write_llama(tree / "recipes" / SEALED)
+    write_manifest(weights, "a test")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "out", "."]
     ran = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -111,6 +118,31 @@ def test_the_wheel_holds_every_module_and_all_data(wheel: Path) -> None:
         for file in (CHECKOUT / folder).rglob("*"):
             if file.is_file():
                 assert f"appliance/_data/{file.relative_to(CHECKOUT)}" in held
+
+
+def test_weights_in_the_wheel_are_found_and_checked(installed: Path, tmp_path: Path) -> None:
+    [site] = (installed.parent.parent / "lib").glob("python*/site-packages")
+    folder = site / "appliance" / "_data" / "recipes" / SEALED
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    told = [f'model.path="recipe://{SEALED}#sha256={digest}"', "task=plan"]
+    ran = run([str(installed), *told], tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"{SEALED}  (LlamaForCausalLM")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    ran = run([str(installed), *told], tmp_path)
+    file.write_bytes(content)
+    assert ran.returncode == 2
+    assert f"SHA-256 of '{file}'" in ran.stderr
+    assert hashlib.sha256(content).hexdigest() in ran.stderr
+    ours = run([sys.executable, "-m", "appliance", *told], tmp_path, str(CHECKOUT))
+    assert ours.returncode == 2  # the checkout has no such folder
+    assert f"looked for '{CHECKOUT / 'recipes' / SEALED}'" in ours.stderr
+
+
+def test_the_wheel_stays_small(wheel: Path) -> None:
+    assert wheel.stat().st_size < 20_000_000
 
 
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:

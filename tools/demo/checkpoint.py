@@ -1,0 +1,112 @@
+"""The demo checkpoint: a small Qwen2-VL, and the files that transformers expects beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from tools.demo import chat
+from tools.demo.generator import FRAMES
+
+PATCH, MERGE, TEMPORAL = 14, 2, 2
+# Every picture is scaled to about 140 by 140 pixels, every frame to about 84 by 84. The bounds are
+# a little apart, so that rounding to whole patches never falls to the next smaller one.
+IMAGE_PIXELS = (138 * 138, 142 * 142)
+FRAME_PIXELS = (82 * 82, 98 * 98)
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as Qwen2-VL's
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGeneration:
+    """Return the model with fresh weights."""
+    vocabulary = tokenizer.get_vocab()
+    special = {name: vocabulary[f"<|{name}|>"] for name in ("im_end", "endoftext")}
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 256,
+            "intermediate_size": 640,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8, 12, 12],
+            },
+            "bos_token_id": special["endoftext"],
+            "eos_token_id": special["im_end"],
+            "pad_token_id": special["endoftext"],
+        },
+        vision_config={
+            "depth": 5,
+            "embed_dim": 192,
+            "num_heads": 3,
+            "hidden_size": 256,
+            "mlp_ratio": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+        },
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def write(
+    model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write the checkpoint in bfloat16 with tokenizer, template and processor settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": TEMPORAL,
+        "image_mean": MEAN,
+        "image_std": DEVIATION,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    files = {
+        "preprocessor_config.json": settings | _bounds(IMAGE_PIXELS),
+        "video_preprocessor_config.json": settings
+        | _bounds(FRAME_PIXELS)
+        | {"video_processor_type": "Qwen2VLVideoProcessor", "num_frames": FRAMES, "do_sample_frames": False},
+        "generation_config.json": {
+            "do_sample": False,
+            "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],
+            "pad_token_id": model.config.text_config.pad_token_id,
+        },
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")
+
+
+def _bounds(pixels: tuple[int, int]) -> dict[str, object]:
+    least, most = pixels
+    return {
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "min_pixels": least,
+        "max_pixels": most,
+    }

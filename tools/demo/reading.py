@@ -1,0 +1,155 @@
+"""Pictures with writing: numbers and words in capitals."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw
+
+from tools.demo import fonts, palette
+from tools.demo.palette import Colour
+from tools.demo.scene import blank, finish
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WORDS = """
+ABLE ACID ACT AGE AIR ALL ANT APPLE ARM ART ASK AUNT BABY BACK BAG BALL BANK BAR BASE BATH BEAR BEAT
+BED BEE BELL BELT BEST BIG BIKE BIRD BITE BLUE BOAT BODY BONE BOOK BOOT BOWL BOX BOY BREAD BRICK BUG
+BURN BUS BUSY BUY CAKE CALL CALM CAMP CAN CAP CAR CARD CASE CAT CAVE CHAIR CHEF CITY CLAY CLOCK CLUB
+COAL COAT CODE COIN COLD COOK CORN COST COW CROWN CUBE CUP CUT DARK DATE DAWN DAY DEAL DEER DESK DIAL
+DIRT DISH DOG DOLL DOOR DOT DOWN DRAW DREAM DRUM DRY DUCK DUST EAR EARTH EAST EASY EAT EDGE EGG ELBOW
+END EVEN EXIT EYE FACE FACT FALL FAN FARM FAST FEET FILM FIND FIRE FISH FIVE FIX FLAG FLAT FLOOR FLY
+FOG FOOD FORK FOUR FOX FREE FROG FRUIT FULL FUN GAME GATE GIFT GIRL GLASS GLUE GOAT GOLD GOOD GRASS
+GREEN GRID GULF HAIR HALF HALL HAND HAT HAWK HEAD HEAT HELP HERO HIGH HILL HOLE HOME HOOK HOPE HORN
+HORSE HOT HOUR ICE IDEA INCH INK IRON ISLE JACKET JAM JAR JAZZ JOB JOIN JOKE JOY JUDGE JUICE JUMP JUNE
+KEEN KEEP KEY KICK KIND KING KITE KNEE KNIFE KNOT LACE LADY LAKE LAMB LAMP LAND LATE LEAF LEFT LEG
+LEMON LID LIFT LIGHT LIKE LIME LINE LION LIST LOAD LOCK LOG LONG LOOP LUCK LUNCH MAIL MAP MARK MASK
+MEAL MEAT MILK MIND MINT MIX MOON MORE MOUSE MUD MUSIC NAIL NAME NECK NEST NET NEW NEXT NIGHT NINE
+NORTH NOSE NOTE NUT OAK OIL OLD ONE OPEN ORANGE OVEN OWL PACK PAGE PAIN PAN PAPER PARK PART PATH PEAR
+PEN PIANO PIG PILOT PINE PINK PIPE PLAN PLUM POEM POND PORT POT PULL PUSH QUEEN QUICK QUIET QUIZ RACE
+RAIL RAIN RAT READ RED RICE RIDE RING RIVER ROAD ROBOT ROCK ROOF ROOM ROPE ROSE RUG RULE RUN SAFE SAIL
+SALT SAND SEA SEAT SEED SHIP SHOE SHOP SIGN SILK SING SIX SIZE SKY SLOW SNOW SOAP SOCK SOFA SONG SOUP
+SOUTH SPOON STAR STEP STONE STOP SUGAR SUN SWIM TABLE TALL TAXI TEA TEN TENT TEST TIGER TIME TOAD TOE
+TOP TOWN TOY TRAIN TREE TRUE TURN TWO UNCLE UNIT URBAN USE VAN VASE VEST VIEW VOTE WALK WALL WARM WASH
+WATER WAVE WEEK WEST WET WHEEL WHITE WIND WINE WOLF WOOD WORD WORK XRAY YARD YEAR YELLOW YES YOGA ZEBRA
+ZERO ZONE ZOO
+""".split()
+HELD_OUT_WORDS = """
+BEACH BLOCK BRAIN BRUSH BUTTER CANDLE CASTLE CHALK CLOUD COFFEE CREAM DANCE DIVER DOZEN EAGLE ENGINE
+FENCE FIELD FLAME GHOST GIANT GRAPE HONEY HOTEL IVORY JELLY JEWEL KAYAK KOALA LASER LOBBY MAGIC MAPLE
+MELON NOVEL OCEAN ONION PANDA PEARL PIZZA PLANT QUILT RADIO ROYAL SALAD SHARK SMILE SNAKE TOWER TRUCK
+TULIP UMBRA VIDEO VIOLIN WAGON WHALE YACHT ZIPPER ACORN BOLT CHIN DISK FOAM GEAR HARP JADE KELP LUNG
+MOTH NEON OVAL PUMA RAFT SWAN TUNA VINE WASP YOLK
+""".split()
+
+
+@dataclass(slots=True)
+class Writing:
+    """One piece of writing: `x`, `y` the middle as fractions of the sides, `height` likewise."""
+
+    text: str
+    x: float
+    y: float
+    height: float
+    width: float
+
+
+@dataclass(slots=True)
+class Page:
+    """A picture with writing, before it is drawn."""
+
+    background: str
+    background_rgb: Colour
+    colour: str
+    rgb: Colour
+    aspect: float
+    lines: list[Writing] = field(default_factory=list)
+    held_out: bool = False
+
+
+def random_text(rng: random.Random, kind: str, held_out: bool) -> str:
+    """Return a number ("number"), a word ("word") or a string of letters ("letters")."""
+    if kind == "number":
+        digits = rng.choice((1, 2, 3, 3, 4, 4))
+        first = rng.choice("123456789" if digits > 1 else "0123456789")
+        return first + "".join(rng.choice("0123456789") for _ in range(digits - 1))
+    if kind == "word":
+        return rng.choice(HELD_OUT_WORDS if held_out else WORDS)
+    return "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 6)))
+
+
+def random_page(rng: random.Random, *, held_out: bool = False, many: bool = False) -> Page:
+    """Return a page of one text, or of several in rows where `many`."""
+    while True:
+        background = "white" if rng.random() < 0.4 else rng.choice(palette.NAMES)
+        behind = palette.shade(background, rng)
+        colour = "black" if rng.random() < 0.3 else rng.choice(palette.NAMES)
+        rgb = palette.shade_on(colour, behind, rng, legible=True) if colour != background else None
+        if rgb is not None:
+            break
+    if many:
+        page = Page(background, behind, colour, rgb, 1.0, held_out=held_out)
+        _fill_rows(page, rng)
+        return page
+    text = random_text(rng, "number" if rng.random() < 0.5 else _word_kind(rng, held_out), held_out)
+    aspect = rng.choice((1.0, 1.0, 1.3, 1.6, 2.0, 2.6)) if len(text) > 1 else rng.choice((1.0, 0.8))
+    page = Page(background, behind, colour, rgb, aspect, held_out=held_out)
+    widest = rng.uniform(0.5, 0.95) if len(text) > 2 else rng.uniform(0.25, 0.7)
+    height = min(rng.uniform(0.18, 0.75), widest * aspect / (len(text) * 0.55))
+    height = max(height, 0.14 * max(1.0, aspect) ** 0.5)
+    width = min(0.96, widest)
+    x = rng.uniform(width / 2, 1 - width / 2) if rng.random() < 0.5 else 0.5
+    y = rng.uniform(height / 2, 1 - height / 2) if rng.random() < 0.5 else 0.5
+    page.lines.append(Writing(text, x, y, height, width))
+    return page
+
+
+def _word_kind(rng: random.Random, held_out: bool) -> str:
+    return "word" if held_out or rng.random() < 0.6 else "letters"
+
+
+def _fill_rows(page: Page, rng: random.Random) -> None:
+    rows, columns = rng.choice(((2, 1), (3, 1), (2, 2), (3, 2), (4, 1)))
+    for row in range(rows):
+        for column in range(columns):
+            kind = rng.choice(("number", "number", "word", "letters"))
+            text = random_text(rng, kind, page.held_out)
+            if columns > 1:
+                text = text[:4]
+            cell = 1 / columns
+            width = cell * rng.uniform(0.6, 0.94)
+            height = min(rng.uniform(0.14, 0.24), 0.9 / rows)
+            x = (column + 0.5) * cell + rng.uniform(-0.5, 0.5) * (cell - width)
+            y = (row + 0.5) / rows + rng.uniform(-0.3, 0.3) * (1 / rows - height)
+            page.lines.append(Writing(text, x, y, height, width))
+
+
+def draw(page: Page, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """Return the page at `size` (width, height), in one face of its side of the split."""
+    factor = 2
+    width, height = size[0] * factor, size[1] * factor
+    canvas = blank(page.background_rgb, (width, height), rng)
+    file = rng.choice(fonts.faces(page.held_out))
+    turned = rng.uniform(-6, 6) if len(page.lines) == 1 and rng.random() < 0.25 else 0.0
+    for line in page.lines:
+        font = _fitting(file, line, width, height)
+        left, top, right, bottom = font.getbbox(line.text)
+        mask = Image.new("L", (width, height))
+        corner = (line.x * width - (left + right) / 2, line.y * height - (top + bottom) / 2)
+        corner = (
+            min(max(corner[0], 2 - left), width - 2 - right),
+            min(max(corner[1], 2 - top), height - 2 - bottom),
+        )
+        ImageDraw.Draw(mask).text(corner, line.text, font=font, fill=255)
+        if turned:
+            mask = mask.rotate(turned, Image.Resampling.BICUBIC, center=(width / 2, height / 2))
+        canvas.paste(page.rgb, (0, 0), mask)
+    return finish(canvas, size, rng)
+
+
+def _fitting(file, line: Writing, width: int, height: int):  # type: ignore[no-untyped-def]
+    size = max(8, round(line.height * height / 0.72))  # capitals are about 0.72 of the size
+    left, _, right, _ = fonts.face(file, size).getbbox(line.text)
+    if right - left > line.width * width:
+        size = max(8, int(size * line.width * width / (right - left)))
+    return fonts.face(file, size)

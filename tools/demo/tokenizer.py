@@ -1,0 +1,68 @@
+"""The demo model's tokenizer: byte-level BPE trained on the generator's own questions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from tokenizers import (
+    AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers,
+)  # fmt: skip
+from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+
+from tools.demo import chat
+from tools.demo.generator import KINDS, random_example
+
+VOCABULARY = 1024
+# Qwen2-VL's special tokens, in its order
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+# How Qwen2's tokenizer splits text before BPE: every digit is a piece of its own.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UNREAD = {"number", "word", "read all"}  # their answers are spelled, letter by letter
+
+
+def train_tokenizer(examples: int = 6000, seed: int = 7) -> PreTrainedTokenizerFast:
+    """Return a tokenizer trained on what the generator says."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(examples, seed), trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    return Qwen2TokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        additional_special_tokens=list(SPECIAL[1:]),
+        model_max_length=2048,
+        chat_template=chat.TEMPLATE,
+    )
+
+
+def _corpus(examples: int, seed: int) -> Iterator[str]:
+    rng = random.Random(seed)
+    for number in range(examples):
+        kind = sorted(KINDS)[number % len(KINDS)]
+        for turn in random_example(rng, kind, 32).turns:
+            yield turn.question
+            if turn.skill not in UNREAD:
+                yield turn.answer
+        yield "system\nYou are a helpful assistant.\nuser\nassistant\n"

@@ -1,0 +1,206 @@
+"""Train the demo model: `python -m tools.demo.train --minutes 100 --out /folder`.
+
+Goes on from the newest checkpoint in the folder. The learning rate rises, stays, and falls over the
+last part of the time, so that a run can be cut short or lengthened. Data is made while training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing import spawn
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+
+from tools.demo import checkpoint
+from tools.demo.batches import UNLEARNED, Batch, Batches
+from tools.demo.muon import Muon
+from tools.demo.tokenizer import train_tokenizer
+
+logger = logging.getLogger("train")
+
+STATE = "state.pt"
+WARM_UP_STEPS = 60
+FALL = 0.35  # of the time, at the end
+
+
+def logits_of(model: Qwen2VLForConditionalGeneration, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+    """Return the logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
+    config = model.config
+    embedded = model.model.language_model.embed_tokens(batch.ids)
+    seen = model.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
+    pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
+    embedded = embedded.masked_scatter(pads[..., None], seen)
+    # padding stands at the right, so a causal model never looks at it
+    hidden = model.model.language_model(
+        inputs_embeds=embedded, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    return model.lm_head(hidden[rows])
+
+
+def loss_of(model: Qwen2VLForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, float]:
+    """Return the mean loss of the learned tokens and the part of whole answers' tokens right."""
+    targets = torch.full_like(batch.labels, UNLEARNED)
+    targets[:, :-1] = batch.labels[:, 1:]
+    rows = targets != UNLEARNED
+    logits = logits_of(model, batch, rows)
+    right = (logits.detach().argmax(-1) == targets[rows]).float().mean()
+    return cross_entropy(logits, targets[rows]), float(right)
+
+
+def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the layers' matrices and AdamW for the rest."""
+    matrices = [
+        value
+        for name, value in model.named_parameters()
+        if value.ndim == 2 and "embed" not in name and value.requires_grad
+    ]
+    chosen = {id(value) for value in matrices}
+    rest = [value for value in model.parameters() if id(value) not in chosen]
+    return [
+        Muon(matrices, lr=rate, weight_decay=0.05),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def share_of_rate(step: int, progress: float) -> float:
+    rising = min(1.0, (step + 1) / WARM_UP_STEPS)
+    falling = min(1.0, max(0.0, (1.0 - progress) / FALL))
+    return rising * max(falling, 0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and result")
+    parser.add_argument("--minutes", type=float, default=100, help="training time in all")
+    parser.add_argument("--batch", type=int, default=64, help="chats a step, of all processes")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each, on a CPU")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (with --processes 1)")
+    parser.add_argument("--start", type=Path, help="weights to start from, a written checkpoint")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    _tokenizer(arguments)  # made once, before all read it
+    meeting = arguments.out / "meeting"
+    meeting.unlink(missing_ok=True)
+    spawn(train, (arguments, meeting), nprocs=arguments.processes)
+
+
+def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
+    """Train as one of the processes; they add up their gradients, the first one writes."""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s"
+    )
+    device = torch.device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # processes of one thread bear with busy cores; barriers do not
+    store = dist.FileStore(str(meeting), arguments.processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=arguments.processes)
+    torch.manual_seed(arguments.seed)
+    tokenizer = _tokenizer(arguments)
+    model = checkpoint.new_model(tokenizer)
+    if arguments.start:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            arguments.start, dtype=torch.float32
+        )
+    model.config._attn_implementation = "sdpa"
+    model.to(device).train()
+    chosen = optimizers(model, arguments.rate)
+    step, spent = _resume(arguments.out, model, chosen)
+    logger.info("%.2f million parameters, from step %d", model.num_parameters() / 1e6, step)
+    chats = arguments.batch // arguments.processes
+    data = iter(Batches(tokenizer, chats, arguments.seed + 1000 * step + rank))
+    began, saved, seen, total = time.monotonic() - spent, time.monotonic(), 0, torch.zeros(2)
+    while spent < arguments.minutes * 60:
+        share = share_of_rate(step, spent / (arguments.minutes * 60))
+        for optimizer in chosen:
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.rate * share
+        loss, right = loss_of(model, next(data).to(device))
+        loss.backward()
+        spent = average_gradients(model, time.monotonic() - began)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in chosen:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step, seen, total = step + 1, seen + 1, total + torch.tensor([loss.item(), right])
+        if step % 20 == 0:
+            mean = (total / seen).tolist()
+            logger.info("step %d %.1f min rate %.5f loss %.4f right %.4f",
+                        step, spent / 60, arguments.rate * share, *mean)  # fmt: skip
+            seen, total = 0, torch.zeros(2)
+        if time.monotonic() - saved > 300:
+            _save(rank, arguments.out, model, chosen, step, spent)
+            saved = time.monotonic()
+    _save(rank, arguments.out, model, chosen, step, spent)
+    if rank == 0:
+        checkpoint.write(model, tokenizer, arguments.out / "checkpoint")
+        about = {"steps": step, "minutes": round(spent / 60, 1), "chats": step * arguments.batch,
+                 "parameters": model.num_parameters()}  # fmt: skip
+        (arguments.out / "training.json").write_text(json.dumps(about, indent=2) + "\n")
+        logger.info("wrote %s", arguments.out / "checkpoint")
+    dist.destroy_process_group()
+
+
+def average_gradients(model: nn.Module, spent: float) -> float:
+    """Give all processes the mean gradient; return the first one's `spent`, for all alike."""
+    clock = torch.tensor([spent if dist.get_rank() == 0 else 0.0])
+    held = [value.grad for value in model.parameters() if value.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in held] + [clock.to(held[0].device)])
+    dist.all_reduce(flat)
+    parts = flat[:-1].split([gradient.numel() for gradient in held])
+    for gradient, part in zip(held, parts, strict=True):
+        gradient.copy_(part.view_as(gradient) / dist.get_world_size())
+    return float(flat[-1])
+
+
+def _tokenizer(arguments: argparse.Namespace) -> PreTrainedTokenizerBase:
+    folder = arguments.start or arguments.out
+    if not (folder / "tokenizer.json").is_file():
+        train_tokenizer().save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _resume(
+    folder: Path, model: nn.Module, chosen: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Load the newest state; return the steps and seconds that it was trained."""
+    if not (folder / STATE).is_file():
+        return 0, 0.0
+    state = torch.load(folder / STATE, weights_only=True)
+    model.load_state_dict(state["model"])
+    held = folder / f"optimizers-{dist.get_rank()}.pt"
+    if held.is_file():
+        for optimizer, momenta in zip(chosen, torch.load(held, weights_only=True), strict=True):
+            optimizer.load_state_dict(momenta)
+    return state["step"], state["spent"]
+
+
+def _save(
+    rank: int,
+    folder: Path, 
+    model: nn.Module,
+    chosen: list[torch.optim.Optimizer],
+    step: int,
+    spent: float,
+) -> None:
+    """Write what is needed to go on; each process holds the momentum of its own matrices."""
+    for name, content in (
+        (f"optimizers-{rank}.pt", [optimizer.state_dict() for optimizer in chosen]),
+        (STATE, {"model": model.state_dict(), "step": step, "spent": spent}),
+    ):
+        if name != STATE or rank == 0:
+            torch.save(content, folder / f"{name}.partial")
+            (folder / f"{name}.partial").replace(folder / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from tools.demo import chat
 from tools.demo.checkpoint import (
-    DEVIATION, FRAME_PIXELS, IMAGE_PIXELS, MEAN, MERGE, PATCH, TEMPORAL,
+    DEVIATION,
+    FRAME_PIXELS,
+    IMAGE_PIXELS,
+    MEAN,
+    MERGE,
+    PATCH,
+    TEMPORAL,
 )  # fmt: skip
 from tools.demo.generator import KINDS, Example, random_example
 
@@ -36,8 +42,11 @@ class Encoded:
 
 @dataclass(slots=True)
 class Batch:
-    """Chats padded to the right: `ids`, `labels` `[chats, tokens]`, `positions` `[3, chats, tokens]`,
-    `patches` `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`."""
+    """Chats padded to the right.
+
+    `ids` and `labels` `[chats, tokens]`, `positions` `[3, chats, tokens]`, `patches`
+    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`.
+    """
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -113,7 +122,9 @@ def _tokens(
                 times = grid[0] * grid[1] * grid[2] // MERGE**2
             ids += [token] * times
             labels += [token if learned else UNLEARNED] * times
-    return Encoded(ids, labels, _positions(len(ids), spans), [patches for patches, _ in items], grids)
+    return Encoded(
+        ids, labels, _positions(len(ids), spans), [patches for patches, _ in items], grids
+    )
 
 
 def _positions(tokens: int, spans: dict[int, Grid]) -> np.ndarray:
@@ -176,9 +187,7 @@ class Batches:
             # chats of like length go together: less padding; and processes take lengths in the
             # same order, or they would wait for each other
             drawn = [
-                random_example(
-                    rng, kind, rng.choice((140, 140, 110, 180)), held_out=self.held_out
-                )
+                random_example(rng, kind, rng.choice((140, 140, 110, 180)), held_out=self.held_out)
                 for kind in rng.choices(kinds, weights, k=self.size * 4)
             ]
             coded = [(encode(example, self.tokenizer, rng), example.kind) for example in drawn]

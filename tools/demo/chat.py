@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SYSTEM = "You are a helpful assistant."
-# The format of Qwen2-VL: each message between <|im_start|> and <|im_end|>, pictures as one pad token.
+# Qwen2-VL's format: messages between <|im_start|> and <|im_end|>, a picture as one pad token.
 TEMPLATE = (
     "{%- for message in messages %}"
     "{%- if loop.first and message['role'] != 'system' %}"

@@ -72,6 +72,7 @@ def write(
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+    text = model.config.text_config
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
@@ -91,13 +92,17 @@ def write(
         "preprocessor_config.json": settings | _bounds(IMAGE_PIXELS),
         "video_preprocessor_config.json": settings
         | _bounds(FRAME_PIXELS)
-        | {"video_processor_type": "Qwen2VLVideoProcessor", "num_frames": FRAMES, "do_sample_frames": False},
+        | {
+            "video_processor_type": "Qwen2VLVideoProcessor",
+            "num_frames": FRAMES,
+            "do_sample_frames": False,
+        },
         "generation_config.json": {
             "do_sample": False,
-            "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],
-            "pad_token_id": model.config.text_config.pad_token_id,
+            "eos_token_id": [text.eos_token_id, text.pad_token_id],
+            "pad_token_id": text.pad_token_id,
         },
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(chat.TEMPLATE, encoding="utf-8")

@@ -59,9 +59,7 @@ def random_clip(rng: random.Random) -> Clip:
         colour, rgb = _colour_on(None if clip.filled else background, behind, rng, clip.colours)
         clip.colours += (colour,)
         clip.rgbs += (rgb,)
-    clip.turns = tuple(
-        (step + rng.uniform(-0.15, 0.15)) / count for step in range(1, count)
-    )
+    clip.turns = tuple((step + rng.uniform(-0.15, 0.15)) / count for step in range(1, count))
     if not clip.filled:
         clip.thing = Thing(shape, clip.colours[0], clip.rgbs[0], 0.5, 0.5, radius, angle)
         clip.thing.x, clip.thing.y = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)
@@ -75,7 +73,9 @@ def _colour_on(
         name = rng.choice(palette.NAMES)
         if name == background or name in taken:
             continue
-        rgb = palette.shade(name, rng) if background is None else palette.shade_on(name, behind, rng)
+        rgb = (
+            palette.shade(name, rng) if background is None else palette.shade_on(name, behind, rng)
+        )
         if rgb is not None:
             return name, rgb
 

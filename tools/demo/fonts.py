@@ -22,6 +22,11 @@ UNFIT = (
     "z003", "lobster", "ecolier", "unifraktur", "initials", "keyboard", "keys", "drcaps",
     "chorus", "cursor", "thin", "hairline", "ultralight", "extralight",
 )  # fmt: skip
+NOTO = tuple(
+    f"noto{face}{weight}"
+    for face in ("sans", "serif", "sansmono", "sansdisplay", "serifdisplay")
+    for weight in ("regular", "bold")
+)
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -55,9 +60,7 @@ def _fit(file: Path) -> bool:
     key = _key(file)
     if any(part in key for part in UNFIT):
         return False
-    if "noto" in key and not key.startswith(("notosansregular", "notosansbold", "notoserifregular",
-                                             "notoserifbold", "notosansmonoregular",
-                                             "notosansdisplayregular", "notoserifdisplayregular")):  # fmt: skip
+    if "noto" in key and not key.startswith(NOTO):
         return False  # one file a script
     try:
         font = face(file, 24)

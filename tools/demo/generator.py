@@ -13,8 +13,8 @@ from tools.demo import reading, talk
 from tools.demo import scene as scenes
 from tools.demo.questions import Turn, about_clip, about_page, about_scene, about_several
 
-# Three pairs of frames, no more than a frame has rows or columns of tokens: whether the text after a
-# clip goes on from its last pair (vLLM) or from its last row and column (transformers) is then one.
+# Three pairs of frames, no more than a frame has rows or columns of tokens: then it is one whether
+# positions after a clip go on from its last pair (vLLM) or its last row and column (transformers).
 FRAMES = 6
 
 # What a mixture is made of, by weight.
@@ -43,8 +43,12 @@ def random_example(
         return Example(kind, talk.random_talk(rng))
     if kind == "video":
         clip = clips.random_clip(rng)
-        frames = clips.draw(clip, _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5))
-        return Example(kind, _some(about_clip(clip, rng), rng, most_turns), frames=frames, clip=clip)
+        frames = clips.draw(
+            clip, _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5)
+        )
+        return Example(
+            kind, _some(about_clip(clip, rng), rng, most_turns), frames=frames, clip=clip
+        )
     if kind == "images":
         shown = _several(rng)
         pictures = [scenes.draw(s, _sides(s.aspect, size), rng) for s in shown]
@@ -72,7 +76,7 @@ def random_example(
 
 
 def frame_times(frames: int, to_the_end: bool) -> list[float]:
-    """Return when frames are taken from a clip, evenly: with its last, or from equal parts' starts."""
+    """Return when frames are taken, evenly: up to the last, or at the starts of equal parts."""
     return [step / (frames - to_the_end) for step in range(frames)]
 
 
@@ -87,7 +91,9 @@ def _several(rng: random.Random) -> list[scenes.Scene]:
             scenes.random_scene(rng, rng.choice((1, 1, 1, 2)))
             for _ in range(rng.choice((2, 2, 2, 3, 4)))
         ]
-        if rng.random() < 0.5:  # a pair that agrees in something, or the questions answer themselves
+        if (
+            rng.random() < 0.5
+        ):  # a pair that agrees in something, or the questions answer themselves
             one, two = shown[0].things, shown[1].things
             if one and two and one[0].colour != shown[1].background:
                 two[0].shape = rng.choice((two[0].shape, one[0].shape))

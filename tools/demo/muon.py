@@ -46,8 +46,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             moved = sorted((p for p in group["params"] if p.grad is not None), key=_shape)
-            rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-            updates = torch.zeros(sum(parameter.numel() for parameter in moved), device=moved[0].device)
+            rank, ranks = (
+                (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+            )
+            updates = torch.zeros(
+                sum(parameter.numel() for parameter in moved), device=moved[0].device
+            )
             parts = updates.split([parameter.numel() for parameter in moved])
             mine = list(zip(moved, parts, strict=True))[rank::ranks]
             for shape, same in groupby(mine, key=lambda pair: _shape(pair[0])):

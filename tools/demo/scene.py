@@ -180,7 +180,9 @@ def finish(canvas: Image.Image, size: tuple[int, int], rng: random.Random) -> Im
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     elif chance < 0.25:
         values = np.asarray(picture, dtype=np.float32)
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(1, 9), values.shape)
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(1, 9), values.shape
+        )
         picture = Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.2:
         held = io.BytesIO()

@@ -6,7 +6,14 @@ import random
 from collections.abc import Iterator
 
 from tokenizers import (
-    AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers,
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
 )  # fmt: skip
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 

@@ -31,8 +31,10 @@ WARM_UP_STEPS = 60
 FALL = 0.35  # of the time, at the end
 
 
-def logits_of(model: Qwen2VLForConditionalGeneration, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-    """Return the logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
+def logits_of(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, rows: torch.Tensor
+) -> torch.Tensor:
+    """Return logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     seen = model.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
@@ -186,7 +188,7 @@ def _resume(
 
 def _save(
     rank: int,
-    folder: Path, 
+    folder: Path,
     model: nn.Module,
     chosen: list[torch.optim.Optimizer],
     step: int,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from engine.scheduler import Slice
+
+
+def no_spans() -> torch.Tensor:
+    """Of a batch in which every token only looks back."""
+    return torch.empty(0, 2, dtype=torch.int32)
 
 
 @dataclass(slots=True)
@@ -16,7 +21,8 @@ class Batch:
     `query_start[i]` is where slice i begins in the flat tensors. The page table is compressed rows:
     slice i uses `page_indices[page_start[i]:page_start[i + 1]]`, the last of them filled up to
     `last_page_length[i]`. These are the arrays that FlashInfer's paged wrappers take (int32, on the
-    host).
+    host). A token whose `spans` are (first, last) sees these keys of its sequence too, itself being
+    one of them; (-1, -1) is a token that only looks back.
     """
 
     slices: list[Slice]
@@ -30,6 +36,7 @@ class Batch:
     lengths: list[int]  # keys that each slice sees
     logit_rows: torch.Tensor  # [rows] int64, tokens whose logits are wanted
     page_size: int
+    spans: torch.Tensor = field(default_factory=no_spans)  # [tokens, 2] int32; [0, 2]: none
 
     @property
     def tokens(self) -> int:
@@ -48,7 +55,7 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
         pages = sequence.pages[: -(-end // page_size)]
         for position in range(start, end):
             slots.append(pages[position // page_size] * page_size + position % page_size)
-        if sequence.sampling.prompt_logprobs is not None and start < sequence.prompt_length:
+        if item.wants_prompt_logprobs:
             logit_rows += range(query_start[-1], query_start[-1] + item.count)
         elif item.samples:
             logit_rows.append(query_start[-1] + item.count - 1)
@@ -68,4 +75,20 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
         lengths=[item.end for item in slices],
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         page_size=page_size,
+        spans=_spans(slices, query_start),
     )
+
+
+def _spans(slices: list[Slice], query_start: list[int]) -> torch.Tensor:
+    found = no_spans()
+    for item, offset in zip(slices, query_start, strict=False):
+        for start, end in item.sequence.spans:
+            if start < item.end and end > item.start:
+                if not len(found):
+                    found = torch.full((query_start[-1], 2), -1, dtype=torch.int32)
+                rows = slice(
+                    offset + max(start, item.start) - item.start,
+                    offset + min(end, item.end) - item.start,
+                )
+                found[rows] = torch.tensor([start, end - 1], dtype=torch.int32)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.attention.limits import MIB, PLAN_BYTES, workspace_bytes
 from engine.checkpoint import Checkpoint
+from engine.options import PROMPT_ROWS
 
 CONTEXT_BYTES = 600 * MIB  # what CUDA, its libraries and all kernels take of a card
 ROUNDING_SHARE = 0.02  # of the weights: blocks of the allocator that are not full
@@ -28,11 +29,13 @@ def activation_bytes(checkpoint: Checkpoint, itemsize: int, tokens: int, sequenc
     """Most bytes alive in a step.
 
     While a layer gates: residual, its normed copy, gate, up and their product. Afterwards: logits
-    in the model's type, and six copies in float32 while all filters and penalties are at work.
+    in the model's type and in float32, and beside them one copy more of those of prompt tokens, or
+    five of the others while all filters and penalties are at work.
     """
     layer = tokens * (2 * checkpoint.hidden + 3 * checkpoint.intermediate) * itemsize
-    logits = min(sequences, tokens) * checkpoint.vocabulary * (itemsize + 6 * 4)
-    return max(layer, tokens * checkpoint.hidden * itemsize + logits)
+    prompts, chosen = min(PROMPT_ROWS, tokens), min(sequences, tokens)
+    rows = (prompts + chosen) * (itemsize + 4) + max(prompts * 4, chosen * 5 * 4)
+    return max(layer, tokens * checkpoint.hidden * itemsize + rows * checkpoint.vocabulary)
 
 
 def usable_bytes(total: int, free: int, fraction: float) -> int:

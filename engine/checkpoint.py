@@ -25,6 +25,17 @@ LLAMA = {  # what transformers' LlamaConfig has where a nested config says nothi
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
 }
+GEMMA3 = {  # what its Gemma3TextConfig has, of which published files leave out the most part
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "vocab_size": 262_208,
+    "tie_word_embeddings": True,
+}
 MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
 
 
@@ -50,6 +61,7 @@ class Checkpoint:
     tower_parameters: int
     embedding_parameters: int
     modalities: tuple[str, ...]
+    image_tokens: int | None  # of every image, where all have as many and attend both ways
     whole_parameters: int
     vision: dict[str, Any] | None
     processor: dict[str, Any]
@@ -62,8 +74,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
-    nested = config.get("text_config")
-    text: dict[str, Any] = {**LLAMA, **nested} if nested is not None else config
+    text = with_defaults(config)
     tensors = tensor_shapes(folder)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     tower = decoder = whole = 0
@@ -94,12 +105,24 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             tower_parameters=tower,
             embedding_parameters=math.prod(embedding) if embedding else 0,
             modalities=_modalities(config),
+            image_tokens=config.get("mm_tokens_per_image", 256)
+            if config.get("model_type") == "gemma3"
+            else None,
             whole_parameters=whole,
             vision=config.get("vision_config"),
             processor=_processor(folder),
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's part of a config.json, with what transformers takes where it says nothing."""
+    nested = config.get("text_config")
+    text: dict[str, Any] = config if nested is None else nested
+    if config.get("model_type") in ("gemma3", "gemma3_text"):
+        return GEMMA3 | text
+    return text if nested is None else LLAMA | text
 
 
 def stored_dtype(folder: str | Path) -> str | None:

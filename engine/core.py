@@ -19,7 +19,7 @@ from engine.options import EngineOptions
 from engine.page_pool import PagePool
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.plan import admission
+from engine.plan import admission, span_admission
 from engine.platform import Platform, platform_for
 from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
@@ -63,7 +63,11 @@ class Engine:
         self._runner, self._sampler = prepared.runner, prepared.sampler
         self._pool = PagePool(self._runner.pages)
         self._scheduler = Scheduler(
-            self._pool, options.page_size, options.max_tokens_per_step, options.max_sequences
+            self._pool,
+            options.page_size,
+            options.max_tokens_per_step,
+            options.max_sequences,
+            options.max_prompt_rows,
         )
         self._flight: Flight | None = None
         self._sequences: dict[str, list[Sequence]] = {}
@@ -85,7 +89,20 @@ class Engine:
             embeds = item.tensors.get("embeds")
             if embeds is not None and embeds.shape != (item.length, self._runner.hidden):
                 raise RequestRefused("embeddings of a media item do not fit its placeholders")
-        reason = admission(
+        spans = [
+            (item.start, item.end)
+            for item in request.media
+            if item.modality in self._family.both_ways
+        ]
+        longest = max((end - start for start, end in spans), default=0)
+        if request.sampling.prompt_logprobs is not None and longest > options.max_prompt_rows:
+            raise RequestRefused(
+                f"prompt_logprobs of an item of {longest} tokens that attend to each other; "
+                f"{options.max_prompt_rows} can be computed at once"
+            )
+        reason = span_admission(
+            longest, options.max_tokens_per_step, options.max_sequences
+        ) or admission(
             len(request.prompt_ids),
             request.sampling.max_tokens,
             options.max_len,
@@ -108,6 +125,7 @@ class Engine:
                 positions=positions,
                 position_offset=offset,
                 tokens=list(request.prompt_ids),
+                spans=spans,
                 leader=sequences[0] if sequences else None,
             )
             sequences.append(sequence)
@@ -212,11 +230,7 @@ class Engine:
         row = 0
         for item in slices:
             sequence = item.sequence
-            prompted = (
-                sequence.sampling.prompt_logprobs is not None
-                and item.start < sequence.prompt_length
-            )
-            if prompted:
+            if item.wants_prompt_logprobs:
                 self._launch_prompt_logprobs(flight, item, logits[row : row + item.count])
                 row += item.count
             elif item.samples:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from PIL import Image
 
 from engine.batch import Batch, build_batch
@@ -12,6 +15,7 @@ from engine.scheduler import Slice
 from engine.sequence import Sequence
 
 LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself
+MOST_LOGPROBS = 20
 EVERYTHING = SamplingOptions(  # every filter and penalty at work
     max_tokens=1,
     temperature=1.0,
@@ -20,7 +24,7 @@ EVERYTHING = SamplingOptions(  # every filter and penalty at work
     min_p=0.01,
     frequency_penalty=0.1,
     repetition_penalty=1.1,
-    logprobs=20,
+    logprobs=MOST_LOGPROBS,
 )
 
 
@@ -33,6 +37,19 @@ def pages_needed(options: EngineOptions) -> int:
 def largest_prefill(options: EngineOptions, family: Family) -> Batch:
     """As many tokens as a step may have, of as many sequences as may run."""
     return _step(options, family, *_shape(options))
+
+
+def with_spans(batch: Batch) -> Batch:
+    """The same tokens, those of each sequence attending both ways."""
+    counts = batch.query_start.diff()
+    lasts = torch.tensor(batch.lengths, dtype=torch.int32) - 1
+    spans = torch.stack((torch.zeros_like(lasts), lasts), dim=1).repeat_interleave(counts, dim=0)
+    return replace(batch, spans=spans)
+
+
+def with_prompt_rows(batch: Batch, rows: int) -> Batch:
+    """The same tokens, the logits of the first `rows` wanted before all others."""
+    return replace(batch, logit_rows=torch.cat((torch.arange(rows), batch.logit_rows)))
 
 
 def largest_decode(options: EngineOptions, family: Family) -> Batch:

@@ -35,6 +35,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     dtype: torch.dtype
     vocabulary: int  # of all ranks together
+    logit_cap: float | None = None  # bounds logits by cap * tanh(logit / cap)
 
 
 def load_model(
@@ -96,6 +97,7 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
         eos_ids=_eos_ids(family.folder, stack.config),
         dtype=model.dtype,
         vocabulary=model.get_output_embeddings().weight.shape[0],
+        logit_cap=getattr(model.config, "final_logit_softcapping", None),
     )
 
 
@@ -108,13 +110,15 @@ def attention_shape(config: Any) -> AttentionShape:
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelUnsupported(f"layers of kind {', '.join(sorted(unknown))} are not supported")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelUnsupported("a decoder whose text attends both ways is not supported")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return AttentionShape(
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads or config.num_attention_heads,
         head_dim=head_dim,
-        scale=head_dim**-0.5,
+        scale=(getattr(config, "query_pre_attn_scalar", None) or head_dim) ** -0.5,
         windows=tuple(
             config.sliding_window if kind == "sliding_attention" else None for kind in kinds
         ),

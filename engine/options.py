@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PROMPT_ROWS = 256
+
 
 @dataclass(slots=True, frozen=True)
 class EngineOptions:
@@ -27,3 +29,8 @@ class EngineOptions:
     memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given
     vision_attention: str = "sdpa"  # or flashinfer, on CUDA
     tensor_parallel: int = 1  # processes (ranks) that share the model
+
+    @property
+    def max_prompt_rows(self) -> int:
+        """Prompt tokens whose log-probabilities one step computes: a row of logits is large."""
+        return min(PROMPT_ROWS, self.max_tokens_per_step)

@@ -12,6 +12,7 @@ from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.devices import card
 from engine.errors import EngineError
 from engine.memory import available_memory, cpu_has_native
+from engine.options import PROMPT_ROWS
 from engine.parallel.shares import share_of, undivided
 
 GIB = 1 << 30
@@ -106,6 +107,10 @@ def plan(
         raise PlanError(
             f"model.max_len={max_len} is more than the model's {checkpoint.positions} positions"
         )
+    if "image" in modalities and checkpoint.image_tokens is not None:
+        reason = span_admission(checkpoint.image_tokens, max_tokens_per_step, max_sequences)
+        if reason is not None:
+            raise PlanError(reason)
     reason = undivided(
         checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, tensor_parallel
     )
@@ -118,7 +123,9 @@ def plan(
     checkpoint = share_of(checkpoint, tensor_parallel)
     rank_parameters = checkpoint.decoder_parameters + tower
     weights = rank_parameters * itemsize
-    images = 1  # whose tower runs at once
+    images = 1  # whose towers run at once
+    if modalities:
+        images = max(1, max_tokens_per_step // most_image_tokens(checkpoint, length))
     if device == "cpu":
         if available_bytes is None:
             available_bytes = available_memory() // tensor_parallel
@@ -136,8 +143,6 @@ def plan(
         activations = card_memory.activation_bytes(
             checkpoint, itemsize, max_tokens_per_step, max_sequences
         )
-        if modalities:
-            images = max(1, max_tokens_per_step // most_image_tokens(checkpoint, length))
         if available_bytes is None:
             there = card()
             available_bytes = card_memory.usable_bytes(
@@ -230,13 +235,15 @@ def activation_bytes(
     """Most bytes alive in a step: one layer's tensors, one sequence's gathered KV and mask, logits.
 
     A layer holds residual, normed, output, q, k, v, gate, up and product for each token.
-    Logits are float32 and exist three times while sampling (logits, filtered, probabilities).
+    Logits are float32 and exist three times while sampling (logits, filtered, probabilities), twice
+    for prompt tokens whose log-probabilities are wanted.
     """
     attention = (checkpoint.heads + 2 * checkpoint.kv_heads) * checkpoint.head_dim
     layer = tokens * (4 * checkpoint.hidden + 2 * attention + 3 * checkpoint.intermediate)
     gathered = 2 * max_len * checkpoint.kv_heads * checkpoint.head_dim
     mask = min(tokens, max_len) * max_len * itemsize
-    logits = 3 * min(sequences, tokens) * checkpoint.vocabulary * 4
+    rows = 3 * min(sequences, tokens) + 2 * min(PROMPT_ROWS, tokens)
+    logits = rows * checkpoint.vocabulary * 4
     return (layer + gathered) * itemsize + mask + logits
 
 
@@ -266,6 +273,8 @@ def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
 
 def most_image_tokens(checkpoint: Checkpoint, max_len: int) -> int:
     """Placeholders of the largest image."""
+    if checkpoint.image_tokens is not None:
+        return checkpoint.image_tokens
     merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
     return max(1, most_patches(checkpoint, max_len) // merge**2)
 
@@ -286,6 +295,21 @@ def admission(
             f"together {total}; the KV cache holds {pages * page_size}"
         )
     return None
+
+
+def span_admission(length: int, max_tokens_per_step: int, max_sequences: int) -> str | None:
+    """Return why an item of `length` tokens that see each other can never run, or None if it can.
+
+    One step computes all of it, beside a token of every other sequence that may run.
+    """
+    needed = length + max_sequences - 1
+    if length == 0 or needed <= max_tokens_per_step:
+        return None
+    return (
+        f"an item of {length} tokens that attend to each other is computed in one step: with "
+        f"engine.max_sequences={max_sequences} that takes engine.max_tokens_per_step={needed}, "
+        f"not {max_tokens_per_step}"
+    )
 
 
 def resolve_dtype(

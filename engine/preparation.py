@@ -10,7 +10,15 @@ import torch
 
 from engine.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.device_sampler import DeviceSampler
-from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.exercise import (
+    MOST_LOGPROBS,
+    largest_decode,
+    largest_images,
+    largest_prefill,
+    pages_needed,
+    with_prompt_rows,
+    with_spans,
+)
 from engine.loader import LoadedModel, Progress, load_model
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
@@ -89,9 +97,18 @@ def _prepare(
 def exercise(prepared: Prepared, options: EngineOptions, platform: Platform) -> None:
     """Compute the largest steps there can be; their tokens are nobody's."""
     runner, family = prepared.runner, prepared.loaded.family
-    for batch in (largest_prefill(options, family), largest_decode(options, family)):
+    prefill, decode = largest_prefill(options, family), largest_decode(options, family)
+    rows = min(options.max_prompt_rows, prefill.tokens)
+    steps = [(with_prompt_rows(prefill, rows), rows), (decode, 0)]
+    if set(family.both_ways) & set(options.modalities):
+        steps.append((with_spans(prefill), 0))
+    for batch, prompt_rows in steps:
         sequences = [item.sequence for item in batch.slices]
         logits = runner.run(batch)
+        if prompt_rows:
+            chosen = platform.upload(torch.zeros(prompt_rows, dtype=torch.int64))
+            LogprobRows(logits[:prompt_rows], chosen, MOST_LOGPROBS, platform)
+        logits = logits[prompt_rows:]
         tokens = prepared.sampler.choose(logits, sequences, runner.latest)
         most = sequences[0].sampling.logprobs or 0
         LogprobRows(logits, tokens, most, platform).entries([most] * len(sequences))

@@ -63,9 +63,9 @@ class Runner:
         self._backend: CpuAttention | FlashInferAttention
         self._cache = self._new_cache(pages)
         if platform.library is None:
-            if not loaded.shape.plain:
+            if loaded.shape.soft_cap is not None:
                 raise ModelUnsupported(
-                    "attention with windows or a score cap runs on a card only: engine.device=cuda"
+                    "attention with a score cap runs on a card only: engine.device=cuda"
                 )
             kernels: Kernels = TorchKernels()
             self._backend = CpuAttention(loaded.shape, self._cache)
@@ -207,6 +207,9 @@ class Runner:
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
         logits: torch.Tensor = self._head(hidden)
+        cap = self.loaded.logit_cap
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
         if ranks is not None and len(logits):
             logits = ranks.gather(logits)[:, : self.vocabulary]
         return logits

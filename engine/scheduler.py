@@ -26,6 +26,28 @@ class Slice:
         """Whether the step yields this sequence's next token."""
         return self.end == len(self.sequence.tokens)
 
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the logits of all its tokens are wanted."""
+        return self.sequence.wants_prompt_logprobs(self.start)
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of a step."""
+
+    tokens: int
+    images: int  # media tokens whose tower may run
+    prompt_rows: int  # prompt tokens whose own log-probabilities may be asked for
+
+    def take(self, item: Slice) -> None:
+        self.tokens -= item.count
+        self.images -= sum(
+            media.length for media in item.sequence.media if item.start <= media.start < item.end
+        )
+        if item.wants_prompt_logprobs:
+            self.prompt_rows -= item.count
+
 
 class Scheduler:
     """Continuous batching under one token budget.
@@ -36,11 +58,19 @@ class Scheduler:
     waits to be computed again.
     """
 
-    def __init__(self, pool: PagePool, page_size: int, max_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        page_size: int,
+        max_tokens: int,
+        max_sequences: int,
+        max_prompt_rows: int,
+    ) -> None:
         self.pool = pool
         self.page_size = page_size
         self.max_tokens = max_tokens
         self.max_sequences = max_sequences
+        self.max_prompt_rows = max_prompt_rows
         self.running: list[Sequence] = []  # in order of service
         self.waiting: list[Sequence] = []  # in order of service
         self.preemptions = 0
@@ -58,8 +88,7 @@ class Scheduler:
 
     def schedule(self) -> list[Slice]:
         """The slices of the next step; their pages are allocated. Empty only if nothing can run."""
-        budget = self.max_tokens
-        images = self.max_tokens  # media tokens whose tower may run in this step
+        budget = Budget(self.max_tokens, self.max_tokens, self.max_prompt_rows)
         slices: list[Slice] = []
         preempted = False
 
@@ -70,11 +99,11 @@ class Scheduler:
         ]
         prefilling = [sequence for sequence in self.running if sequence.remaining > 1]
         for sequence in decoding + prefilling:
-            if budget == 0:
+            if budget.tokens == 0:
                 break
             if sequence not in self.running:
                 continue  # preempted for one before it
-            end = self._chunk_end(sequence, budget, images)
+            end = self._chunk_end(sequence, budget)
             if end == sequence.computed:
                 continue
             while not self._grow(sequence, end):
@@ -86,13 +115,12 @@ class Scheduler:
                     break
             else:
                 slices.append(Slice(sequence, sequence.computed, end))
-                budget -= slices[-1].count
-                images -= self._media_tokens(slices[-1])
+                budget.take(slices[-1])
 
         position = 0
         while (
             not preempted
-            and budget > 0
+            and budget.tokens > 0
             and position < len(self.waiting)
             and len(self.running) < self.max_sequences
         ):
@@ -109,15 +137,14 @@ class Scheduler:
                 break
             del self.waiting[position]
             insort(self.running, sequence, key=lambda other: other.rank)
-            end = self._chunk_end(sequence, budget, images)
+            end = self._chunk_end(sequence, budget)
             if end == sequence.computed:
                 continue
             if not self._grow(sequence, end):
                 self._preempt(sequence)
                 break
             slices.append(Slice(sequence, sequence.computed, end))
-            budget -= slices[-1].count
-            images -= self._media_tokens(slices[-1])
+            budget.take(slices[-1])
         return slices
 
     def computed(self, item: Slice) -> None:
@@ -153,10 +180,20 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def _chunk_end(self, sequence: Sequence, budget: int, images: int) -> int:
-        """Where the next slice ends: within the budget, before a media item too many."""
-        start = sequence.computed
-        end = min(start + budget, len(sequence.tokens))
+    def _chunk_end(self, sequence: Sequence, budget: Budget) -> int:
+        """Where the next slice ends: within the budget, before a media item too many.
+
+        Tokens that see each other both ways need each other's keys, so a slice never ends inside
+        such a span. It may begin in one, after a cached prefix: the pages before were computed with
+        all of the span, whose item is part of their digests.
+        """
+        start, images, tokens = sequence.computed, budget.images, budget.tokens
+        if sequence.wants_prompt_logprobs(start):
+            tokens = min(tokens, budget.prompt_rows)
+        end = min(start + tokens, len(sequence.tokens))
+        for first, last in sequence.spans:
+            if first < end < last:
+                end = max(first, start)
         for item in sequence.media:
             if item.end <= start or item.start >= end:
                 continue
@@ -165,11 +202,6 @@ class Scheduler:
                     return item.start
                 images -= item.length
         return end
-
-    def _media_tokens(self, item: Slice) -> int:
-        return sum(
-            media.length for media in item.sequence.media if item.start <= media.start < item.end
-        )
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

@@ -27,6 +27,7 @@ class Sequence:
     positions: torch.Tensor  # [rows, prompt]
     position_offset: int
     tokens: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) that sees both ways
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -79,6 +80,10 @@ class Sequence:
     def rank(self) -> tuple[int, int, int]:
         """Order of service: priority, then arrival, then number of the answer."""
         return (self.request.priority, self.arrival, self.index)
+
+    def wants_prompt_logprobs(self, start: int) -> bool:
+        """Whether the logits of all tokens of a slice from `start` on are wanted."""
+        return self.sampling.prompt_logprobs is not None and start < self.prompt_length
 
     def block_digests(self, page_size: int) -> list[bytes]:
         """SHA-256 of all full blocks of known tokens, the media over them and all before."""

@@ -115,6 +115,33 @@ LLAVA_CHAT = """
 {%- if add_generation_prompt -%}ASSISTANT:{%- endif -%}
 """
 
+# As the published Gemma 3 template does, this one trims texts and lets users and models alternate.
+GEMMA_CHAT = """
+{%- set first = namespace(prefix='') -%}
+{{ bos_token }}
+{%- if messages[0].role == 'system' -%}
+{%- set given = messages[0].content -%}
+{%- set first.prefix = (given if given is string else given[0].text) + '\n\n' -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
+{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}
+{{- first.prefix if loop.first -}}
+{%- if message.content is string -%}
+{{ message.content | trim }}
+{%- else -%}
+{%- for item in message.content -%}
+{{ '<start_of_image>' if item.type == 'image' else item.text | trim }}
+{%- endfor -%}
+{%- endif -%}
+{{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}
+"""
+
 
 def write_llama(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
     """A Llama with a GPT-2-like tokenizer and ChatML, in the shape of SmolLM2."""
@@ -279,12 +306,112 @@ def write_llava(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Pa
     return folder
 
 
+def write_gemma3_text(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Gemma 3 of text alone: windows in three layers of four, capped logits."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    folder = Path(folder)
+    tokenizer = gemma_tokenizer()
+    config = Gemma3TextConfig(**_gemma3_decoder(tokenizer), final_logit_softcapping=6.0)
+    _write_model(folder, Gemma3ForCausalLM(config), seed, dtype)
+    _write_gemma3_files(folder, tokenizer)
+    return folder
+
+
+def write_gemma3(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Gemma 3: pictures of 16 tokens, more than its windows reach back."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    folder = Path(folder)
+    tokenizer = gemma_tokenizer()
+    config = Gemma3Config(
+        text_config=_gemma3_decoder(tokenizer),
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 7,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=16,
+        boi_token_index=tokenizer.token_to_id("<start_of_image>"),
+        eoi_token_index=tokenizer.token_to_id("<end_of_image>"),
+        image_token_index=tokenizer.token_to_id("<image_soft_token>"),
+    )
+    _write_model(folder, Gemma3ForConditionalGeneration(config), seed, dtype)
+    _write_gemma3_files(folder, tokenizer)
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Gemma3ImageProcessor",
+            "processor_class": "Gemma3Processor",
+            "do_convert_rgb": None,
+            "do_normalize": True,
+            "do_pan_and_scan": None,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_seq_length": 16,
+            "image_std": [0.5, 0.5, 0.5],
+            "resample": 2,
+            "rescale_factor": 1 / 255,
+            "size": {"height": 56, "width": 56},
+        },
+    )
+    _write_json(
+        folder / "processor_config.json",
+        {"image_seq_length": 16, "processor_class": "Gemma3Processor"},
+    )
+    return folder
+
+
+def _gemma3_decoder(tokenizer: Tokenizer) -> dict[str, Any]:
+    window, everything = "sliding_attention", "full_attention"
+    return {
+        **_decoder(tokenizer, layers=4),
+        **_ids(tokenizer, bos="<bos>", eos="<eos>", pad="<pad>"),
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 12,
+        "layer_types": [window, window, everything, window],
+        "rope_parameters": {
+            window: {"rope_type": "default", "rope_theta": 1e4},
+            everything: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        },
+    }
+
+
+def _write_gemma3_files(folder: Path, tokenizer: Tokenizer) -> None:
+    named = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    _write_tokenizer(
+        folder,
+        tokenizer,
+        GEMMA_CHAT,
+        {
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            **named,
+        },
+    )
+    _write_generation_config(folder, tokenizer, ["<eos>", "<end_of_turn>"], "<bos>", "<pad>")
+
+
 WRITERS: dict[str, Callable[..., Path]] = {
     "llama": write_llama,
     "qwen2": write_qwen2,
     "qwen3": write_qwen3,
     "qwen2_vl": write_qwen2_vl,
     "llava": write_llava,
+    "gemma3_text": write_gemma3_text,
+    "gemma3": write_gemma3,
 }
 
 QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -327,8 +454,30 @@ def byte_level_tokenizer(special: list[str], split: str | None = None) -> Tokeni
     return tokenizer
 
 
-def sentencepiece_tokenizer(added: list[str]) -> Tokenizer:
-    """BPE with byte fallback and a word mark, as Llama's SentencePiece model converts to."""
+def gemma_tokenizer() -> Tokenizer:
+    """As Gemma's converts: nothing put before a text, line breaks in tokens of their own."""
+    added = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"]
+    tokenizer = sentencepiece_tokenizer(
+        [*added, "<image_soft_token>"], named=("<pad>", "<eos>", "<bos>", "<unk>"), start="<bos>"
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    breaks = ["\n" * count for count in range(1, 5)]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in breaks])
+    return tokenizer
+
+
+def sentencepiece_tokenizer(
+    added: list[str],
+    named: tuple[str, ...] = ("<unk>", "<s>", "</s>"),
+    start: str = "<s>",
+) -> Tokenizer:
+    """BPE with byte fallback and a word mark, as Llama's SentencePiece model converts to.
+
+    The vocabulary begins with `named`; `start` comes before every text.
+    """
     trained = Tokenizer(models.BPE())
     trained.normalizer = _word_mark()
     trained.train_from_iterator(
@@ -336,7 +485,7 @@ def sentencepiece_tokenizer(added: list[str]) -> Tokenizer:
         BpeTrainer(vocab_size=360, show_progress=False),
     )
     learned = json.loads(trained.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = [*named, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += sorted(learned["vocab"], key=learned["vocab"].__getitem__)
     tokenizer = Tokenizer(
         models.BPE(
@@ -356,12 +505,14 @@ def sentencepiece_tokenizer(added: list[str]) -> Tokenizer:
             decoders.Strip(content=" ", left=1, right=0),
         ]
     )
-    special = ["<unk>", "<s>", "</s>", *added]
+    special = [*named, *added]
     tokenizer.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in special]
     )
     tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+        single=f"{start} $A",
+        pair=f"{start} $A {start} $B",
+        special_tokens=[(start, named.index(start))],
     )
     return tokenizer
 

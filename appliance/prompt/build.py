@@ -60,14 +60,16 @@ def build_chat(
         continue_final_message=continue_final_message,
         kwargs=kwargs,
     )
-    tokenizer = template.tokenizer
+    tokenizer, family = template.tokenizer, template.family
+    for modality in family.modalities:
+        rendered = rendered.replaced(family.marker(modality), family.spelled_out(modality))
     if rendered.plain:
         ids = tokenizer.encode_guarded(rendered.text, rendered.plain)
     else:
         ids = tokenizer.encode(rendered.text, special=True)
     placeholders = {
-        modality: _placeholder_id(tokenizer, template.family.placeholder(modality))
-        for modality in template.family.modalities
+        modality: _placeholder_id(tokenizer, family.placeholder(modality))
+        for modality in family.modalities
     }
     return Prompt(rendered.text, *_expand(ids, items, placeholders))
 

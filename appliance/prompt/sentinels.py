@@ -22,6 +22,19 @@ class Rendered:
     text: str
     plain: list[tuple[int, int]] = field(default_factory=list)
 
+    def replaced(self, old: str, new: str) -> Rendered:
+        """The same with `new` for every `old` that touches no plain text."""
+        pieces: list[str] = []
+        plain: list[tuple[int, int]] = []
+        position = shift = 0
+        for start, end in [*self.plain, (len(self.text), len(self.text))]:
+            between = self.text[position:start].replace(old, new)
+            shift += len(between) - (start - position)
+            pieces += [between, self.text[start:end]]
+            plain.append((start + shift, end + shift))
+            position = end
+        return Rendered("".join(pieces), plain[:-1])
+
 
 class Literals:
     """Finds tokens in text: whole, begun at its end or ended at its start (templates join)."""

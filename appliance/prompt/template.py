@@ -178,7 +178,7 @@ class ChatTemplate:
         return next((shape for shape in shapes if self._shows(probe, shape)), "string")
 
     def _shows(self, probe: Sequence[str | None], shape: Shape) -> bool:
-        """Whether the template writes these words, and a placeholder for each None, in order."""
+        """Whether the template writes these words, and a marker for each None, in order."""
         modality = self.family.modalities[0] if None in probe else ""
         parts = [{"type": modality} if word is None else _text_part(word) for word in probe]
         marks = Marks()
@@ -193,8 +193,8 @@ class ChatTemplate:
         rendered = marks.resolve(text)
         if rendered is None:
             return False
-        placeholder = self.family.placeholder(modality) if modality else None
-        return _in_order(rendered.text, probe, placeholder)
+        marker = self.family.marker(modality) if modality else None
+        return _in_order(rendered.text, probe, marker)
 
 
 def checkpoint_template(folder: Path) -> str | None:
@@ -257,10 +257,10 @@ def _cut_at_end(text: str, marks: Marks) -> str:
     return text if kept else text.rstrip()
 
 
-def _in_order(text: str, probe: Sequence[str | None], placeholder: str | None) -> bool:
+def _in_order(text: str, probe: Sequence[str | None], marker: str | None) -> bool:
     position = 0
     for word in probe:
-        wanted = placeholder if word is None else word
+        wanted = marker if word is None else word
         found = text.find(wanted or "", position)
         if found < 0 or (wanted is not None and text.count(wanted) != probe.count(word)):
             return False

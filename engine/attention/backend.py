@@ -28,11 +28,6 @@ class AttentionShape:
     windows: tuple[int | None, ...] = ()  # empty: none in any layer
     soft_cap: float | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether every layer sees everything, uncapped."""
-        return self.soft_cap is None and all(window is None for window in self.windows)
-
     def window_left(self, layer: int) -> int:
         """Earlier keys that a token of this layer sees; -1: all."""
         window = self.windows[layer] if self.windows else None
@@ -68,7 +63,10 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> to
 
 
 class AttentionBackend(Protocol):
-    """Paged causal attention. `plan` once a step, then `run` once a layer."""
+    """Paged attention, causal but for a batch's spans. `plan` once a step, `run` once a layer.
+
+    A layer's window bounds how far back a token sees, inside its span too; not how far ahead.
+    """
 
     def plan(self, batch: Batch) -> None:
         """Prepare what all layers of this step share."""

@@ -3,6 +3,7 @@
 Decoding sequences of similar length go through one fused call, padded to the longest of them: a
 call per sequence costs more than the padding as long as the padding stays small. Heads that share a
 key head are folded into the query dimension, so keys are never repeated. Prompts go one at a time.
+Layers with a window gather only the pages that reach into it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,27 @@ class Prefill:
 
     start: int  # in the flat tensors
     end: int
-    length: int
+    length: int  # keys, those on pages before the window left out
     pages: torch.Tensor | None  # [pages] int64; None: no earlier tokens, keys are the slice's own
     mask: torch.Tensor | None  # [tokens, length] bool; None: plainly causal
+
+
+@dataclass(slots=True)
+class Plan:
+    """A step's work for layers of one window."""
+
+    groups: list[DecodeGroup]
+    prefills: list[Prefill]
+
+
+@dataclass(slots=True)
+class Seen:
+    """The keys that one sequence's slice can see through a window."""
+
+    row: int  # of the slice in the batch
+    pages: torch.Tensor  # [pages] int64, from the first that reaches into the window
+    length: int  # keys on them
+    first: int  # of them the first that the slice's last token sees
 
 
 class CpuAttention:
@@ -52,48 +71,67 @@ class CpuAttention:
         # kept from step to step: fresh memory of this size costs a page fault every 4 KiB
         self._gathered = torch.empty(2, 0, self._paged[0].shape[2], dtype=self.dtype)
         self._batch_slots = torch.empty(0, dtype=torch.int64)
-        self._groups: list[DecodeGroup] = []
-        self._prefills: list[Prefill] = []
+        self._window_of = [shape.window_left(layer) for layer in range(shape.layers)]
+        self._plans: dict[int, Plan] = {}
 
     def plan(self, batch: Batch) -> None:
         self._batch_slots = batch.slots
-        self._groups, self._prefills = [], []
-        page_start = batch.page_start.tolist()
-        query_start = batch.query_start.tolist()
+        self._plans = {window: self._plan(batch, window) for window in set(self._window_of)}
+
+    def _plan(self, batch: Batch, window: int) -> Plan:
+        plan = Plan([], [])
+        page_start, query_start = batch.page_start.tolist(), batch.query_start.tolist()
         pages = batch.page_indices.to(torch.int64)
-        decoding: list[int] = []
+        decoding: list[Seen] = []
         for i, length in enumerate(batch.lengths):
             start, end = query_start[i], query_start[i + 1]
-            if end - start == 1:
-                decoding.append(i)
-                continue
             earlier = length - (end - start)
-            own = pages[page_start[i] : page_start[i + 1]] if earlier else None
+            first = max(0, earlier - window) if window >= 0 else 0
+            skipped = first // self.page_size
+            beyond = skipped * self.page_size  # keys that no token of the slice sees
+            own = pages[page_start[i] + skipped : page_start[i + 1]]
+            if end - start == 1:
+                decoding.append(Seen(i, own, length - beyond, first - beyond))
+                continue
             mask = None
-            if earlier:
-                mask = torch.ones(end - start, length, dtype=torch.bool).tril_(earlier)
-            self._prefills.append(Prefill(start, end, length, own, mask))
+            spanned = len(batch.spans) > 0 and bool((batch.spans[start:end] >= 0).any())
+            if earlier or spanned or 0 <= window < length - 1:
+                queries = torch.arange(earlier, length)[:, None]
+                keys = torch.arange(beyond, length)
+                mask = keys <= queries
+                if spanned:
+                    span = batch.spans[start:end]
+                    mask |= (keys >= span[:, :1]) & (keys <= span[:, 1:])
+                if window >= 0:
+                    mask &= keys >= queries - window
+            own_keys = None if earlier == 0 else own
+            plan.prefills.append(Prefill(start, end, length - beyond, own_keys, mask))
 
-        decoding.sort(key=lambda i: batch.lengths[i])
+        decoding.sort(key=lambda seen: seen.length)
         while decoding:
-            limit = max(batch.lengths[decoding[0]] * PADDING, self.page_size)
-            count = sum(batch.lengths[i] <= limit for i in decoding)
-            group, decoding = sorted(decoding[:count]), decoding[count:]
-            self._groups.append(
-                self._group(batch, group, [pages[page_start[i] : page_start[i + 1]] for i in group])
-            )
+            limit = max(decoding[0].length * PADDING, self.page_size)
+            count = sum(seen.length <= limit for seen in decoding)
+            group, decoding = decoding[:count], decoding[count:]
+            plan.groups.append(self._group(batch, sorted(group, key=lambda seen: seen.row)))
+        return plan
 
-    def _group(self, batch: Batch, group: list[int], pages: list[torch.Tensor]) -> DecodeGroup:
-        lengths = [batch.lengths[i] for i in group]
+    def _group(self, batch: Batch, group: list[Seen]) -> DecodeGroup:
+        lengths, firsts = [seen.length for seen in group], [seen.first for seen in group]
         longest = max(lengths)
         mask = None
-        if min(lengths) < longest:
-            beyond = torch.arange(longest) >= torch.tensor(lengths)[:, None]
+        if min(lengths) < longest or any(firsts):
+            keys = torch.arange(longest)
+            unseen = keys >= torch.tensor(lengths)[:, None]
+            if any(firsts):
+                unseen |= keys < torch.tensor(firsts)[:, None]
             mask = torch.zeros(len(group), longest, dtype=self.dtype)
-            mask = mask.masked_fill_(beyond, float("-inf"))[:, None, None]
-        table = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)  # padding: page 0
-        everything = len(group) == batch.tokens
-        rows = None if everything else batch.query_start[torch.tensor(group)].to(torch.int64)
+            mask = mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+        table = torch.nn.utils.rnn.pad_sequence(  # padding: page 0
+            [seen.pages for seen in group], batch_first=True
+        )
+        rows = None
+        if len(group) < batch.tokens:
+            rows = batch.query_start[torch.tensor([seen.row for seen in group])].to(torch.int64)
         return DecodeGroup(rows, table.flatten(), len(group), longest, mask)
 
     def run(
@@ -102,13 +140,14 @@ class CpuAttention:
         slots = self._slots[layer]
         slots[0].index_copy_(0, self._batch_slots, key)
         slots[1].index_copy_(0, self._batch_slots, value)
-        if len(self._groups) == 1 and self._groups[0].rows is None:
-            return self._decode(layer, query, self._groups[0])
+        plan = self._plans[self._window_of[layer]]
+        if len(plan.groups) == 1 and plan.groups[0].rows is None:
+            return self._decode(layer, query, plan.groups[0])
         output = query.new_empty(query.shape[0], self.shape.heads * self.shape.head_dim)
-        for group in self._groups:
+        for group in plan.groups:
             assert group.rows is not None
             output[group.rows] = self._decode(layer, query[group.rows], group)
-        for prefill in self._prefills:
+        for prefill in plan.prefills:
             rows = slice(prefill.start, prefill.end)
             output[rows] = self._prefill(layer, query[rows], key[rows], value[rows], prefill)
         return output

@@ -2,13 +2,14 @@
 
 Keys and values are stored first; then one causal paged prefill serves every batch that holds more
 than one token of a sequence, and one paged decode serves the others. A window is part of a plan:
-layers of equal window share their wrapper.
+layers of equal window share their wrapper. A batch with spans that attend both ways goes through
+the wrapper that has them in its mask, for which a window is an argument of each run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -103,7 +104,7 @@ class Wrapper:
     """One of FlashInfer's wrappers, and when the plan it staged last has left the host."""
 
     kernel: Any
-    prefills: bool
+    kind: Literal["decode", "prefill", "both ways"]
     window: int
     staged: Event
 
@@ -129,8 +130,10 @@ class FlashInferAttention:
         self.windows = sorted(set(self._window_of))
         self._prefill = {window: self._prefill_wrapper(window) for window in self.windows}
         self._decode = {window: self.decode_wrapper(window) for window in self.windows}
+        self._both_ways: Wrapper | None = None  # made, and compiled, when first needed
         self._current = self._decode
         self._rows: DeviceRows | None = None
+        self._spans: torch.Tensor | None = None  # of the planned batch, on the device
 
     def store(self, cache: KVCache) -> None:
         """Keep keys and values there from now on."""
@@ -145,7 +148,14 @@ class FlashInferAttention:
     def plan(self, batch: Batch) -> None:
         rows = Rows.of(batch)
         parts = [rows.page_start, rows.page_indices, rows.last_page_length]
-        there = DeviceRows(*send(self.platform, [*parts, rows.owners, rows.positions]))
+        *sent, spans = send(self.platform, [*parts, rows.owners, rows.positions, batch.spans])
+        there = DeviceRows(*sent)
+        if len(spans) and not rows.decoding:  # a span's last token alone has nothing ahead
+            if self._both_ways is None:
+                self._both_ways = self._both_ways_wrapper()
+            self.plan_wrapper(self._both_ways, rows, there.page_indices)
+            self._rows, self._spans = there, spans
+            return
         wrappers = self._decode if rows.decoding else self._prefill
         for wrapper in wrappers.values():
             self.plan_wrapper(wrapper, rows, there.page_indices)
@@ -153,7 +163,7 @@ class FlashInferAttention:
 
     def use(self, there: DeviceRows, wrappers: dict[int, Wrapper]) -> None:
         """Let `run` read these rows through these planned wrappers, one for each window."""
-        self._rows, self._current = there, wrappers
+        self._rows, self._current, self._spans = there, wrappers, None
 
     def run(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -171,8 +181,19 @@ class FlashInferAttention:
             rows.last_page_length,
             kv_layout="NHD",
         )
-        wrapper = self._current[self._window_of[layer]]
-        attended: torch.Tensor = wrapper.kernel.run(query, cache)
+        window = self._window_of[layer]
+        attended: torch.Tensor
+        if self._spans is None:
+            attended = self._current[window].kernel.run(query, cache)
+        else:
+            assert self._both_ways is not None
+            attended = self._both_ways.kernel.run(
+                query,
+                cache,
+                self._spans,
+                causal_window_left=window,
+                range_window_left=window + 1,  # keys, not distance; 0: no bound
+            )
         return attended.view(query.shape[0], -1)
 
     def plan_wrapper(self, wrapper: Wrapper, rows: Rows, page_indices: torch.Tensor) -> None:
@@ -186,17 +207,19 @@ class FlashInferAttention:
         sizes = (shape.heads, shape.kv_heads, shape.head_dim, self._page_size)
         options = {
             "sm_scale": shape.scale,
-            "window_left": wrapper.window,
-            "logits_soft_cap": shape.soft_cap,
             "q_data_type": self._dtype,
             "kv_data_type": self._kv_dtype,
         }
+        masked = {"window_left": wrapper.window, "logits_soft_cap": shape.soft_cap}
         wrapper.staged.synchronize()
-        if wrapper.prefills:
-            query_start = pinned(rows.query_start)
-            wrapper.kernel.plan(query_start, *table, *sizes, causal=True, **options)
-        else:
-            wrapper.kernel.plan(*table, *sizes, **options)
+        match wrapper.kind:
+            case "prefill":
+                query_start = pinned(rows.query_start)
+                wrapper.kernel.plan(query_start, *table, *sizes, causal=True, **masked, **options)
+            case "both ways":
+                wrapper.kernel.plan(pinned(rows.query_start), *table, *sizes, **options)
+            case "decode":
+                wrapper.kernel.plan(*table, *sizes, **masked, **options)
         wrapper.staged.record()
 
     def decode_wrapper(self, window: int, rows: DeviceRows | None = None) -> Wrapper:
@@ -217,7 +240,7 @@ class FlashInferAttention:
             backend="fa2",
             **buffers,
         )
-        return Wrapper(kernel, False, window, self.platform.event())
+        return Wrapper(kernel, "decode", window, self.platform.event())
 
     def share_plans(self, wrappers: list[Wrapper]) -> None:
         """Let wrappers of which one is planned and run at a time plan into the same memory."""
@@ -229,7 +252,21 @@ class FlashInferAttention:
         kernel = self._library.BatchPrefillWithPagedKVCacheWrapper(
             self._workspace, "NHD", backend="fa2"
         )
-        return Wrapper(kernel, True, window, self.platform.event())
+        return Wrapper(kernel, "prefill", window, self.platform.event())
+
+    def _both_ways_wrapper(self) -> Wrapper:
+        if self.shape.soft_cap is not None:
+            raise ModelUnsupported("FlashInfer caps no scores where tokens attend both ways")
+        head_dim = self.shape.head_dim
+        kernel = self._library.BatchPrefillWithCausalBidirectionalRangesWrapper(
+            self._workspace,
+            "NHD",
+            q_data_type=self._dtype,
+            kv_data_type=self._kv_dtype,
+            head_dim_qk=head_dim,
+            head_dim_vo=head_dim,
+        )
+        return Wrapper(kernel, "both ways", -1, self.platform.event())
 
     def _storable(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype == self._kv_dtype:

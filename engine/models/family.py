@@ -39,6 +39,8 @@ class Family:
 
     architectures: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ()
+    # of `modalities`, those whose items attend both ways: each token sees all of its own item
+    both_ways: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -51,8 +53,16 @@ class Family:
         raise KeyError(modality)
 
     def item_text(self, modality: str) -> str:
-        """What the chat template writes for one item, placeholder included, unexpanded."""
+        """What stands for one item in a message whose parts are joined before the template."""
+        return self.marker(modality)
+
+    def marker(self, modality: str) -> str:
+        """The special token by which the chat template marks an item's place."""
         return self.placeholder(modality)
+
+    def spelled_out(self, modality: str) -> str:
+        """What a marker stands for before the text is tokenized; has the placeholder once."""
+        return self.marker(modality)
 
     def image_tokens(self, width: int, height: int) -> int:
         """Placeholders that an image takes. Raises ValueError for a size it cannot take."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
 
-from engine.models.family import Family
 from engine.models.pixels import CLIP_MEAN, Normaliser, as_bytes, processor_options
-from engine.request import MediaItem
+from engine.models.square_images import SquareImages
 
 # Published config.json files leave out what equals the defaults of transformers' LlamaConfig.
 LLAMA_DEFAULTS = {
@@ -31,21 +28,20 @@ WIDE = 4
 MAX_PADDED_SIDE = 1 << 14
 
 
-class Llava(Family):
+class Llava(SquareImages):
     """LLaVA-1.5 with a CLIP tower."""
 
     architectures: ClassVar[tuple[str, ...]] = ("LlavaForConditionalGeneration",)
-    modalities: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
         self._options = processor_options(self.folder)
         self._resample = Image.Resampling(self._options.get("resample", Image.Resampling.BICUBIC))
-        self._normalise = Normaliser(self._options)
+        self.normalise = Normaliser(self._options)
         vision = self.config.get("vision_config", {})
         side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
         whole = self.config.get("vision_feature_select_strategy", "default") == "full"
-        self._tokens = side * side + whole
+        self.tokens = side * side + whole
 
     def placeholder(self, modality: str) -> str:
         if modality != "image":
@@ -61,7 +57,7 @@ class Llava(Family):
     def image_tokens(self, width: int, height: int) -> int:
         if self._options.get("do_pad", False) and max(width, height) > MAX_PADDED_SIDE:
             raise ValueError(f"the image is longer than {MAX_PADDED_SIDE} pixels")
-        return self._tokens
+        return self.tokens
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """`pixels` `[1, height, width, 3]`, uint8: shorter side resized, the middle kept."""
@@ -79,29 +75,6 @@ class Llava(Family):
             left, top = (image.width - crop[0]) // 2, (image.height - crop[1]) // 2
             image = image.crop((left, top, left + crop[0], top + crop[1]))
         return {"pixels": as_bytes(image)[None]}
-
-    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
-        """`pixel_values` `[1, 3, height, width]`."""
-        pixels = item.tensors["pixels"].to(device).permute(0, 3, 1, 2).float()
-        return {"pixel_values": self._normalise.apply(pixels.contiguous(), dim=1)}
-
-    def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
-        if modality != "image":
-            raise KeyError(modality)
-        return self._tokens
-
-    def decoder(self, model: Any) -> nn.Module:
-        return model.model.language_model
-
-    def drop_towers(self, config: Any) -> None:
-        config.vision_config.num_hidden_layers = 0
-
-    def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
-        tower = model.model.vision_tower
-        pixels = torch.cat(
-            [self.tower_inputs(item, tower.device)["pixel_values"] for item in items]
-        )
-        return list(model.get_image_features(pixels.to(tower.dtype)).pooler_output)
 
 
 def _box(size: int | dict[str, int]) -> tuple[int, int]:

@@ -9,7 +9,12 @@ from pathlib import Path
 from engine.errors import ModelUnsupported
 from engine.models.family import Family
 
-FAMILIES = ("text:Text", "qwen2_vl:Qwen2VL", "llava:Llava")  # module:class beside this file
+FAMILIES = (
+    "text:Text",
+    "qwen2_vl:Qwen2VL",
+    "llava:Llava",
+    "gemma3:Gemma3",
+)  # module:class beside this file
 
 
 def family_for(folder: str | Path) -> Family:

@@ -1,4 +1,4 @@
-"""Decoders without media: Llama, Qwen2, Qwen3. All of them are transformers' as they are."""
+"""Decoders without media: Llama, Qwen2, Qwen3, Gemma 3, all transformers' as they are."""
 
 from __future__ import annotations
 
@@ -14,4 +14,5 @@ class Text(Family):
         "LlamaForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "Gemma3ForCausalLM",
     )

@@ -1,7 +1,7 @@
 """What rank 0 tells the others to do, as flat numbers: bytes that need no pickling.
 
 An order is an int32 array whose first element is its kind. Runs carry the batch: token ids,
-positions, page table, slots and wanted rows; no sequences, no text, no media.
+positions, page table, slots, wanted rows and spans; no sequences, no text, no media.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from engine.batch import Batch
 
-HEADER = 7  # of a run: kind, eager, rows of positions, tokens, slices, pages, logit rows
+HEADER = 8  # of a run: kind, eager, rows of positions, tokens, slices, pages, logit rows, spans
 
 
 class Kind(IntEnum):
@@ -34,7 +34,7 @@ def order(kind: Kind, *numbers: int) -> bytes:
 def run_order(batch: Batch, token_ids: torch.Tensor, eager: bool) -> bytes:
     """The order to compute a batch, its token ids replaced by these; `eager`: not recorded."""
     head = [Kind.RUN, eager, len(batch.positions), batch.tokens, len(batch.lengths)]
-    head += [len(batch.page_indices), len(batch.logit_rows)]
+    head += [len(batch.page_indices), len(batch.logit_rows), len(batch.spans)]
     tensors = (
         token_ids,
         batch.positions,
@@ -44,6 +44,7 @@ def run_order(batch: Batch, token_ids: torch.Tensor, eager: bool) -> bytes:
         batch.page_indices,
         batch.last_page_length,
         batch.logit_rows,
+        batch.spans,
     )
     flat = [tensor.reshape(-1).numpy().astype(numpy.int32) for tensor in tensors]
     return numpy.concatenate([numpy.array(head, dtype=numpy.int32), *flat]).tobytes()
@@ -63,13 +64,14 @@ def numbers_of(message: bytes) -> list[int]:
 def run_of(message: bytes, page_size: int) -> tuple[Batch, bool]:
     """The batch of a run, without its slices, and whether it is eager."""
     numbers = numpy.frombuffer(message, dtype=numpy.int32)
-    _, eager, rows, tokens, slices, pages, wanted = numbers[:HEADER].tolist()
+    _, eager, rows, tokens, slices, pages, wanted, spanned = numbers[:HEADER].tolist()
     counts = [tokens, rows * tokens, tokens, slices + 1, slices + 1, pages, slices, wanted]
+    counts.append(2 * spanned)
     parts, start = [], HEADER
     for count in counts:
         parts.append(torch.from_numpy(numbers[start : start + count].copy()))
         start += count
-    token_ids, positions, slots, query_start, page_start, indices, last, logit_rows = parts
+    token_ids, positions, slots, query_start, page_start, indices, last, logit_rows, spans = parts
     lengths = (page_start.diff() - 1) * page_size + last
     batch = Batch(
         slices=[],
@@ -83,5 +85,6 @@ def run_of(message: bytes, page_size: int) -> tuple[Batch, bool]:
         lengths=lengths.tolist(),
         logit_rows=logit_rows.long(),
         page_size=page_size,
+        spans=spans.view(-1, 2),
     )
     return batch, bool(eager)

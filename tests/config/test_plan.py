@@ -183,12 +183,14 @@ def test_a_modality_that_the_model_does_not_have_is_refused(tmp_path: Path) -> N
 
 def test_larger_images_need_a_larger_tower_budget(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "tiny")
-    small = planned(folder, modalities=("image",)).encoder_bytes
+    alone = {"modalities": ("image",), "max_tokens_per_step": 64}  # one image, of 64 tokens
+    small = planned(folder, **alone).encoder_bytes
+    assert planned(folder, modalities=("image",)).encoder_bytes == 256 // 64 * small
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     processor["max_pixels"] *= 4
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    assert planned(folder, modalities=("image",)).encoder_bytes == 4 * small
-    bounded = planned(folder, modalities=("image",), max_len=64).encoder_bytes
+    assert planned(folder, **alone).encoder_bytes == 4 * small
+    bounded = planned(folder, **alone, max_len=64).encoder_bytes
     assert bounded == small  # a prompt of 64 tokens holds no larger image
 
 

@@ -123,6 +123,8 @@ class Reference:
         for name in sorted({name for one in shown for name in one}):
             inputs[name] = torch.cat([one[name] for one in shown if name in one])
         config = self.model.config
+        if self.family.both_ways:
+            inputs["token_type_ids"] = (ids == config.image_token_id).int()
         if any(name.endswith("grid_thw") for name in inputs):
             images, videos = ids == config.image_token_id, ids == config.video_token_id
             inputs["mm_token_type_ids"] = images.int() + 2 * videos.int()

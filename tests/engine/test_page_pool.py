@@ -25,14 +25,15 @@ def sequence(
     arrival: int = 0,
     max_tokens: int = 8,
     media: list[MediaItem] | None = None,
+    spans: list[tuple[int, int]] | None = None,
     salt: bytes = b"",
     priority: int = 0,
+    prompt_logprobs: int | None = None,
 ) -> Sequence:
-    request = Request(
-        name, tokens, SamplingOptions(max_tokens=max_tokens), media or [], priority=priority
-    )
+    sampling = SamplingOptions(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+    request = Request(name, tokens, sampling, media or [], priority=priority)
     positions = torch.arange(len(tokens))[None]
-    return Sequence(request, 0, arrival, salt, positions, 0, tokens=list(tokens))
+    return Sequence(request, 0, arrival, salt, positions, 0, tokens=list(tokens), spans=spans or [])
 
 
 def check(pool: PagePool, scheduler: Scheduler) -> None:
@@ -58,7 +59,8 @@ def check(pool: PagePool, scheduler: Scheduler) -> None:
 def test_random_submit_finish_abort_preempt(seed: int, pages: int, budget: int, slots: int) -> None:
     chance = random.Random(seed)
     pool = PagePool(pages)
-    scheduler = Scheduler(pool, PAGE, budget, slots)
+    rows = min(budget, 4)
+    scheduler = Scheduler(pool, PAGE, budget, slots, rows)
     content: dict[int, tuple[object, ...]] = {}  # what a real cache would hold, by slot
     alive: list[Sequence] = []
     submitted = 0
@@ -66,11 +68,19 @@ def test_random_submit_finish_abort_preempt(seed: int, pages: int, budget: int, 
         if submitted < 20 and chance.random() < 0.3:
             length = chance.randint(1, min(20, pages * PAGE - 8))
             tokens = [chance.randint(0, 1) for _ in range(length)]
-            media = []
+            media, spans = [], []
             if length > 4 and chance.random() < 0.3:
                 media = [MediaItem("image", bytes([chance.randint(0, 1)]) * 8, 1, 3, {})]
+                tokens[1:4] = [7] * 3
+                spans = [(1, 4)] if budget >= 3 + slots - 1 else []
             made = sequence(
-                tokens, f"r{submitted}", arrival=step, media=media, priority=chance.randint(0, 1)
+                tokens,
+                f"r{submitted}",
+                arrival=step,
+                media=media,
+                spans=spans,
+                priority=chance.randint(0, 1),
+                prompt_logprobs=chance.choice([None, None, 0]),
             )
             alive.append(made)
             scheduler.add(made)
@@ -85,8 +95,10 @@ def test_random_submit_finish_abort_preempt(seed: int, pages: int, budget: int, 
         assert sum(item.count for item in slices) <= budget
         assert len({id(item.sequence) for item in slices}) == len(slices)
         assert len(scheduler.running) <= slots
+        assert sum(item.count for item in slices if item.wants_prompt_logprobs) <= rows
         for item in slices:
             s = item.sequence
+            assert not any(start < item.end < end for start, end in s.spans)
             for position in range(item.start, item.end):
                 slot = s.pages[position // PAGE] * PAGE + position % PAGE
                 content[slot] = history(s, position)
@@ -114,13 +126,14 @@ def test_random_submit_finish_abort_preempt(seed: int, pages: int, budget: int, 
 
 
 def history(s: Sequence, position: int) -> tuple[object, ...]:
-    """All that the keys at a position depend on."""
+    """All that the keys at a position depend on, in a span that is all of the span."""
+    seen = max([position, *(end - 1 for start, end in s.spans if start <= position < end)])
     media = tuple((m.start, m.digest) for m in s.media if m.start <= position)
-    return (*s.tokens[: position + 1], media)
+    return (*s.tokens[: seen + 1], media)
 
 
 def computed(pool: PagePool, first: Sequence) -> Scheduler:
-    scheduler = Scheduler(pool, PAGE, 100, 8)
+    scheduler = Scheduler(pool, PAGE, 100, 8, 100)
     scheduler.add(first)
     for item in scheduler.schedule():
         scheduler.computed(item)
@@ -159,7 +172,7 @@ def test_a_finished_sequence_is_found_until_its_pages_are_needed() -> None:
 
 
 def test_a_long_prompt_does_not_stop_decoding() -> None:
-    scheduler = Scheduler(PagePool(100), PAGE, 8, 8)
+    scheduler = Scheduler(PagePool(100), PAGE, 8, 8, 8)
     short = sequence([1, 2, 3], "short")
     scheduler.add(short)
     for item in scheduler.schedule():
@@ -177,7 +190,7 @@ def test_a_long_prompt_does_not_stop_decoding() -> None:
 
 def test_the_newest_of_the_lowest_priority_is_preempted_first() -> None:
     pool = PagePool(6)
-    scheduler = Scheduler(pool, PAGE, 100, 8)
+    scheduler = Scheduler(pool, PAGE, 100, 8, 100)
     members = [
         sequence([1] * 8, "urgent", arrival=3, priority=-1),
         sequence([2] * 8, "old", arrival=1),
@@ -194,7 +207,7 @@ def test_the_newest_of_the_lowest_priority_is_preempted_first() -> None:
 
 
 def test_an_image_that_exceeds_what_is_left_for_towers_waits_for_the_next_step() -> None:
-    scheduler = Scheduler(PagePool(100), PAGE, 20, 8)
+    scheduler = Scheduler(PagePool(100), PAGE, 20, 8, 20)
     images = [MediaItem("image", bytes([i]), 1, 15, {}) for i in range(2)]
     scheduler.add(sequence([1] * 16, "a", media=images[:1]))
     scheduler.add(sequence([2] * 16, "b", arrival=1, media=images[1:]))

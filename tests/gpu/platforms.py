@@ -68,3 +68,26 @@ def standing_in(**replaced: object) -> SimpleNamespace:
 def cuda_path(folder: Path, platform: Host | None = None, **changes: object) -> Engine:
     """An engine that takes the path of a CUDA device, on the CPU."""
     return Engine(engine_options(folder, **changes), platform=platform or Host(torch_flashinfer))
+
+
+# the paths through the engine, and what each needs of its options
+PATHS: dict[str, dict[str, object]] = {
+    "cpu": {},
+    "cpu unfused": {"fuse": False},
+    "cuda": {},
+    "cuda unfused": {"fuse": False},
+    "cuda graphs": {"graphs": True},
+}
+
+
+def engine_on(path: str, folder: Path, **changes: object) -> Engine:
+    """An engine that takes one of the paths."""
+    options = PATHS[path] | changes
+    if path.startswith("cuda"):
+        return cuda_path(folder, Recording(), **options)
+    return Engine(engine_options(folder, **options))
+
+
+def replayed(engine: Engine) -> bool:
+    """Whether anything was computed by a recording."""
+    return any("replay" in line for line in getattr(engine._platform, "log", []))

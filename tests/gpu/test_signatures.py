@@ -69,12 +69,12 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
         ),
     )
     root = tmp_path_factory.mktemp("signatures")
-    for family in ("qwen2_vl", "qwen3"):
+    for family in ("qwen2_vl", "qwen3", "gemma3"):
         folder = checkpoints.WRITERS[family](root / family)
         platform = Recording(library)
         recorder = Recorder(cuda_path(folder, platform, graphs=True, vision_attention="flashinfer"))
         tokens, media = words(9, 1), []
-        if family == "qwen2_vl":
+        if family != "qwen3":
             tokens, media = prompt_with_images(folder, [words(5, 1), picture(60, 90, 1)])
         drawn = {"temperature": 1.0, "top_k": 5, "top_p": 0.5}
         recorder.run(
@@ -106,6 +106,9 @@ def test_nothing_that_the_path_uses_went_unseen(calls: list[Call]) -> None:
         "BatchDecodeWithPagedKVCacheWrapper.plan",
         "BatchDecodeWithPagedKVCacheWrapper.run",
         "BatchDecodeWithPagedKVCacheWrapper.reset_workspace_buffer",
+        "BatchPrefillWithCausalBidirectionalRangesWrapper.__init__",
+        "BatchPrefillWithCausalBidirectionalRangesWrapper.plan",
+        "BatchPrefillWithCausalBidirectionalRangesWrapper.run",
         "BatchPrefillWithPagedKVCacheWrapper.__init__",
         "BatchPrefillWithPagedKVCacheWrapper.plan",
         "BatchPrefillWithPagedKVCacheWrapper.run",

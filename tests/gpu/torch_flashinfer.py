@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tests.gpu import torch_sampling as sampling
 
 __all__ = [
     "BatchDecodeWithPagedKVCacheWrapper",
+    "BatchPrefillWithCausalBidirectionalRangesWrapper",
     "BatchPrefillWithPagedKVCacheWrapper",
     "append_paged_kv_cache",
     "apply_rope_with_cos_sin_cache_inplace",
@@ -28,6 +30,28 @@ __all__ = [
 ]
 
 Cache = tuple[torch.Tensor, torch.Tensor]  # each [pages, page_size, kv_heads, head_dim]
+
+
+@dataclass
+class Ranges:
+    """Spans of queries, as the ranges wrapper takes them, and its two windows."""
+
+    spans: torch.Tensor  # [tokens, 2]
+    causal_window_left: int
+    range_window_left: int
+
+    def seen(self, start: int, end: int, length: int) -> torch.Tensor:
+        """Which keys queries start..end, the last of `length` tokens, see: `[queries, length]`."""
+        keys = torch.arange(length, device=self.spans.device)
+        distance = torch.arange(length - (end - start), length, device=keys.device)[:, None] - keys
+        causal = distance >= 0
+        if self.causal_window_left >= 0:
+            causal &= distance <= self.causal_window_left
+        first, last = self.spans[start:end].split(1, dim=1)
+        in_range = (keys >= first) & (keys <= last)
+        if self.range_window_left > 0:
+            in_range &= distance < self.range_window_left
+        return causal | in_range
 
 
 class _Wrapper:
@@ -65,7 +89,13 @@ class _Wrapper:
         pages[: len(indices)].copy_(indices)
         lengths.copy_(last)
 
-    def _attend(self, query: torch.Tensor, cache: Cache, query_start: list[int]) -> torch.Tensor:
+    def _attend(
+        self,
+        query: torch.Tensor,
+        cache: Cache,
+        query_start: list[int],
+        ranges: Ranges | None = None,
+    ) -> torch.Tensor:
         plan = self._planned
         assert plan is not None, "run before plan"
         assert self._buffers is not None
@@ -85,6 +115,8 @@ class _Wrapper:
             seen = seen.tril(earlier)
             if plan["window_left"] >= 0:
                 seen = seen.triu(earlier - plan["window_left"])
+            if ranges is not None:
+                seen = ranges.seen(start, end, length)
             output[start:end] = attend(query[start:end], key, value, seen, plan)
         return output
 
@@ -154,6 +186,67 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
 
     def run(self, q: torch.Tensor, paged_kv_cache: Cache) -> torch.Tensor:
         return self._attend(q, paged_kv_cache, self._query_start)
+
+
+class BatchPrefillWithCausalBidirectionalRangesWrapper(_Wrapper):
+    def __init__(
+        self,
+        float_workspace_buffer: torch.Tensor,
+        kv_layout: str = "NHD",
+        *,
+        q_data_type: torch.dtype = torch.bfloat16,
+        kv_data_type: torch.dtype = torch.bfloat16,
+        head_dim_qk: int = 128,
+        head_dim_vo: int = 128,
+    ) -> None:
+        super().__init__(float_workspace_buffer, kv_layout, graph=False)
+        self._built_for = q_data_type, kv_data_type, head_dim_qk, head_dim_vo
+
+    def plan(
+        self,
+        qo_indptr: torch.Tensor,
+        paged_kv_indptr: torch.Tensor,
+        paged_kv_indices: torch.Tensor,
+        paged_kv_last_page_len: torch.Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        page_size: int,
+        *,
+        sm_scale: float | None = None,
+        q_data_type: torch.dtype | None = None,
+        kv_data_type: torch.dtype | None = None,
+    ) -> None:
+        built_q, built_kv, *built_dims = self._built_for
+        assert (q_data_type or built_q, kv_data_type or built_kv) == (built_q, built_kv)
+        assert built_dims == [head_dim_qk, head_dim_qk]
+        assert qo_indptr.dtype == torch.int32
+        assert qo_indptr.device.type == paged_kv_indptr.device.type == "cpu"
+        self._place(paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, page_size)
+        self._query_start = qo_indptr.tolist()
+        self._planned = {
+            "sizes": (num_qo_heads, num_kv_heads, head_dim_qk, page_size),
+            "sm_scale": sm_scale,
+            "window_left": -1,
+            "logits_soft_cap": None,
+            "q_data_type": built_q,
+            "kv_data_type": built_kv,
+        }
+
+    def run(
+        self,
+        q: torch.Tensor,
+        paged_kv_cache: Cache,
+        bidirectional_ranges: torch.Tensor,
+        causal_window_left: int = -1,
+        range_window_left: int = -1,
+    ) -> torch.Tensor:
+        assert bidirectional_ranges.dtype == torch.int32
+        assert bidirectional_ranges.shape == (len(q), 2)
+        assert bidirectional_ranges.device == q.device
+        assert bidirectional_ranges.is_contiguous()
+        ranges = Ranges(bidirectional_ranges, causal_window_left, range_window_left)
+        return self._attend(q, paged_kv_cache, self._query_start, ranges)
 
 
 class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):

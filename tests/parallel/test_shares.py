@@ -147,7 +147,7 @@ def test_what_is_told_of_a_decode_step_is_small() -> None:
         slices.append(Slice(sequence, 999, 1000))
     batch = build_batch(slices, 16)
     message = run_order(batch, batch.token_ids, eager=False)
-    assert len(message) == 4 * (7 + 8 * 7 + 2 + 8 * 63)
+    assert len(message) == 4 * (8 + 8 * 7 + 2 + 8 * 63)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from appliance.prompt.tokenizer import Tokenizer
 from engine.models.registry import family_for
 from tests.checkpoints import WRITERS
 
-NAMES = ("llama", "qwen2", "qwen3", "qwen2_vl", "llava")
+NAMES = ("llama", "qwen2", "qwen3", "qwen2_vl", "llava", "gemma3")
 
 
 @pytest.fixture(scope="package")

@@ -18,7 +18,7 @@ from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, W
 from engine.batch import Batch
 from engine.card_memory import graph_sizes
 from engine.errors import EngineError
-from engine.platform import Graph, Platform, pack
+from engine.platform import Graph, Platform, Recorder, pack
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ class DecodeGraphs:
     ) -> None:
         """`max_pages` is what `limit` sequences can hold together, shared pages counted often."""
         self._backend = backend
-        self._platform = backend.platform
+        assert isinstance(backend.platform, Recorder)
+        self._platform: Recorder = backend.platform
         self._compute = compute
         self._sizes: list[int] = []
         self._recordings: dict[int, Recording] = {}

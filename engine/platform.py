@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -66,14 +66,24 @@ class Platform(Protocol):
     def event(self) -> Event:
         """A new event."""
 
+    def lost(self) -> bool:
+        """Whether the device has failed for good and this process with it."""
+
+
+@runtime_checkable
+class Recorder(Platform, Protocol):
+    """A device whose work can be recorded."""
+
     def graph_pool(self) -> Any:
         """Memory for recordings to share what is only used inside of each."""
 
     def capture(self, work: Callable[[], None], pool: Any) -> Graph:
         """Record `work`, which leaves its results in memory of its own."""
 
-    def lost(self) -> bool:
-        """Whether the device has failed for good and this process with it."""
+
+@runtime_checkable
+class Measured(Platform, Protocol):
+    """A device whose memory can be measured; that of the CPU is planned."""
 
     def free_bytes(self) -> int:
         """Memory that can still be taken, what the allocator keeps unused included."""
@@ -105,27 +115,12 @@ class Host:
     def event(self) -> Event:
         return _Now()
 
-    def graph_pool(self) -> Any:
-        return None
-
-    def capture(self, work: Callable[[], None], pool: Any) -> Graph:
-        raise NotImplementedError("there is no recording on the CPU")
-
     def lost(self) -> bool:
         return False
 
-    def free_bytes(self) -> int:
-        raise NotImplementedError("memory of the CPU is planned, not measured")
-
-    def total_bytes(self) -> int:
-        raise NotImplementedError("memory of the CPU is planned, not measured")
-
-    def peak_bytes(self, work: Callable[[], object]) -> int:
-        raise NotImplementedError("memory of the CPU is planned, not measured")
-
 
 class Cuda:
-    """`Platform` of one CUDA device. All work goes to the current stream.
+    """`Recorder` and `Measured`: one CUDA device. All work goes to the current stream.
 
     Kernels are FlashInfer's unless another library with its interface is given.
     """

@@ -24,7 +24,7 @@ from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.plan import PlanError, arithmetic, helpful_keys, plan, size
-from engine.platform import Platform
+from engine.platform import Measured, Platform
 from engine.runner import Runner
 from engine.sampler import Sampler
 from engine.vision_attention import VISION_ATTENTION, attend_with
@@ -87,6 +87,7 @@ def _prepare(
     if options.memory_fraction is None:
         exercise(prepared, options, platform)  # compiles what prefill and sampling need
     else:
+        assert isinstance(platform, Measured)
         pages = measure_pages(prepared, options, platform)
     runner.store(pages)
     if options.graphs:
@@ -114,7 +115,7 @@ def exercise(prepared: Prepared, options: EngineOptions, platform: Platform) -> 
         LogprobRows(logits, tokens, most, platform).entries([most] * len(sequences))
 
 
-def measure_pages(prepared: Prepared, options: EngineOptions, platform: Platform) -> int:
+def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured) -> int:
     """Pages that fit beside all that was loaded, the largest step, towers and recordings."""
     runner = prepared.runner
     peak = platform.peak_bytes(lambda: exercise(prepared, options, platform))

@@ -22,6 +22,9 @@ from torch import nn
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
+EMBEDDINGS = 0.7  # standard deviation
+GEMMA_EMBEDDINGS = 0.2  # which Gemma multiplies by the root of its width, and also decodes with
+
 CORPUS = """
 The quick brown fox jumps over the lazy dog while the small engine counts the pages of an open book.
 A picture of a harbour at dusk: three boats, two people on the pier, and a lantern above the water.
@@ -313,7 +316,7 @@ def write_gemma3_text(folder: str | Path, seed: int = 0, dtype: str = "float32")
     folder = Path(folder)
     tokenizer = gemma_tokenizer()
     config = Gemma3TextConfig(**_gemma3_decoder(tokenizer), final_logit_softcapping=6.0)
-    _write_model(folder, Gemma3ForCausalLM(config), seed, dtype)
+    _write_model(folder, Gemma3ForCausalLM(config), seed, dtype, GEMMA_EMBEDDINGS)
     _write_gemma3_files(folder, tokenizer)
     return folder
 
@@ -341,7 +344,7 @@ def write_gemma3(folder: str | Path, seed: int = 0, dtype: str = "float32") -> P
         eoi_token_index=tokenizer.token_to_id("<end_of_image>"),
         image_token_index=tokenizer.token_to_id("<image_soft_token>"),
     )
-    _write_model(folder, Gemma3ForConditionalGeneration(config), seed, dtype)
+    _write_model(folder, Gemma3ForConditionalGeneration(config), seed, dtype, GEMMA_EMBEDDINGS)
     _write_gemma3_files(folder, tokenizer)
     _write_json(
         folder / "preprocessor_config.json",
@@ -539,12 +542,14 @@ def _ids(tokenizer: Tokenizer, **names: str) -> dict[str, Any]:
     return {f"{role}_token_id": tokenizer.token_to_id(text) for role, text in names.items()}
 
 
-def _write_model(folder: Path, model: Any, seed: int, dtype: str) -> None:
-    randomise(model, seed)
+def _write_model(
+    folder: Path, model: Any, seed: int, dtype: str, embeddings: float = EMBEDDINGS
+) -> None:
+    randomise(model, seed, embeddings)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: nn.Module, seed: int, embeddings: float = EMBEDDINGS) -> None:
     """Weights of a size that lets every layer and every image show in the logits."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -554,7 +559,7 @@ def randomise(model: nn.Module, seed: int) -> None:
         elif parameter.ndim == 1:
             value = 1 + 0.1 * noise
         elif "embed" in name and "patch" not in name:
-            value = 0.7 * noise
+            value = embeddings * noise
         elif "lm_head" in name:
             value = 0.4 * noise
         else:

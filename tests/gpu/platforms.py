@@ -54,6 +54,9 @@ class Recording(Host):
         self._events += 1
         return LoggedEvent(self.log, self._events)
 
+    def graph_pool(self) -> None:
+        return None
+
     def capture(self, work: Callable[[], None], pool: Any) -> Graph:
         self._graphs += 1
         return Replay(work, self.log, str(self._graphs))

@@ -13,9 +13,11 @@ import transformers
 
 from appliance.config.compose import compose
 from appliance.planning import check_device_keys, engine_options, plan_recipe
+from engine import options as engine_options_module
 from engine import plan as planning
 from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
+from engine.batch import Batch
 from engine.card_memory import measured_pages
 from engine.core import Engine
 from engine.devices import Card
@@ -25,6 +27,7 @@ from engine.models.registry import family_for
 from engine.plan import PlanError, plan
 from engine.platform import Graph, Host
 from engine.request import Request
+from engine.runner import Runner
 from tests.engine.harness import (
     TOLERANCE,
     Recorder,
@@ -36,7 +39,10 @@ from tests.engine.harness import (
 )
 from tests.engine.harness import engine_options as tiny_options
 from tests.gpu.platforms import Recording, cuda_path, standing_in
-from tests.gpu.torch_flashinfer import single_prefill_with_kv_cache
+from tests.gpu.torch_flashinfer import (
+    BatchPrefillWithCausalBidirectionalRangesWrapper,
+    single_prefill_with_kv_cache,
+)
 
 Folder = Callable[[str], Path]
 MIB, GIB = 1 << 20, 1 << 30
@@ -131,6 +137,52 @@ def test_the_largest_steps_are_within_the_options(family: str, checkpoint: Folde
         assert sum(image.length for image in images) <= max(100, images[0].length)
 
 
+def test_no_step_has_more_rows_of_logits_than_were_tried_at_the_start(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch, reference: Callable[[str], Reference]
+) -> None:
+    """Log-probabilities of prompts come piece by piece."""
+    tried: list[int] = []
+    run = Runner.run
+
+    def watched(runner: Runner, batch: Batch) -> torch.Tensor:
+        logits = run(runner, batch)
+        tried.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(Runner, "run", watched)
+    monkeypatch.setattr(engine_options_module, "PROMPT_ROWS", 24)
+    engine = cuda_path(checkpoint("llama"), max_tokens_per_step=100, max_sequences=4)
+    assert tried == [24 + 4, 4]
+    tried.clear()
+    recorder = Recorder(engine)
+    prompts = [[(7 * i + n) % 300 + 20 for i in range(90)] for n in range(3)]
+    requests = [
+        Request(f"r{n}", prompt, greedy(3, prompt_logprobs=2)) for n, prompt in enumerate(prompts)
+    ]
+    recorder.run(*requests, Request("plain", prompts[0], greedy(9)))
+    assert max(tried) <= 24 + 4
+    assert sum(tried) >= 3 * 90
+    first = {output.request_id: output for output in reversed(recorder.outputs)}
+    assert all(len(first[f"r{n}"].prompt_logprobs or []) == 90 for n in range(3))
+    assert compare(recorder, reference("llama"), requests) < TOLERANCE
+
+
+def test_spans_are_tried_at_the_start(checkpoint: Folder) -> None:
+    """So that their kernel is compiled, and measured, before the first image comes."""
+
+    class Counted(BatchPrefillWithCausalBidirectionalRangesWrapper):
+        def run(self, *parts, **windows):  # type: ignore[no-untyped-def]
+            assert (parts[2][:, 1] > 0).all()
+            runs.append(windows["causal_window_left"])
+            return super().run(*parts, **windows)
+
+    library = standing_in(BatchPrefillWithCausalBidirectionalRangesWrapper=Counted)
+    for modalities, expected in ((("image",), [11, 11, -1, 11]), ((), [])):
+        runs: list[int] = []
+        cuda_path(checkpoint("gemma3"), Host(library), modalities=modalities)
+        assert runs == expected
+
+
 def test_types_and_heads_without_kernels_are_refused() -> None:
     shape = AttentionShape(layers=1, heads=4, kv_heads=2, head_dim=128, scale=1.0)
     check_supported(shape, torch.bfloat16)
@@ -221,7 +273,7 @@ def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
     check_device_keys(compose(["recipe=smollm2"]).config.engine)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava", "gemma3"])
 def test_a_tower_attends_with_padded_heads_as_without(
     family: str, checkpoint: Folder, reference: Callable[[str], Reference]
 ) -> None:

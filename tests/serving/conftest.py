@@ -126,3 +126,11 @@ def tiny_qwen2_vl(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
     told = [f"model.path={checkpoint('qwen2_vl')}", "model.name=tiny", "model.max_len=1024"]
     with serving("recipe=qwen2_vl", *told, "engine.threads=1") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(checkpoint: Callable[[str], Path]) -> Iterator[Server]:
+    """A server of a tiny Gemma 3, by its recipe."""
+    told = [f"model.path={checkpoint('gemma3')}", "model.name=tiny", "model.max_len=1024"]
+    with serving("recipe=gemma_3", *told, "engine.threads=1") as server:
+        yield server

@@ -52,6 +52,16 @@ def test_usage_counts_the_tokens_of_pictures(tiny_qwen2_vl: Server) -> None:
     assert seen.prompt_tokens_details.model_dump()["image_tokens"] == 9
 
 
+def test_gemma_sees_pictures_in_their_order(tiny_gemma3: Server) -> None:
+    red, noise = Image.new("RGB", (84, 84), "red"), picture(84, 84, 1)
+    plain, both = ask(tiny_gemma3), ask(tiny_gemma3, red, noise)
+    assert both.usage.prompt_tokens_details.model_dump()["image_tokens"] == 2 * 16
+    # each between a start and an end with a double break around them, joined where they meet
+    assert both.usage.prompt_tokens == plain.usage.prompt_tokens + 2 * (16 + 2) + 2
+    assert scores(ask(tiny_gemma3, red, noise)) == pytest.approx(scores(both), abs=1e-4)
+    assert scores(ask(tiny_gemma3, noise, red)) != pytest.approx(scores(both), abs=1e-3)
+
+
 def test_a_refused_picture_names_its_part(tiny_qwen2_vl: Server) -> None:
     for url, code in (
         ("https://example.org/a.png", "media_not_allowed"),

@@ -74,6 +74,7 @@ def engine_options(config: Config, folder: Path, plan: Plan) -> EngineOptions:
         graphs=engine.graphs,
         memory_fraction=memory_fraction(engine) if measured else None,
         vision_attention=engine.vision_attention,
+        vision_attention_from=engine.vision_attention_from,
         tensor_parallel=plan.ranks,
     )
 
@@ -86,7 +87,7 @@ def check_device_keys(engine: EngineConfig) -> None:
         "kv_dtype=fp8": engine.kv_dtype == "fp8",
         "graphs=true": engine.graphs,
         "gpu_memory_fraction": engine.gpu_memory_fraction is not None,
-        "vision_attention=flashinfer": engine.vision_attention == "flashinfer",
+        f"vision_attention={engine.vision_attention}": engine.vision_attention != "sdpa",
     }
     for name, wanted in asked.items():
         if wanted:

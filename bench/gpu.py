@@ -27,13 +27,13 @@ import torch
 
 from bench.gpu_checks import kernel_checks, model_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
-from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits
+from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
 from engine.platform import Cuda, Platform
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording
 
 RESULTS = Path(__file__).parent / "results"
-FAMILIES = ("llama", "qwen3", "qwen2_vl")
+FAMILIES = ("llama", "qwen3", "qwen2_vl", "gemma3")
 
 
 @dataclass(slots=True)
@@ -193,10 +193,16 @@ class Run:
 
     def towers(self, shape: Shape) -> None:
         bench = ShapeBench(shape, self._folder / shape.name, self.platform, self.sizes)
+        seconds = {}
         for attention in ("sdpa", "flashinfer"):
             bench.collect()
-            rate = bench.images_per_second(attention)
-            self.report.add(f"{shape.name} tower, {attention}", f"{rate:,.1f} images/s")
+            seconds[attention] = bench.tower_seconds(attention)
+            for patches, each in seconds[attention].items():
+                name = f"{shape.name} tower, {attention}, {patches} patches"
+                self.report.add(name, f"{1 / each:,.1f} images/s")
+        least = pays_from(seconds["flashinfer"], seconds["sdpa"])
+        found = "never" if least is None else f"engine.vision_attention_from={least}"
+        self.report.add(f"{shape.name} tower, flashinfer is faster from", found)
 
 
 def heading(platform: Platform) -> str:

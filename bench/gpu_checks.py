@@ -68,6 +68,18 @@ def kernel_checks(platform: Platform, standing_in: Platform, dtype: torch.dtype)
             title = f"{name}, heads {heads}/{kv_heads} of {head_dim}, window {window}, cap {cap}"
             yield _attention_check(title, shape, counts, platform, standing_in, dtype, dtype)
     wide = AttentionShape(layers=1, heads=8, kv_heads=2, head_dim=128, scale=128**-0.5)
+    for head_dim, window in itertools.product((64, 256), (None, 9, 33)):
+        shape = AttentionShape(
+            layers=1,
+            heads=8,
+            kv_heads=4,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            windows=(window,),
+        )
+        title = f"both ways, heads of {head_dim}, window {window}"
+        counts = (5, 60, 33)
+        yield _attention_check(title, shape, counts, platform, standing_in, dtype, dtype, spans=16)
     fp8 = torch.float8_e4m3fn
     yield _attention_check("prefill, fp8 pages", wide, (5, 40), platform, standing_in, dtype, fp8)
     yield _attention_check("decode, fp8 pages", wide, (1, 1), platform, standing_in, dtype, fp8)
@@ -82,9 +94,18 @@ def _attention_check(
     standing_in: Platform,
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
+    spans: int = 0,
 ) -> Check:
+    """`spans`: so many tokens of each sequence, from its sixth new one on, attend both ways."""
     lengths = [count + 30 * (index + 1) for index, count in enumerate(counts)]
     batch = _batch(list(counts), lengths, page_size=16)
+    if spans:
+        batch.spans = torch.full((batch.tokens, 2), -1, dtype=torch.int32)
+        for start, count, length in zip(batch.query_start.tolist(), counts, lengths, strict=False):
+            first = length - count + 5
+            batch.spans[start + 5 : min(start + 5 + spans, start + count)] = torch.tensor(
+                [first, min(first + spans, length) - 1], dtype=torch.int32
+            )
     generator = torch.Generator().manual_seed(0)
 
     def noise(*size: int) -> torch.Tensor:
@@ -264,7 +285,7 @@ def write_checkpoint(family: str, folder: Path) -> Path:
 def requests_for(folder: Path, family: str) -> list[Request]:
     tokens = [(300 + 7 * i) % 500 + 20 for i in range(150)]
     prompts: list[tuple[list[int], Any]] = [(tokens[:n], []) for n in (1, 16, 33, 150)]
-    if family == "qwen2_vl":
+    if family in ("qwen2_vl", "gemma3"):
         small, large = picture(60, 90, 1), picture(200, 120, 2)
         prompts += [
             prompt_with_images(folder, [tokens[:5], small, tokens[:9]]),

@@ -18,13 +18,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu_models import Shape, engine_for, random_text_model, write_folder
 from engine.core import Engine
-from engine.exercise import largest_images
+from engine.exercise import images
 from engine.models.registry import family_for
 from engine.platform import Platform
 from engine.request import Request, SamplingOptions
 
 DTYPE = torch.bfloat16
 ITEMSIZE = 2
+MERGED = 4  # patches in a token of an image, in all the shapes
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,10 +47,18 @@ class Sizes:
     matrix: int = 8192
     copied: int = 1 << 32
     peer_tokens: int = 64
+    sides: tuple[int, ...] = (224, 336, 448, 672, 980)  # of square pictures, in pixels
 
 
 TINY_SIZES = Sizes(
-    prompt=24, steps=8, batches=(1, 2), prefill=64, matrix=64, copied=1 << 16, peer_tokens=3
+    prompt=24,
+    steps=8,
+    batches=(1, 2),
+    prefill=64,
+    matrix=64,
+    copied=1 << 16,
+    peer_tokens=3,
+    sides=(56, 112),
 )
 
 
@@ -148,13 +157,16 @@ class ShapeBench:
         operations += 4.0 * pairs * shape.heads * shape.head_dim * shape.layers
         return tokens / seconds, operations / seconds
 
-    def images_per_second(self, vision_attention: str) -> float:
-        """Towers of pictures as large as they come."""
+    def tower_seconds(self, vision_attention: str) -> dict[int, float]:
+        """Time of a picture in the tower, in a step full of its like, by its patches."""
         engine = self.engine(modalities=("image",), graphs=False, vision_attention=vision_attention)
         family = family_for(self.folder)
-        items = largest_images(engine.options, family)
-        seconds = self.clock.best(partial(engine._runner.encode, items), rounds=3)
-        return len(items) / seconds
+        found = {}
+        for side in self.sizes.sides:
+            items = images(engine.options, family, side)
+            seconds = self.clock.best(partial(engine._runner.encode, items), rounds=3)
+            found[items[0].length * MERGED] = seconds / len(items)
+        return found
 
     def idle_share(self, engine: Engine, batch: int) -> float:
         """Part of the time of decoding in which the card computes nothing."""
@@ -255,6 +267,16 @@ class ShapeBench:
 def _steps(engine: Engine, count: int) -> None:
     for _ in range(count):
         engine.step()
+
+
+def pays_from(seconds: dict[int, float], others: dict[int, float]) -> int | None:
+    """The least length from which on the first are always less than the others; None if never."""
+    least = None
+    for length in sorted(seconds, reverse=True):
+        if seconds[length] >= others[length]:
+            break
+        least = length
+    return least
 
 
 def idle(spans: list[tuple[float, float]]) -> float:

@@ -83,6 +83,11 @@ def largest_images(options: EngineOptions, family: Family) -> list[MediaItem]:
     side = LARGEST_SIDE
     while family.image_tokens(side, side) > options.max_len:
         side = side * 9 // 10
+    return images(options, family, side)
+
+
+def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]:
+    """Square images of that many pixels a side, as many as the towers get in one step."""
     length = family.image_tokens(side, side)
     tensors = family.preprocess_image(Image.new("RGB", (side, side)))
     count = max(1, options.max_tokens_per_step // length)

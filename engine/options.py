@@ -27,7 +27,8 @@ class EngineOptions:
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA
     memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given
-    vision_attention: str = "sdpa"  # or flashinfer, on CUDA
+    vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
+    vision_attention_from: int = 0  # patches from which auto takes FlashInfer
     tensor_parallel: int = 1  # processes (ranks) that share the model
 
     @property

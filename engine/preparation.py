@@ -74,9 +74,10 @@ def _prepare(
         str(platform.device),
         options.modalities,
         progress,
-        VISION_ATTENTION if options.vision_attention == "flashinfer" else "sdpa",
+        "sdpa" if options.vision_attention == "sdpa" else VISION_ATTENTION,
     )
-    attend_with(platform.library, loaded.model)
+    least = options.vision_attention_from if options.vision_attention == "auto" else 0
+    attend_with(platform.library, loaded.model, least)
     progress("preparing", 0.0)
     if platform.library is None:
         runner = Runner(loaded, options, platform, options.pages, ranks)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from engine.attention.limits import HEAD_DIMS
 from engine.errors import ModelUnsupported
@@ -19,10 +20,14 @@ from engine.errors import ModelUnsupported
 VISION_ATTENTION = "appliance_vision"
 
 
-def attend_with(library: Any, model: nn.Module) -> None:
-    """Give the layers of a model the library that they attend with."""
+def attend_with(library: Any, model: nn.Module, least: int) -> None:
+    """Give a model's layers the library that they attend with, to pictures of `least` patches on.
+
+    To smaller ones they attend by torch.
+    """
     for module in model.modules():
         module.vision_library = library
+        module.vision_least = least  # type: ignore[assignment]  # modules take any attribute
 
 
 def _attention(
@@ -32,9 +37,13 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """query, key, value `[pictures, heads, tokens, head_dim]`; returns tokens before heads."""
+    if query.shape[2] < module.vision_least:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
     if attention_mask is not None:
         raise ModelUnsupported(
             "this tower's attention has a mask: set engine.vision_attention=sdpa"

@@ -268,8 +268,13 @@ class EngineConfig:
     )
     vision_attention: str = key(
         "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "
-        "it has kernels for.",
-        choices=("sdpa", "flashinfer"),
+        "it has kernels for, auto (cuda only) takes that for large pictures.",
+        choices=("sdpa", "flashinfer", "auto"),
+    )
+    vision_attention_from: int = key(
+        "Patches, before any merging, from which a picture is large for `vision_attention=auto`; "
+        "`bench/gpu.py` finds it for a card.",
+        low=1,
     )
 
 

@@ -13,7 +13,7 @@ from bench import gpu
 from bench.gpu import Report, Run
 from bench.gpu_checks import Check, kernel_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape, random_model, write_folder
-from bench.gpu_speed import Limits, ShapeBench, Sizes, idle
+from bench.gpu_speed import Limits, ShapeBench, Sizes, idle, pays_from
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording, standing_in
 
@@ -38,7 +38,9 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "tiny decode kernel by kernel",
         "tiny decode unfused",
         "transformers' generate",
-        "tiny tower, flashinfer",
+        "gemma3, float32, wrong pages",
+        "tiny tower, flashinfer, 64 patches",
+        "tiny tower, flashinfer is faster from",
     ):
         assert row in text
     assert text.splitlines()[-1] in capsys.readouterr().out
@@ -47,7 +49,7 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
 def test_without_time_parts_are_left_out_and_named(tmp_path: Path) -> None:
     assert gpu.main(["--dry-run", "--minutes", "0", "--output", str(tmp_path)]) == 0
     text = next(tmp_path.iterdir()).read_text()
-    assert text.count("left out: no time") == 9
+    assert text.count("left out: no time") == 10
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on() -> None:
@@ -78,6 +80,13 @@ def test_a_control_passes_only_by_failing() -> None:
     assert not Check("", found=0.1, allowed=0.1, control=True).passed
     assert Check("", found=0.1, allowed=0.1).passed
     assert not Check("", found=float("nan"), allowed=0.1).passed
+
+
+def test_what_pays_must_pay_for_all_that_is_larger() -> None:
+    sdpa = {64: 1.0, 256: 2.0, 1024: 6.0, 4096: 40.0}
+    assert pays_from({64: 2.0, 256: 1.9, 1024: 7.0, 4096: 30.0}, sdpa) == 4096
+    assert pays_from({64: 2.0, 256: 1.9, 1024: 5.0, 4096: 30.0}, sdpa) == 256
+    assert pays_from({64: 0.5, 256: 1.9, 1024: 5.0, 4096: 40.0}, sdpa) is None
 
 
 def test_idle_time_is_what_no_kernel_covers() -> None:

@@ -256,15 +256,24 @@ def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) 
     options = engine_options(config, folder, planned)
     assert (options.device, options.dtype, options.graphs) == ("cuda", "bfloat16", True)
     assert options.memory_fraction == 0.9
-    told = ["engine.kv_cache_gb=1", "engine.kv_dtype=fp8", "engine.vision_attention=flashinfer"]
+    told = ["engine.kv_cache_gb=1", "engine.kv_dtype=fp8", "engine.vision_attention=auto"]
+    told.append("engine.vision_attention_from=99")
     config = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0", *told]).config
     options = engine_options(config, folder, plan_recipe(config, folder))
     assert options.memory_fraction is None
-    assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "flashinfer")
+    assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "auto")
+    assert options.vision_attention_from == 99
 
 
 @pytest.mark.parametrize(
-    "key", ["kv_dtype=fp8", "graphs=true", "gpu_memory_fraction=0.5", "vision_attention=flashinfer"]
+    "key",
+    [
+        "kv_dtype=fp8",
+        "graphs=true",
+        "gpu_memory_fraction=0.5",
+        "vision_attention=flashinfer",
+        "vision_attention=auto",
+    ],
 )
 def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
     config = compose(["recipe=smollm2", f"engine.{key}"]).config
@@ -301,3 +310,34 @@ def test_a_tower_attends_with_padded_heads_as_without(
     recorder = Recorder(cuda_path(folder, Host(library), vision_attention="flashinfer"))
     recorder.run(request)
     assert compare(recorder, reference(family), [request]) > 10 * TOLERANCE  # control
+
+
+def test_large_pictures_can_attend_otherwise_than_small_ones(
+    checkpoint: Folder, reference: Callable[[str], Reference]
+) -> None:
+    folder = checkpoint("qwen2_vl")
+    tokens, media = prompt_with_images(
+        folder, [[5, 6], picture(60, 90, 1), [7], picture(200, 120, 2), [8]]
+    )
+    small, large = (4 * item.length for item in media)  # patches
+    request = Request("r", tokens, greedy(2), media)
+    for least, expected in (
+        (1, {small, large}),
+        (small + 1, {large}),
+        (large, {large}),
+        (large + 1, set()),
+    ):
+        lengths: set[int] = set()
+
+        def watched(q: torch.Tensor, *rest: torch.Tensor, **options: object) -> torch.Tensor:
+            lengths.add(len(q))  # noqa: B023
+            return single_prefill_with_kv_cache(q, *rest, **options)  # type: ignore[arg-type]
+
+        library = standing_in(single_prefill_with_kv_cache=watched)
+        engine = cuda_path(
+            folder, Host(library), vision_attention="auto", vision_attention_from=least
+        )
+        recorder = Recorder(engine)
+        recorder.run(request)
+        assert lengths == expected
+        assert compare(recorder, reference("qwen2_vl"), [request]) < TOLERANCE

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from tools.demo import chat
+from tools.demo import chat, marks
 from tools.demo.checkpoint import (
     DEVIATION,
     FRAME_PIXELS,
@@ -38,6 +38,7 @@ class Encoded:
     positions: np.ndarray
     patches: list[np.ndarray]
     grids: list[Grid]
+    seen: list[np.ndarray]
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Batch:
     """Chats padded to the right.
 
     `ids` and `labels` `[chats, tokens]`, `positions` `[3, chats, tokens]`, `patches`
-    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`.
+    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`, `seen` `[patches, 5]` as in CLASSES.
     """
 
     ids: torch.Tensor
@@ -53,10 +54,11 @@ class Batch:
     positions: torch.Tensor
     patches: torch.Tensor
     grids: torch.Tensor
+    seen: torch.Tensor
     kinds: list[str]
 
     def to(self, device: torch.device) -> Batch:
-        held = (self.ids, self.labels, self.positions, self.patches, self.grids)
+        held = (self.ids, self.labels, self.positions, self.patches, self.grids, self.seen)
         return Batch(*(part.to(device) for part in held), self.kinds)
 
 
@@ -89,6 +91,9 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
     items = [patches_of([picture], IMAGE_PIXELS) for picture in example.pictures]
     if example.frames:
         items.append(patches_of(example.frames, FRAME_PIXELS))
+    seen = [_marked(each, grid) for each, (_, grid) in zip(example.marks, items, strict=False)]
+    if example.frames:  # of clips only the chat is learned
+        seen.append(np.full((len(items[-1][0]), len(marks.CLASSES)), UNLEARNED))
     shown = chat.shown(len(example.pictures), bool(example.frames))
     system = rng.choice(SYSTEMS) if rng.random() < 0.08 else None
     pieces = [(chat.opening(system), False)]
@@ -99,12 +104,21 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
         pieces.append((chat.question(text), False))
         pieces.append((chat.answer(turn.answer), True))
         pieces.append(("\n", False))
-    return _tokens(pieces[:-1], items, tokenizer)
+    return _tokens(pieces[:-1], items, seen, tokenizer)
+
+
+def _marked(each: marks.Marks, grid: Grid) -> np.ndarray:
+    """Return a picture's labels `[patches, 5]`, ordered as its patches."""
+    _, rows, columns = grid
+    labels = marks.of_patches(each, rows, columns)
+    cut = labels.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE, -1)
+    return cut.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
 
 
 def _tokens(
     pieces: list[tuple[str, bool]],
     items: list[tuple[np.ndarray, Grid]],
+    seen: list[np.ndarray],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
     pads = {tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
@@ -122,9 +136,8 @@ def _tokens(
                 times = grid[0] * grid[1] * grid[2] // MERGE**2
             ids += [token] * times
             labels += [token if learned else UNLEARNED] * times
-    return Encoded(
-        ids, labels, _positions(len(ids), spans), [patches for patches, _ in items], grids
-    )
+    patches = [patches for patches, _ in items]
+    return Encoded(ids, labels, _positions(len(ids), spans), patches, grids, seen)
 
 
 def _positions(tokens: int, spans: dict[int, Grid]) -> np.ndarray:
@@ -161,6 +174,7 @@ def collate(chats: list[Encoded], kinds: list[str], pad: int) -> Batch:
         positions,
         normalized(np.concatenate(patches)),
         torch.tensor([grid for one in chats for grid in one.grids]),
+        torch.from_numpy(np.concatenate([part for one in chats for part in one.seen])),
         kinds,
     )
 

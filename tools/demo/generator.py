@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from tools.demo import clip as clips
-from tools.demo import reading, talk
+from tools.demo import marks, reading, talk
 from tools.demo import scene as scenes
 from tools.demo.questions import Turn, about_clip, about_page, about_scene, about_several
 
@@ -33,6 +33,7 @@ class Example:
     pictures: list[Image.Image] = field(default_factory=list)
     frames: list[Image.Image] = field(default_factory=list)
     clip: clips.Clip | None = None
+    marks: list[marks.Marks] = field(default_factory=list)  # one a picture
 
 
 def random_example(
@@ -52,11 +53,14 @@ def random_example(
     if kind == "images":
         shown = _several(rng)
         pictures = [scenes.draw(s, _sides(s.aspect, size), rng) for s in shown]
-        return Example(kind, _some(about_several(shown, rng), rng, most_turns), pictures)
+        seen = [marks.of_scene(s, p.size) for s, p in zip(shown, pictures, strict=True)]
+        turns = _some(about_several(shown, rng), rng, most_turns)
+        return Example(kind, turns, pictures, marks=seen)
     if kind in ("read", "read many"):
         page = reading.random_page(rng, held_out=held_out, many=kind == "read many")
         picture = reading.draw(page, _sides(page.aspect, size), rng)
-        return Example(kind, _some(about_page(page, rng), rng, min(2, most_turns)), [picture])
+        turns = _some(about_page(page, rng), rng, min(2, most_turns))
+        return Example(kind, turns, [picture], marks=[marks.of_page(page, picture.size)])
     things = {
         "look": lambda: rng.choice((0, 1, 1, 1, 1, 2, 2, 3)),
         "count": lambda: rng.randint(0, 9),
@@ -72,7 +76,8 @@ def random_example(
     turns = about_scene(scene, rng)
     first = [turn for turn in turns if turn.skill in wanted]
     picture = scenes.draw(scene, _sides(scene.aspect, size), rng)
-    return Example(kind, _some(turns, rng, most_turns, first), [picture])
+    turns = _some(turns, rng, most_turns, first)
+    return Example(kind, turns, [picture], marks=[marks.of_scene(scene, picture.size)])
 
 
 def frame_times(frames: int, to_the_end: bool) -> list[float]:

@@ -42,8 +42,9 @@ class Page:
     colour: str
     rgb: Colour
     aspect: float
+    face: Path
+    turned: float = 0.0  # degrees
     lines: list[Writing] = field(default_factory=list)
-    held_out: bool = False
 
 
 def random_text(rng: random.Random, kind: str, held_out: bool) -> str:
@@ -66,13 +67,15 @@ def random_page(rng: random.Random, *, held_out: bool = False, many: bool = Fals
         rgb = palette.shade_on(colour, behind, rng, legible=True) if colour != background else None
         if rgb is not None:
             break
+    face = rng.choice(fonts.faces(held_out))
     if many:
-        page = Page(background, behind, colour, rgb, 1.0, held_out=held_out)
-        _fill_rows(page, rng)
+        page = Page(background, behind, colour, rgb, 1.0, face)
+        _fill_rows(page, rng, held_out)
         return page
     text = random_text(rng, "number" if rng.random() < 0.5 else _word_kind(rng, held_out), held_out)
     aspect = rng.choice((1.0, 1.0, 1.3, 1.6, 2.0, 2.6)) if len(text) > 1 else rng.choice((1.0, 0.8))
-    page = Page(background, behind, colour, rgb, aspect, held_out=held_out)
+    page = Page(background, behind, colour, rgb, aspect, face)
+    page.turned = rng.uniform(-6, 6) if rng.random() < 0.25 else 0.0
     widest = rng.uniform(0.5, 0.95) if len(text) > 2 else rng.uniform(0.25, 0.7)
     height = min(rng.uniform(0.18, 0.75), widest * aspect / (len(text) * 0.55))
     height = max(height, 0.14 * max(1.0, aspect) ** 0.5)
@@ -87,12 +90,12 @@ def _word_kind(rng: random.Random, held_out: bool) -> str:
     return "word" if held_out or rng.random() < 0.6 else "letters"
 
 
-def _fill_rows(page: Page, rng: random.Random) -> None:
+def _fill_rows(page: Page, rng: random.Random, held_out: bool) -> None:
     rows, columns = rng.choice(((2, 1), (3, 1), (2, 2), (3, 2), (4, 1)))
     for row in range(rows):
         for column in range(columns):
             kind = rng.choice(("number", "number", "word", "letters"))
-            text = random_text(rng, kind, page.held_out)
+            text = random_text(rng, kind, held_out)
             if columns > 1:
                 text = text[:4]
             cell = 1 / columns
@@ -104,26 +107,28 @@ def _fill_rows(page: Page, rng: random.Random) -> None:
 
 
 def draw(page: Page, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Return the page at `size` (width, height), in one face of its side of the split."""
-    factor = 2
-    width, height = size[0] * factor, size[1] * factor
-    canvas = blank(page.background_rgb, (width, height), rng)
-    file = rng.choice(fonts.faces(page.held_out))
-    turned = rng.uniform(-6, 6) if len(page.lines) == 1 and rng.random() < 0.25 else 0.0
+    """Return the page at `size` (width, height)."""
+    large = (size[0] * 2, size[1] * 2)
+    canvas = blank(page.background_rgb, large, rng)
     for line in page.lines:
-        font = _fitting(file, line, width, height)
-        left, top, right, bottom = font.getbbox(line.text)
-        mask = Image.new("L", (width, height))
-        corner = (line.x * width - (left + right) / 2, line.y * height - (top + bottom) / 2)
-        corner = (
-            min(max(corner[0], 2 - left), width - 2 - right),
-            min(max(corner[1], 2 - top), height - 2 - bottom),
-        )
+        font, corner = placed(page, line, large)
+        mask = Image.new("L", large)
         ImageDraw.Draw(mask).text(corner, line.text, font=font, fill=255)
-        if turned:
-            mask = mask.rotate(turned, Image.Resampling.BICUBIC, center=(width / 2, height / 2))
+        if page.turned:
+            mask = mask.rotate(page.turned, Image.Resampling.BICUBIC)
         canvas.paste(page.rgb, (0, 0), mask)
     return finish(canvas, size, rng)
+
+
+def placed(
+    page: Page, line: Writing, size: tuple[int, int]
+) -> tuple[ImageFont.FreeTypeFont, tuple[float, float]]:
+    """Return the font and the corner at which a line is drawn on a page of `size`."""
+    font = _fitting(page.face, line, *size)
+    left, top, right, bottom = font.getbbox(line.text)
+    x, y = line.x * size[0] - (left + right) / 2, line.y * size[1] - (top + bottom) / 2
+    x = min(max(x, 2 - left), size[0] - 2 - right)
+    return font, (x, min(max(y, 2 - top), size[1] - 2 - bottom))
 
 
 def _fitting(file: Path, line: Writing, width: int, height: int) -> ImageFont.FreeTypeFont:

@@ -1,7 +1,9 @@
 """Train the demo model: `python -m tools.demo.train --minutes 100 --out /folder`.
 
-Goes on from the newest checkpoint in the folder. The learning rate rises, stays, and falls over the
-last part of the time, so that a run can be cut short or lengthened. Data is made while training.
+First the tower learns alone, from labels of every patch: what covers it, in which colour. Then all
+learns to chat. Goes on from the newest state in the folder. The learning rate rises, stays, and
+falls over the last part of the time, so that a run can be cut short or lengthened. Data is made
+while training.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForCondi
 
 from tools.demo import checkpoint
 from tools.demo.batches import UNLEARNED, Batch, Batches
+from tools.demo.marks import CLASSES
 from tools.demo.muon import Muon
 from tools.demo.tokenizer import train_tokenizer
 
@@ -29,15 +32,52 @@ logger = logging.getLogger("train")
 STATE = "state.pt"
 WARM_UP_STEPS = 60
 FALL = 0.35  # of the time, at the end
+NOTHING_WEIGHS = 0.3  # most patches are covered by nothing
+SIGHT_WEIGHS = 0.1  # beside the chat
+TO_SEE = {"look": 2, "count": 4, "place": 2, "read": 3, "read many": 4}
+SEEN_AT_ONCE = 1.5  # times as many pictures as chats in a step
+
+
+class Sight(nn.Module):
+    """Reads off the tower's output what lies at each patch; used in training alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(width, checkpoint.MERGE**2 * sum(CLASSES.values()))
+
+    def forward(self, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return logits `[patches, classes]` by label, for `seen` `[tokens, width]`."""
+        logits = self.read(seen).view(-1, sum(CLASSES.values()))
+        return dict(zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), strict=True))
+
+
+def sight_loss(sight: Sight, seen: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, list[float]]:
+    """Return the loss of the labels, and the part of covered patches whose shape and character
+    are right."""
+    loss, right = torch.zeros((), device=seen.device), []
+    for at, (name, logits) in enumerate(sight(seen).items()):
+        targets = batch.seen[:, at]
+        weights = torch.ones(CLASSES[name], device=seen.device)
+        if name != "background":
+            weights[0] = NOTHING_WEIGHS
+        loss = loss + cross_entropy(logits, targets, weights, ignore_index=UNLEARNED)
+        if name in ("shape", "character"):
+            found = logits.detach().argmax(-1) == targets
+            right.append(float(found[targets > 0].float().mean()))
+    return loss, right
+
+
+def look(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Return the tower's output `[tokens, width]` for all pictures and clips of a batch."""
+    return model.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
 
 
 def logits_of(
-    model: Qwen2VLForConditionalGeneration, batch: Batch, rows: torch.Tensor
+    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
     """Return logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
-    seen = model.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
     embedded = embedded.masked_scatter(pads[..., None], seen)
     # padding stands at the right, so a causal model never looks at it
@@ -47,17 +87,19 @@ def logits_of(
     return model.lm_head(hidden[rows])
 
 
-def loss_of(model: Qwen2VLForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Return the mean loss of the learned tokens and the part of whole answers' tokens right."""
+def chat_loss(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Return the mean loss of the learned tokens and the part of them that is right."""
     targets = torch.full_like(batch.labels, UNLEARNED)
     targets[:, :-1] = batch.labels[:, 1:]
     rows = targets != UNLEARNED
-    logits = logits_of(model, batch, rows)
+    logits = logits_of(model, batch, seen, rows)
     right = (logits.detach().argmax(-1) == targets[rows]).float().mean()
     return cross_entropy(logits, targets[rows]), float(right)
 
 
-def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, sight: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for the layers' matrices and AdamW for the rest."""
     matrices = [
         value
@@ -66,6 +108,7 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     ]
     chosen = {id(value) for value in matrices}
     rest = [value for value in model.parameters() if id(value) not in chosen]
+    rest += sight.parameters()
     return [
         Muon(matrices, lr=rate, weight_decay=0.05),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
@@ -82,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and result")
     parser.add_argument("--minutes", type=float, default=100, help="training time in all")
+    parser.add_argument("--see", type=float, default=0.3, help="part of it for the tower alone")
     parser.add_argument("--batch", type=int, default=64, help="chats a step, of all processes")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -110,39 +154,52 @@ def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
     tokenizer = _tokenizer(arguments)
     model = checkpoint.new_model(tokenizer)
     if arguments.start:
-        model = Qwen2VLForConditionalGeneration.from_pretrained(
-            arguments.start, dtype=torch.float32
-        )
+        started = Qwen2VLForConditionalGeneration.from_pretrained(arguments.start)
+        model.load_state_dict(started.state_dict())
     model.config._attn_implementation = "sdpa"
     model.to(device).train()
-    chosen = optimizers(model, arguments.rate)
-    step, spent = _resume(arguments.out, model, chosen)
+    sight = Sight(model.config.text_config.hidden_size).to(device)
+    learned = nn.ModuleList([model, sight])
+    chosen = optimizers(model, sight, arguments.rate)
+    step, spent = _resume(arguments.out, learned, chosen)
     logger.info("%.2f million parameters, from step %d", model.num_parameters() / 1e6, step)
     chats = arguments.batch // arguments.processes
-    data = iter(Batches(tokenizer, chats, arguments.seed + 1000 * step + rank))
-    began, saved, seen, total = time.monotonic() - spent, time.monotonic(), 0, torch.zeros(2)
+    seed = arguments.seed + 1000 * step + rank
+    pictures = iter(Batches(tokenizer, int(chats * SEEN_AT_ONCE), seed, TO_SEE))
+    data = iter(Batches(tokenizer, chats, seed))
+    began, saved = time.monotonic() - spent, time.monotonic()
+    notes: list[list[float]] = []
     while spent < arguments.minutes * 60:
-        share = share_of_rate(step, spent / (arguments.minutes * 60))
+        progress = spent / (arguments.minutes * 60)
+        share = share_of_rate(step, progress)
         for optimizer in chosen:
             for group in optimizer.param_groups:
                 group["lr"] = arguments.rate * share
-        loss, right = loss_of(model, next(data).to(device))
+        talking = progress >= arguments.see
+        batch = next(data if talking else pictures).to(device)
+        seen = look(model, batch)
+        loss, note = sight_loss(sight, seen, batch)
+        if talking:
+            chat, right = chat_loss(model, batch, seen)
+            note, loss = [*note, right, chat.item()], loss * SIGHT_WEIGHS + chat
         loss.backward()
-        spent = average_gradients(model, time.monotonic() - began)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        spent = average_gradients(learned, time.monotonic() - began)
+        nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
         for optimizer in chosen:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        step, seen, total = step + 1, seen + 1, total + torch.tensor([loss.item(), right])
+        step, notes = step + 1, [*notes, [loss.item(), *note]]
         if step % 20 == 0:
-            mean = (total / seen).tolist()
-            logger.info("step %d %.1f min rate %.5f loss %.4f right %.4f",
-                        step, spent / 60, arguments.rate * share, *mean)  # fmt: skip
-            seen, total = 0, torch.zeros(2)
+            means = torch.tensor([each for each in notes if len(each) == len(notes[-1])]).nanmean(0)
+            shown = zip(("loss", "shapes", "characters", "words", "chat"), means, strict=False)
+            said = " ".join(f"{name} {mean:.4f}" for name, mean in shown)
+            logger.info("step %d %.1f min rate %.5f %s", step, spent / 60,
+                        arguments.rate * share, said)  # fmt: skip
+            notes = []
         if time.monotonic() - saved > 300:
-            _save(rank, arguments.out, model, chosen, step, spent)
+            _save(rank, arguments.out, learned, chosen, step, spent)
             saved = time.monotonic()
-    _save(rank, arguments.out, model, chosen, step, spent)
+    _save(rank, arguments.out, learned, chosen, step, spent)
     if rank == 0:
         checkpoint.write(model, tokenizer, arguments.out / "checkpoint")
         about = {"steps": step, "minutes": round(spent / 60, 1), "chats": step * arguments.batch,

@@ -28,7 +28,7 @@ from tools.demo.scene import Scene
 
 FOREIGN = Path(__file__).parent / "foreign"
 SIZES = (90, 400)  # pixels a side; the training has 110 to 180
-# Each skill: its number in the list of what the model can do, and the generator's kind of example that
+# Each skill: its number in the list of what the model can do, and the kind of example that
 # opens with a question of it.
 SKILLS: dict[str, tuple[int | str, str]] = {
     "look": (1, "look"), "count": (2, "count"), "place": (2, "place"), "compare": (2, "place"),

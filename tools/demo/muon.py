@@ -28,7 +28,7 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Takes matrices only. The update's RMS is 0.2, as AdamW's is about, so rates compare.
+    """Takes matrices, and convolutions as matrices. The update's RMS is 0.2, as AdamW's is about, so rates compare.
 
     Among several processes with equal gradients each makes its share of the updates orthogonal.
     """
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
             if ranks > 1:
                 dist.all_reduce(updates)
             for parameter, update in zip(moved, parts, strict=True):
-                scale = group["lr"] * 0.2 * max(parameter.shape) ** 0.5
+                scale = group["lr"] * 0.2 * max(_shape(parameter)) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.view_as(parameter), alpha=-scale)
 
@@ -75,10 +75,12 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            averaged.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+            update = parameter.grad.lerp(state["momentum"], group["momentum"])
+            averaged.append(update.flatten(1))
         for (_, part), update in zip(same, orthogonal(torch.stack(averaged)), strict=True):
             part.copy_(update.flatten())
 
 
-def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    return tuple(parameter.shape)
+def _shape(parameter: torch.Tensor) -> tuple[int, int]:
+    """Return rows and columns; a convolution's windows are its columns."""
+    return parameter.shape[0], parameter[0].numel()

@@ -28,7 +28,8 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Takes matrices, and convolutions as matrices. The update's RMS is 0.2, as AdamW's is about, so rates compare.
+    """Takes matrices, and convolutions as matrices. The update's RMS is 0.2 of the rate, as AdamW's
+    is about, so that rates compare.
 
     Among several processes with equal gradients each makes its share of the updates orthogonal.
     """

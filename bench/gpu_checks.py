@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.flashinfer import FlashInferAttention
 from engine.batch import Batch
 from engine.core import Engine
-from engine.kernels import FlashInferKernels
+from engine.kernels import FlashInferKernels, Norm
 from engine.loader import LoadedModel, Progress, load_model
 from engine.platform import Platform
 from engine.request import Request
@@ -32,6 +33,7 @@ from tests.engine.harness import (
 
 FLOAT32_TOLERANCE = 1e-3  # logits of a few; reductions run in another order than transformers'
 CONTROL = 5  # a control has to miss by this many times what is allowed
+Place = Callable[[torch.Tensor], torch.Tensor]  # a copy on a device
 HEAD_DIM = 64  # of the tiny checkpoints: the least that FlashInfer has kernels for
 
 
@@ -161,32 +163,32 @@ def _small_kernel_checks(
     heads, head_weight = noise(9, 6, 64), 1 + noise(64) / 10
     angles = noise(9, 64)
 
-    def norm(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        return kernels.norm(at(x), at(weight), 1e-6)
+    def norm(kernels: FlashInferKernels, at: Place, gemma: bool) -> Any:
+        return kernels.norm(at(x), Norm(at(weight), 1e-6, gemma))
 
-    def add_norm(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        return torch.cat(kernels.add_norm(at(x), at(residual), at(weight), 1e-6))
+    def add_norm(kernels: FlashInferKernels, at: Place, gemma: bool) -> Any:
+        return torch.cat(kernels.add_norm(at(x), at(residual), Norm(at(weight), 1e-6, gemma)))
 
-    def gate(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        return kernels.gate(at(x))
+    def gate(kernels: FlashInferKernels, at: Place, gemma: bool) -> Any:
+        return kernels.gate(at(x), "gelu_tanh" if gemma else "silu")
 
-    def norm_heads(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        weights = (at(head_weight), at(1 / head_weight))
-        return kernels.norm_heads(at(heads)[:, :5], 4, weights, 1e-6)  # a part of wider rows
+    def norm_heads(kernels: FlashInferKernels, at: Place, gemma: bool) -> Any:
+        norms = Norm(at(head_weight), 1e-6, gemma), Norm(at(1 / head_weight), 1e-6, gemma)
+        return kernels.norm_heads(at(heads)[:, :5], 4, norms)  # a part of wider rows
 
-    def rotate(kernels: FlashInferKernels, at: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    def rotate(kernels: FlashInferKernels, at: Place, gemma: bool) -> Any:
         there = at(heads)
         lines = torch.arange(9, dtype=torch.int32, device=there.device)
         return kernels.rotate(there[:, :5], (lines, angles.to(there.device)))
 
-    for work in (norm, add_norm, gate, norm_heads, rotate):
+    works = [*itertools.product((norm, add_norm, gate, norm_heads), (False, True)), (rotate, False)]
+    for work, gemma in works:
         outputs = []
         for each in (platform, standing_in):
-            kernels = FlashInferKernels(each.library)
-            outputs.append(
-                work(kernels, lambda t, e=each: t.to(e.device, dtype, copy=True)).float().cpu()
-            )
-        yield Check(work.__name__, _far(*outputs), _rounding(dtype))
+            at = partial(_placed, device=each.device, dtype=dtype)
+            outputs.append(work(FlashInferKernels(each.library), at, gemma).float().cpu())
+        name = f"{work.__name__}, Gemma's" if gemma else work.__name__
+        yield Check(name, _far(*outputs), _rounding(dtype))
     yield from _sampling_checks(platform, standing_in, noise(5, 1000) * 3)
 
 

@@ -1,20 +1,21 @@
-"""The Llama pattern with fewer, larger operations: SmolLM2, Llama, Qwen2, Qwen3, Qwen2-VL.
+"""The Llama pattern with fewer, larger operations: SmolLM2, Llama, Qwen2, Qwen3, Qwen2-VL, Gemma 3.
 
-One product for query, key and value, one for gate and up, and one pass per norm and rotation. Every
-replacement is equal to transformers' layer up to rounding; a stack that is not of the pattern is
-left as it is.
+One product for query, key and value, one for gate and up, and one pass per norm and rotation. Gemma
+norms what attention and MLP give before it is added. Every replacement is equal to transformers'
+layer up to rounding; a stack that is not of the pattern is left as it is.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import SiLUActivation
+from transformers.activations import GELUTanh, SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
-from engine.kernels import Angles, Kernels
+from engine.kernels import Activation, Angles, Kernels, Norm
 from engine.linear import Linear, fuse_linears
 from engine.parallel.ranks import Ranks, SummedLinear
 
@@ -22,6 +23,8 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+GEMMA_NORM = "Gemma3RMSNorm"
+INNER_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 
 class FusedDecoder:
@@ -40,14 +43,16 @@ class FusedDecoder:
         ranks: Ranks | None = None,
     ) -> None:
         """With `ranks`, `stack` holds this rank's share and `shape` is its own."""
-        self._rotary = stack.rotary_emb
+        self._rotaries = rotaries(stack.rotary_emb)
+        kinds = stack.config.layer_types if None not in self._rotaries else []
+        self._kinds: list[str | None] = list(kinds) or [None] * len(stack.layers)
         self._kernels = kernels
         self._layers = [
             FusedLayer(layer, i, shape, backend, kernels, ranks)
             for i, layer in enumerate(stack.layers)
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
-        self._norms = [(norm.weight.data, float(norm.variance_epsilon)) for norm in norms]
+        self._norms = [norm_of(norm) for norm in norms]
 
     def __call__(self, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """embeddings `[tokens, hidden]`, positions `[rows, tokens]`; returns `[tokens, hidden]`.
@@ -55,11 +60,14 @@ class FusedDecoder:
         The embeddings are overwritten.
         """
         kernels = self._kernels
-        angles = kernels.angles(self._rotary, embeddings, positions)
-        normed, residual = kernels.norm(embeddings, *self._norms[0]), embeddings
-        for layer, norm in zip(self._layers, self._norms[1:], strict=True):
-            added, residual = layer(normed, residual, angles)
-            normed, residual = kernels.add_norm(added, residual, *norm)
+        angles = {
+            kind: kernels.angles(rotary, embeddings, positions)
+            for kind, rotary in self._rotaries.items()
+        }
+        normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
+        for layer, kind, norm in zip(self._layers, self._kinds, self._norms[1:], strict=True):
+            added, residual = layer(normed, residual, angles[kind])
+            normed, residual = kernels.add_norm(added, residual, norm)
         return normed
 
 
@@ -84,12 +92,17 @@ class FusedLayer:
         self._output = _summed(fuse_linears(attention.o_proj), ranks)
         self._gate_up = fuse_linears(mlp.gate_proj, mlp.up_proj)
         self._down = _summed(fuse_linears(mlp.down_proj), ranks)
-        self._post_norm = layer.post_attention_layernorm.weight.data
-        self._epsilon: float = layer.post_attention_layernorm.variance_epsilon
-        self._qk_norms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._activation: Activation = "gelu_tanh" if isinstance(mlp.act_fn, GELUTanh) else "silu"
+        self._qk_norms: tuple[Norm, Norm] | None = None
         if hasattr(attention, "q_norm"):
-            self._qk_norms = attention.q_norm.weight.data, attention.k_norm.weight.data
-            self._qk_epsilon: float = attention.q_norm.variance_epsilon
+            self._qk_norms = norm_of(attention.q_norm), norm_of(attention.k_norm)
+        self._attended_norm: Norm | None = None
+        self._gated_norm: Norm | None = None
+        self._mlp_norm = norm_of(layer.post_attention_layernorm)
+        if hasattr(layer, "pre_feedforward_layernorm"):
+            self._attended_norm = self._mlp_norm
+            self._mlp_norm = norm_of(layer.pre_feedforward_layernorm)
+            self._gated_norm = norm_of(layer.post_feedforward_layernorm)
 
     def __call__(
         self, normed: torch.Tensor, residual: torch.Tensor, angles: Angles
@@ -99,17 +112,36 @@ class FusedLayer:
         qkv = self._qkv(normed).view(-1, heads + 2 * self._kv_heads, self._head_dim)
         rotated, value = qkv[:, : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
         if self._qk_norms is not None:
-            rotated = kernels.norm_heads(rotated, heads, self._qk_norms, self._qk_epsilon)
+            rotated = kernels.norm_heads(rotated, heads, self._qk_norms)
         rotated = kernels.rotate(rotated, angles)
         attended = self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
-        normed, residual = kernels.add_norm(
-            self._output(attended), residual, self._post_norm, self._epsilon
-        )
-        return self._down(kernels.gate(self._gate_up(normed))), residual
+        added = self._output(attended)
+        if self._attended_norm is not None:
+            added = kernels.norm(added, self._attended_norm)
+        normed, residual = kernels.add_norm(added, residual, self._mlp_norm)
+        added = self._down(kernels.gate(self._gate_up(normed), self._activation))
+        if self._gated_norm is not None:
+            added = kernels.norm(added, self._gated_norm)
+        return added, residual
 
 
 def _summed(linear: Linear, ranks: Ranks | None) -> Linear | SummedLinear:
     return linear if ranks is None else SummedLinear(linear, ranks)
+
+
+def norm_of(module: Any) -> Norm:
+    """A norm of transformers', one that `fusible` has let pass."""
+    if type(module).__name__ == GEMMA_NORM:
+        return Norm(module.weight.data, float(module.eps), from_one=True)
+    return Norm(module.weight.data, float(module.variance_epsilon))
+
+
+def rotaries(module: Any) -> dict[str | None, Any]:
+    """What gives a step's cosine and sine, for each kind of layer that has angles of its own."""
+    kinds = getattr(module, "layer_types", None)
+    if kinds is None:
+        return {None: module}
+    return {kind: partial(module, layer_type=kind) for kind in kinds}
 
 
 def fusible(stack: Any) -> bool:
@@ -119,22 +151,29 @@ def fusible(stack: Any) -> bool:
         return False
     config = stack.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * getattr(stack.rotary_emb, "inv_freq", torch.empty(0)).numel() != head_dim:
-        return False
+    for kind in rotaries(stack.rotary_emb):
+        name = "inv_freq" if kind is None else f"{kind}_inv_freq"
+        if 2 * getattr(stack.rotary_emb, name, torch.empty(0)).numel() != head_dim:
+            return False
     return all(_fusible_layer(layer) for layer in layers)
 
 
 def _fusible_layer(layer: Any) -> bool:
-    if set(dict(layer.named_children())) != LAYER:
+    if set(dict(layer.named_children())) not in (LAYER, LAYER | INNER_NORMS):
         return False
     attention, mlp = layer.self_attn, layer.mlp
     children = set(dict(attention.named_children())) - {"rotary_emb"}
     if children not in (ATTENTION, ATTENTION | QK_NORMS):
         return False
-    if not isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation):
+    if not isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation | GELUTanh):
         return False
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    return set(dict(mlp.named_children())) == MLP and all(
-        type(norm).__name__.endswith("RMSNorm") and hasattr(norm, "variance_epsilon")
-        for norm in norms
+    norms = [child for name, child in layer.named_children() if name.endswith("layernorm")]
+    norms += [child for name, child in attention.named_children() if name in QK_NORMS]
+    return set(dict(mlp.named_children())) == MLP and all(map(_fusible_norm, norms))
+
+
+def _fusible_norm(norm: Any) -> bool:
+    name = type(norm).__name__
+    return name == "Gemma3RMSNorm" or (
+        name.endswith("RMSNorm") and hasattr(norm, "variance_epsilon")
     )

@@ -5,36 +5,41 @@ Two sets: torch's own operators, and FlashInfer's kernels, which do each of thes
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, rms_norm, silu
 
 Angles = tuple[torch.Tensor, torch.Tensor]
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(slots=True, frozen=True)
+class Norm:
+    """Root mean square norm over the last dimension; `from_one`: by 1 + weight, as Gemma has it."""
+
+    weight: torch.Tensor
+    epsilon: float
+    from_one: bool = False
 
 
 class Kernels(Protocol):
     """What a fused decoder layer needs beside products and attention."""
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Root mean square norm over the last dimension of x."""
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """The norm of x."""
 
     def add_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+        self, x: torch.Tensor, residual: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of x + residual, and that sum. Both arguments may be overwritten."""
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(left half) * right half of `[tokens, 2 * middle]`, which may be overwritten."""
+    def gate(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """activation(left half) * right half of `[tokens, 2 * middle]`; it may be overwritten."""
 
-    def norm_heads(
-        self,
-        heads: torch.Tensor,
-        count: int,
-        weights: tuple[torch.Tensor, torch.Tensor],
-        epsilon: float,
-    ) -> torch.Tensor:
-        """Norm of each head of `[tokens, heads, head_dim]`: the first `count` by the first weight.
+    def norm_heads(self, heads: torch.Tensor, count: int, norms: tuple[Norm, Norm]) -> torch.Tensor:
+        """Norm of each head of `[tokens, heads, head_dim]`: the first `count` by the first norm.
 
         The argument may be overwritten.
         """
@@ -60,31 +65,27 @@ def cos_and_sin(
 class TorchKernels:
     """`Kernels` on any device."""
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return rms_norm(x, weight.shape, weight, epsilon)
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        weight = norm.weight
+        if norm.from_one:  # 1 + weight needs more bits than the weight has
+            wide = rms_norm(x.float(), weight.shape, 1 + weight.float(), norm.epsilon)
+            return wide.to(x.dtype)
+        return rms_norm(x, weight.shape, weight, norm.epsilon)
 
     def add_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+        self, x: torch.Tensor, residual: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         residual = x.add_(residual)
-        return rms_norm(residual, weight.shape, weight, epsilon), residual
+        return self.norm(residual, norm), residual
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        middle = gate_up.shape[-1] // 2
-        return silu(gate_up[:, :middle]).mul_(gate_up[:, middle:])
+    def gate(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        left, right = gate_up.chunk(2, dim=-1)
+        activated = silu(left) if activation == "silu" else gelu(left, approximate="tanh")
+        return activated.mul_(right)
 
-    def norm_heads(
-        self,
-        heads: torch.Tensor,
-        count: int,
-        weights: tuple[torch.Tensor, torch.Tensor],
-        epsilon: float,
-    ) -> torch.Tensor:
+    def norm_heads(self, heads: torch.Tensor, count: int, norms: tuple[Norm, Norm]) -> torch.Tensor:
         parts = (heads[:, :count], heads[:, count:])
-        normed = [
-            self.norm(part, weight, epsilon) for part, weight in zip(parts, weights, strict=True)
-        ]
-        return torch.cat(normed, dim=1)
+        return torch.cat([self.norm(p, norm) for p, norm in zip(parts, norms, strict=True)], dim=1)
 
     def angles(self, rotary: Any, like: torch.Tensor, positions: torch.Tensor) -> Angles:
         """`[tokens, 1, head_dim]` each: cosine, and sine with its first half negated."""
@@ -104,29 +105,32 @@ class FlashInferKernels:
     def __init__(self, library: Any) -> None:
         self._library = library
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        normed: torch.Tensor = self._library.rmsnorm(x, weight, epsilon)
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        kernel = self._library.gemma_rmsnorm if norm.from_one else self._library.rmsnorm
+        normed: torch.Tensor = kernel(x, norm.weight, norm.epsilon)
         return normed
 
     def add_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+        self, x: torch.Tensor, residual: torch.Tensor, norm: Norm
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._library.fused_add_rmsnorm(x, residual, weight, epsilon)
+        library = self._library
+        kernel = library.gemma_fused_add_rmsnorm if norm.from_one else library.fused_add_rmsnorm
+        kernel(x, residual, norm.weight, norm.epsilon)
         return x, residual
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gated: torch.Tensor = self._library.silu_and_mul(gate_up)
+    def gate(self, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        library = self._library
+        kernel = library.silu_and_mul if activation == "silu" else library.gelu_tanh_and_mul
+        gated: torch.Tensor = kernel(gate_up)
         return gated
 
-    def norm_heads(
-        self,
-        heads: torch.Tensor,
-        count: int,
-        weights: tuple[torch.Tensor, torch.Tensor],
-        epsilon: float,
-    ) -> torch.Tensor:
-        for part, weight in zip((heads[:, :count], heads[:, count:]), weights, strict=True):
-            self._library.rmsnorm(part, weight, epsilon, out=part)
+    def norm_heads(self, heads: torch.Tensor, count: int, norms: tuple[Norm, Norm]) -> torch.Tensor:
+        for part, norm in zip((heads[:, :count], heads[:, count:]), norms, strict=True):
+            if norm.from_one:  # documented for rows, not for rows of heads
+                rows = part.reshape(-1, part.shape[-1])
+                part.copy_(self.norm(rows, norm).view(part.shape))
+            else:
+                self._library.rmsnorm(part, norm.weight, norm.epsilon, out=part)
         return heads
 
     def angles(self, rotary: Any, like: torch.Tensor, positions: torch.Tensor) -> Angles:

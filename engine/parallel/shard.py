@@ -64,7 +64,8 @@ def load_share(
 
 def check_splits(stack: Any, shape: AttentionShape, ranks: int) -> None:
     """Raise ModelUnsupported for a stack that cannot be split among that many ranks."""
-    if not fusible(stack):
+    # Gemma's layers are fused, but have not been tried in parts
+    if not fusible(stack) or hasattr(stack.layers[0], "pre_feedforward_layernorm"):
         raise ModelUnsupported(
             f"parallelism.tensor={ranks}: the layers of {type(stack).__name__} are not of Llama's "
             "pattern, the one that can be split; set parallelism.tensor=1"

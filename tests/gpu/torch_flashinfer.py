@@ -23,6 +23,9 @@ __all__ = [
     "append_paged_kv_cache",
     "apply_rope_with_cos_sin_cache_inplace",
     "fused_add_rmsnorm",
+    "gelu_tanh_and_mul",
+    "gemma_fused_add_rmsnorm",
+    "gemma_rmsnorm",
     "rmsnorm",
     "sampling",
     "silu_and_mul",
@@ -342,6 +345,25 @@ def fused_add_rmsnorm(
     assert input.ndim == residual.ndim == 2
     residual += input
     rmsnorm(residual, weight, eps, out=input)
+
+
+def gemma_rmsnorm(
+    input: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    assert input.ndim == 2
+    assert input.stride(1) == 1
+    return rmsnorm(input, 1 + weight.float(), eps, out)
+
+
+def gemma_fused_add_rmsnorm(
+    input: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6
+) -> None:
+    fused_add_rmsnorm(input, residual, 1 + weight.float(), eps)
+
+
+def gelu_tanh_and_mul(input: torch.Tensor) -> torch.Tensor:
+    left, right = input.float().chunk(2, dim=-1)
+    return (torch.nn.functional.gelu(left, approximate="tanh") * right).to(input.dtype)
 
 
 def silu_and_mul(input: torch.Tensor) -> torch.Tensor:

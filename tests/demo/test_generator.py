@@ -1,4 +1,4 @@
-"""What the generator says of its pictures, held against the pixels and against transformers."""
+"""What the generator says of its pictures, held against their pixels."""
 
 from __future__ import annotations
 
@@ -6,91 +6,22 @@ import io
 import math
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageFont
-from scipy import ndimage, spatial, stats
-from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from PIL import ImageFont
 
-from engine.models.family import VideoOptions
-from engine.models.qwen2_vl import Qwen2VL
-from tools.demo import (
-    batches,
-    checkpoint,
-    clip,
-    exam,
-    fonts,
-    generator,
-    judging,
-    muon,
-    palette,
-    reading,
-    reference,
-    scene,
-    shapes,
-    train,
-)
+from tests.demo.blobs import Blob, Plain, blobs
+from tools.demo import clip, fonts, generator, judging, reading, scene, shapes
 from tools.demo.clip import Clip
 from tools.demo.generator import Example, random_example
 from tools.demo.questions import Turn, about_clip, about_scene
 from tools.demo.scene import Scene, Thing
-from tools.demo.tokenizer import train_tokenizer
 
 COMPARISON = re.compile(
     r"(?:(Yes|No), )?[Tt]he (.+?) is (?:not )?(?:further |the )?(\w+)(?: of)?(?: the (.+))?\."
 )
-ONLY_FACE = Path("the font of Pillow")
-
-
-class Plain(random.Random):
-    """A generator that draws neither noise, blur, gradients, outlines nor JPEG."""
-
-    def random(self) -> float:
-        return 0.99
-
-
-@dataclass(slots=True)
-class Blob:
-    """What is seen of one thing: pixels, middle as fractions of the sides."""
-
-    pixels: np.ndarray  # [pixels, 2], row and column
-    x: float
-    y: float
-    rgb: np.ndarray
-
-    @property
-    def extent(self) -> float:
-        """Half the greatest distance of two of its pixels."""
-        hull = self.pixels[spatial.ConvexHull(self.pixels).vertices].astype(float)
-        return max(spatial.distance.pdist(hull)) / 2
-
-    @property
-    def features(self) -> tuple[float, float]:
-        """Area over that of the hull, and over the squared extent."""
-        hull = spatial.ConvexHull(self.pixels)
-        return len(self.pixels) / hull.volume, len(self.pixels) / self.extent**2
-
-
-def blobs(picture: Image.Image, background: palette.Colour) -> list[Blob]:
-    """Return what stands out from the background, piece by piece."""
-    values = np.asarray(picture, dtype=float)
-    seen = np.linalg.norm(values - background, axis=2) > palette.LEAST_CONTRAST / 2
-    pieces, _ = ndimage.label(seen)
-    found = []
-    for number, box in enumerate(ndimage.find_objects(pieces), 1):
-        pixels = np.argwhere(pieces[box] == number)
-        rgb = np.median(values[box][pieces[box] == number], axis=0)
-        pixels += (box[0].start, box[1].start)
-        if len(pixels) > 4:
-            y, x = (pixels.mean(axis=0) + 0.5) / seen.shape
-            found.append(Blob(pixels, float(x), float(y), rgb))
-    return found
 
 
 Scenes = list[tuple[Scene, list[Blob]]]
@@ -259,13 +190,6 @@ def test_clips_show_the_colours_that_they_say_in_order() -> None:
                 assert words[0] == (both[0] if "first" in turn.answer else both[-1])
 
 
-@pytest.fixture
-def one_font(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The font that Pillow brings along, on whatever machine."""
-    monkeypatch.setattr(fonts, "faces", lambda held_out: [ONLY_FACE])
-    monkeypatch.setattr(fonts, "face", lambda file, size: ImageFont.load_default(size))
-
-
 @pytest.mark.usefixtures("one_font")
 @pytest.mark.parametrize("many", [False, True])
 def test_pages_show_every_character_that_is_read(many: bool) -> None:
@@ -316,220 +240,3 @@ def test_words_and_fonts_that_are_held_out_are_not_trained_on(
     sides = [{file.stem for file in fonts.faces(held_out)} for held_out in (False, True)]
     fonts.faces.cache_clear()
     assert sides == [{"Lato-Bold", "Roboto-Regular"}, set(names[2:])]
-
-
-# ---- against transformers
-
-
-def processor() -> Qwen2VLImageProcessorPil:
-    least, most = checkpoint.IMAGE_PIXELS
-    return Qwen2VLImageProcessorPil(
-        size={"shortest_edge": least, "longest_edge": most}, patch_size=checkpoint.PATCH,
-        merge_size=checkpoint.MERGE, temporal_patch_size=checkpoint.TEMPORAL, resample=3,
-        image_mean=checkpoint.MEAN, image_std=checkpoint.DEVIATION,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [(140, 140), (90, 90), (400, 300), (120, 260), (73, 31)])
-def test_patches_are_those_of_transformers(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    expected = processor()(Image.fromarray(pixels), return_tensors="pt")
-    patches, grid = batches.patches_of([Image.fromarray(pixels)], checkpoint.IMAGE_PIXELS)
-    assert list(grid) == expected["image_grid_thw"][0].tolist()
-    found = batches.normalized(patches)
-    torch.testing.assert_close(found, expected["pixel_values"], rtol=0, atol=1e-5)
-    turned = batches.normalized(
-        batches.patches_of([Image.fromarray(pixels[:, ::-1])], checkpoint.IMAGE_PIXELS)[0]
-    )
-    assert (turned - expected["pixel_values"]).abs().max() > 0.1
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Iterator[PreTrainedTokenizerBase]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fonts, "faces", lambda held_out: [ONLY_FACE])
-        patched.setattr(fonts, "face", lambda file, size: ImageFont.load_default(size))
-        yield train_tokenizer(examples=80)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGeneration:
-    torch.manual_seed(0)
-    made = checkpoint.new_model(tokenizer).eval()
-    with torch.no_grad():  # fresh weights say nearly the same of everything
-        for value in made.parameters():
-            if value.ndim > 1:
-                value.mul_(3)
-    return made
-
-
-def examples() -> list[Example]:
-    rng = random.Random(8)
-    return [random_example(rng, kind, 150) for kind in ("look", "images", "video", "talk", "video")]
-
-
-def kinds_of(model: Qwen2VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
-    config = model.config
-    return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-
-
-def grids_of(example: Example, grids: list[batches.Grid]) -> dict[str, torch.Tensor]:
-    modality = "video" if example.frames else "image"
-    return {f"{modality}_grid_thw": torch.tensor(grids)} if grids else {}
-
-
-def test_positions_are_those_of_transformers(
-    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
-) -> None:
-    rng = random.Random(9)
-    wide = [clip.Clip("white", (255, 255, 255), None, aspect) for aspect in (0.4, 1, 16 / 9, 3)]
-    shown = examples()
-    for made in wide:
-        frames = clip.draw(made, (round(90 * made.aspect), 90), [0.0] * generator.FRAMES)
-        shown.append(Example("video", [Turn("look", "What?", "It.")], frames=frames))
-    for example in shown:
-        one = batches.encode(example, tokenizer, rng)
-        ids = torch.tensor([one.ids])
-        expected, _ = model.model.get_rope_index(
-            ids, kinds_of(model, ids), attention_mask=torch.ones_like(ids),
-            **grids_of(example, one.grids),
-        )  # fmt: skip
-        assert torch.equal(torch.from_numpy(one.positions), expected[:, 0])
-        if example.pictures or example.frames:  # or positions would not matter
-            assert not torch.equal(expected[0], expected[2])
-
-
-def test_the_training_computes_the_logits_of_transformers(
-    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
-) -> None:
-    shown = examples()
-    coded = [batches.encode(example, tokenizer, random.Random(10)) for example in shown]
-    batch = batches.collate(coded, [e.kind for e in shown], tokenizer.pad_token_id)
-    rows = batch.labels != batches.UNLEARNED
-    with torch.inference_mode():
-        found = train.logits_of(model, batch, train.look(model, batch), rows)
-        expected = [alone(model, example, one) for example, one in zip(shown, coded, strict=True)]
-    theirs = torch.cat(expected)
-    assert found.shape == theirs.shape
-    torch.testing.assert_close(found, theirs, rtol=0, atol=1e-3)
-    other = batch.positions.clone()
-    other[1:] = other[:1]
-    batch.positions = other
-    with torch.inference_mode():
-        wrong = train.logits_of(model, batch, train.look(model, batch), rows)
-    assert (wrong - theirs).abs().max() > 0.05
-
-
-def alone(
-    model: Qwen2VLForConditionalGeneration, example: Example, one: batches.Encoded
-) -> torch.Tensor:
-    """transformers' logits of what is learned in one chat, by itself."""
-    ids = torch.tensor([one.ids])
-    inputs = {"mm_token_type_ids": kinds_of(model, ids)} | grids_of(example, one.grids)
-    if one.patches:
-        name = "pixel_values_videos" if example.frames else "pixel_values"
-        inputs[name] = batches.normalized(np.concatenate(one.patches))
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
-    return logits[torch.tensor(one.labels) != batches.UNLEARNED]
-
-
-def test_what_is_learned_is_what_is_answered(tokenizer: PreTrainedTokenizerBase) -> None:
-    for example in examples():
-        one = batches.encode(example, tokenizer, random.Random(11))
-        learned = [token for token in one.labels if token != batches.UNLEARNED]
-        assert tokenizer.decode(learned) == "".join(
-            f"{turn.answer}<|im_end|>" for turn in example.turns
-        )
-
-
-# ---- the optimizer and the evaluation
-
-
-@pytest.mark.parametrize("shape", [(2, 32, 80), (1, 96, 40), (3, 64, 64)])
-def test_updates_are_made_nearly_orthogonal(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(1)
-    matrices = torch.randn(shape)
-    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    assert values.max() / values.min() > 1.5
-    turned = left.mT @ muon.orthogonal(matrices) @ right.mT
-    kept = torch.diagonal(turned, dim1=1, dim2=2)
-    assert kept.min() > 0.3
-    assert kept.max() < 1.3
-    torch.testing.assert_close(turned, torch.diag_embed(kept), rtol=0, atol=1e-3)
-
-
-def test_intervals_are_those_of_wilson() -> None:
-    for right, count in ((0, 10), (7, 10), (95, 100), (60, 60)):
-        expected = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
-        assert judging.interval(right, count) == pytest.approx(
-            (expected.low, expected.high), abs=1e-4
-        )
-
-
-@pytest.mark.parametrize(
-    ("question", "expected", "answer", "right"),
-    [
-        ("What color is it?", "It is red.", "The shape is red.", True),
-        ("What color is it?", "It is red.", "It is red and blue.", False),
-        ("What color is the circle?", "The circle is gray.", "It is grey", True),
-        ("Is there a red star?", "Yes, there is a red star.", "Yes.", True),
-        ("Is there a red star?", "No, there is no red star.", "Yes, there is a red star.", False),
-        ("How many stars?", "There are 3 stars.", "Three stars.", True),
-        ("How many stars?", "There are 3 stars.", "There are 2 stars.", False),
-        ("Which came first, red or blue?", "Red came first.", "Blue came first.", False),
-        ("Read it.", "It says STAR.", "The word is STAR.", True),
-        ("Read it.", "It says STAR.", "It says a star.", False),
-        ("Where is it?", "It is at the top left.", "It is at the left.", False),
-        ("Hello", "Goodbye!", "Hello!", False),
-        ("Describe it.", "I see a red star and a blue cross.", "I see a blue cross and a red star.",
-         False),
-    ],
-)  # fmt: skip
-def test_answers_are_compared_by_meaning(
-    question: str, expected: str, answer: str, right: bool
-) -> None:
-    assert judging.same_meaning(answer, expected, question) is right
-    assert judging.same_meaning(expected, expected, question)
-
-
-def test_a_transparent_picture_is_what_it_is_laid_on() -> None:
-    rng = random.Random(12)
-    for chat in exam.chats(["transparent"], 6, 1, [(255, 255, 255), (0, 128, 0)]):
-        behind = {"white": (255, 255, 255), "green": (0, 128, 0)}[chat.background or ""]
-        assert chat.background in chat.turns[0].answer  # type: ignore[operator]
-        laid = reference.opaque(chat.items[0].data, behind)
-        found = blobs(laid, behind)
-        assert 1 <= len(found) <= 2
-        corners = [laid.getpixel(at) for at in ((0, 0), (laid.width - 1, laid.height - 1))]
-        assert behind in corners
-    thing = Thing("circle", "red", (200, 20, 20), 0.5, 0.5, 0.4)
-    made = Scene("green", (0, 128, 0), [thing])
-    picture = exam.transparent_picture(made, (200, 200), rng)
-    held = io.BytesIO()
-    picture.save(held, "PNG")
-    laid = np.asarray(reference.opaque(held.getvalue(), made.background_rgb), dtype=int)
-    drawn = np.asarray(scene.draw(made, (200, 200), Plain(0)), dtype=int)
-    assert np.abs(laid - drawn).mean() < 1
-    assert set(np.unique(np.asarray(picture)[..., 3])) > {0, 255}  # its edges are smooth
-
-
-def test_clips_are_sampled_as_the_server_samples_them(qwen2_vl: Qwen2VL) -> None:
-    made = Clip("white", (255, 255, 255), Thing("circle", "red", (220, 0, 0), 0, 0, 0.2), 1.0)
-    made.direction = "right"
-    for total in (24, 31, 40, 47, 48):
-        frames = clip.draw(made, (64, 64), [step / (total - 1) for step in range(total)])
-        taken = reference.sampled(exam.encoded(frames, 12))
-        numbers = qwen2_vl.sample_frames(total, 12.0, VideoOptions(frames=generator.FRAMES))
-        assert len(taken) == len(numbers) == generator.FRAMES
-        for picture, number in zip(taken, numbers, strict=True):
-            ours, theirs = (np.asarray(p, dtype=int) for p in (picture, frames[number]))
-            assert np.abs(ours - theirs).mean() < 4
-            assert np.abs(ours - np.asarray(frames[number - 3], dtype=int)).mean() > 4
-
-
-@pytest.fixture
-def qwen2_vl(
-    tmp_path: Path, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
-) -> Qwen2VL:
-    checkpoint.write(model, tokenizer, tmp_path)
-    return Qwen2VL(tmp_path)

@@ -51,9 +51,10 @@ class Reference:
             pixels, grid = self._seen(item, background)
             shown.setdefault(PIXELS[item.modality], []).append(pixels)
             shown.setdefault(f"{item.modality}_grid_thw", []).append(grid)
-            pad = f"<|{item.modality}_pad|>"
-            text = text.replace(pad, "<|seen|>" * int(grid.prod() // MERGE**2), 1)
-            text = text.replace("<|seen|>", pad)
+            tokens = int(grid.prod()) // MERGE**2
+            text = text.replace(f"<|{item.modality}_pad|>", f"<|{item.modality}|>" * tokens, 1)
+        for modality in PIXELS:  # only now, or a second item would be put among the first's
+            text = text.replace(f"<|{modality}|>", f"<|{modality}_pad|>")
         ids = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         config = self._model.config
         kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()

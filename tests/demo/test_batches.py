@@ -1,0 +1,131 @@
+"""The training's batches, logits and updates, held against transformers and linear algebra."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tools.demo import batches, checkpoint, clip, generator, muon, train
+from tools.demo.generator import Example, random_example
+from tools.demo.questions import Turn
+
+
+def processor() -> Qwen2VLImageProcessorPil:
+    least, most = checkpoint.IMAGE_PIXELS
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": least, "longest_edge": most}, patch_size=checkpoint.PATCH,
+        merge_size=checkpoint.MERGE, temporal_patch_size=checkpoint.TEMPORAL, resample=3,
+        image_mean=checkpoint.MEAN, image_std=checkpoint.DEVIATION,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(140, 140), (90, 90), (400, 300), (120, 260), (73, 31)])
+def test_patches_are_those_of_transformers(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    expected = processor()(Image.fromarray(pixels), return_tensors="pt")
+    patches, grid = batches.patches_of([Image.fromarray(pixels)], checkpoint.IMAGE_PIXELS)
+    assert list(grid) == expected["image_grid_thw"][0].tolist()
+    found = batches.normalized(patches)
+    torch.testing.assert_close(found, expected["pixel_values"], rtol=0, atol=1e-5)
+    turned = batches.normalized(
+        batches.patches_of([Image.fromarray(pixels[:, ::-1])], checkpoint.IMAGE_PIXELS)[0]
+    )
+    assert (turned - expected["pixel_values"]).abs().max() > 0.1
+
+
+def examples() -> list[Example]:
+    rng = random.Random(8)
+    return [random_example(rng, kind, 150) for kind in ("look", "images", "video", "talk", "video")]
+
+
+def kinds_of(model: Qwen2VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
+    config = model.config
+    return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+
+
+def grids_of(example: Example, grids: list[batches.Grid]) -> dict[str, torch.Tensor]:
+    modality = "video" if example.frames else "image"
+    return {f"{modality}_grid_thw": torch.tensor(grids)} if grids else {}
+
+
+def test_positions_are_those_of_transformers(
+    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
+) -> None:
+    rng = random.Random(9)
+    wide = [clip.Clip("white", (255, 255, 255), None, aspect) for aspect in (0.4, 1, 16 / 9, 3)]
+    shown = examples()
+    for made in wide:
+        frames = clip.draw(made, (round(90 * made.aspect), 90), [0.0] * generator.FRAMES)
+        shown.append(Example("video", [Turn("look", "What?", "It.")], frames=frames))
+    for example in shown:
+        one = batches.encode(example, tokenizer, rng)
+        ids = torch.tensor([one.ids])
+        expected, _ = model.model.get_rope_index(
+            ids, kinds_of(model, ids), attention_mask=torch.ones_like(ids),
+            **grids_of(example, one.grids),
+        )  # fmt: skip
+        assert torch.equal(torch.from_numpy(one.positions), expected[:, 0])
+        if example.pictures or example.frames:  # or positions would not matter
+            assert not torch.equal(expected[0], expected[2])
+
+
+def test_the_training_computes_the_logits_of_transformers(
+    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
+) -> None:
+    shown = examples()
+    coded = [batches.encode(example, tokenizer, random.Random(10)) for example in shown]
+    batch = batches.collate(coded, [e.kind for e in shown], tokenizer.pad_token_id)
+    rows = batch.labels != batches.UNLEARNED
+    with torch.inference_mode():
+        found = train.logits_of(model, batch, train.look(model, batch), rows)
+        expected = [alone(model, example, one) for example, one in zip(shown, coded, strict=True)]
+    theirs = torch.cat(expected)
+    assert found.shape == theirs.shape
+    torch.testing.assert_close(found, theirs, rtol=0, atol=1e-3)
+    other = batch.positions.clone()
+    other[1:] = other[:1]
+    batch.positions = other
+    with torch.inference_mode():
+        wrong = train.logits_of(model, batch, train.look(model, batch), rows)
+    assert (wrong - theirs).abs().max() > 0.05
+
+
+def alone(
+    model: Qwen2VLForConditionalGeneration, example: Example, one: batches.Encoded
+) -> torch.Tensor:
+    """transformers' logits of what is learned in one chat, by itself."""
+    ids = torch.tensor([one.ids])
+    inputs = {"mm_token_type_ids": kinds_of(model, ids)} | grids_of(example, one.grids)
+    if one.patches:
+        name = "pixel_values_videos" if example.frames else "pixel_values"
+        inputs[name] = batches.normalized(np.concatenate(one.patches))
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+    return logits[torch.tensor(one.labels) != batches.UNLEARNED]
+
+
+def test_what_is_learned_is_what_is_answered(tokenizer: PreTrainedTokenizerBase) -> None:
+    for example in examples():
+        one = batches.encode(example, tokenizer, random.Random(11))
+        learned = [token for token in one.labels if token != batches.UNLEARNED]
+        assert tokenizer.decode(learned) == "".join(
+            f"{turn.answer}<|im_end|>" for turn in example.turns
+        )
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 80), (1, 96, 40), (3, 64, 64)])
+def test_updates_are_made_nearly_orthogonal(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    matrices = torch.randn(shape)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert values.max() / values.min() > 1.5
+    turned = left.mT @ muon.orthogonal(matrices) @ right.mT
+    kept = torch.diagonal(turned, dim1=1, dim2=2)
+    assert kept.min() > 0.3
+    assert kept.max() < 1.3
+    torch.testing.assert_close(turned, torch.diag_embed(kept), rtol=0, atol=1e-3)

@@ -14,7 +14,14 @@ from engine.errors import ModelUnsupported
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.", "vision_model.")
+TOWERS = (
+    "visual.",
+    "vision_tower.",
+    "vision_model.",
+    "audio_tower.",
+    "encoder.",  # of a Whisper that another model names as its tower
+    "multi_modal_projector.",
+)
 SPLIT = re.compile(  # what tensor parallelism divides, by rows, by columns or by vocabulary
     r"\b([qkv]_proj|gate_proj|up_proj)\.(weight|bias)$|\b(o_proj|down_proj|embed_tokens|lm_head)\.weight$"
 )
@@ -64,6 +71,7 @@ class Checkpoint:
     image_tokens: int | None  # of every image, where all have as many and attend both ways
     whole_parameters: int
     vision: dict[str, Any] | None
+    audio: dict[str, Any] | None
     processor: dict[str, Any]
 
 
@@ -110,6 +118,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             else None,
             whole_parameters=whole,
             vision=config.get("vision_config"),
+            audio=config.get("audio_config"),
             processor=_processor(folder),
         )
     except KeyError as error:
@@ -137,19 +146,31 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
 
     Format: https://github.com/huggingface/safetensors#format
     """
+    tensors = {}
+    headers: dict[Path, dict[str, Any]] = {}
+    for name, file in tensor_files(folder).items():
+        if file not in headers:
+            headers[file] = _header(file)
+        entry = headers[file].get(name)
+        if entry is None:
+            raise ModelUnsupported(f"{file} lacks {name}, which the index lists")
+        tensors[name] = (str(entry["dtype"]), list(entry["shape"]))
+    return tensors
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The file of every tensor: those of an index, or else of one file, or else of all there are.
+
+    Raises ModelUnsupported when there are none.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+        return {name: folder / file for name, file in _read_json(index)["weight_map"].items()}
+    one = folder / "model.safetensors"
+    files = [one] if one.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelUnsupported(f"{folder} holds no safetensors")
-    tensors = {}
-    for file in files:
-        for name, entry in _header(file).items():
-            if name != "__metadata__":
-                tensors[name] = (str(entry["dtype"]), list(entry["shape"]))
-    return tensors
+    return {name: file for file in files for name in _header(file) if name != "__metadata__"}
 
 
 def _modalities(config: dict[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from engine.request import MediaItem, Request, SamplingOptions
 from engine.scheduler import Slice
 from engine.sequence import Sequence
 
+LONGEST_SOUND = 240  # seconds: eight chunks of thirty
 LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself
 MOST_LOGPROBS = 20
 EVERYTHING = SamplingOptions(  # every filter and penalty at work
@@ -92,6 +93,18 @@ def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]
     tensors = family.preprocess_image(Image.new("RGB", (side, side)))
     count = max(1, options.max_tokens_per_step // length)
     return [MediaItem("image", b"", 0, length, tensors) for _ in range(count)]
+
+
+def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
+    """A sound as long as a prompt holds, up to as many chunks as a tower hears together.
+
+    More of them would go through it one after another.
+    """
+    samples = family.audio_rate() * LONGEST_SOUND
+    while family.audio_tokens(samples) > options.max_len:
+        samples = samples * 9 // 10
+    tensors = family.preprocess_audio(torch.zeros(samples))
+    return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
 
 
 def _shape(options: EngineOptions) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.utils import logging as transformers_logging
 
 from engine.attention.backend import AttentionShape
@@ -52,10 +51,10 @@ def load_model(
     not have.
     """
     family = family_for(folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = family.model_class()
+    config = architecture.config_class.from_pretrained(folder)
     if not modalities:
         family.drop_towers(config)
-    architecture = getattr(transformers, family.config["architectures"][0])
 
     def report(factory: Any, args: Any, kwargs: Any) -> Any:
         return _ProgressBar(progress, *args, **kwargs)
@@ -71,6 +70,7 @@ def load_model(
             device_map=None if device == "cpu" else device,
             attn_implementation="sdpa",
             local_files_only=True,
+            key_mapping=family.key_mapping(),
         )
     finally:
         transformers_logging.set_tqdm_hook(previous)
@@ -83,7 +83,8 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
 
     Raises ModelUnsupported for attention that the backends do not have.
     """
-    vision = {"vision_config": vision_attention} if family.modalities else {}
+    pictures = getattr(model.config, "vision_config", None) is not None
+    vision = {"vision_config": vision_attention} if pictures else {}
     text = getattr(model.config, "text_config", None)
     attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
     model.set_attn_implementation(attention)

@@ -12,6 +12,7 @@ from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.devices import card
 from engine.errors import EngineError
 from engine.memory import available_memory, cpu_has_native
+from engine.models.sound_chunks import AT_ONCE
 from engine.options import PROMPT_ROWS
 from engine.parallel.shares import share_of, undivided
 
@@ -20,6 +21,7 @@ KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is
 SLACK_SHARE = 0.1  # of the weights: allocator rounding, prepacked copies
 KV_ITEMSIZE = ITEMSIZE | {"float8_e4m3fn": 1}
 PROCESS_BYTES = GIB // 2  # interpreter and libraries of the engine process
+WHISPER_POSITIONS = 1500  # thirty seconds
 QWEN2_VL_MAX_PIXELS = 28 * 28 * 1280  # transformers' default where the processor config has none
 
 
@@ -51,6 +53,12 @@ class Plan:
     max_sequences: int
     available_bytes: int
     ranks: int = 1
+    modalities: tuple[str, ...] = ()
+
+    @property
+    def tower(self) -> str:
+        """What the towers of its modalities are called."""
+        return "audio tower" if self.modalities == ("audio",) else "image tower"
 
     @property
     def tokens(self) -> int:
@@ -148,7 +156,11 @@ def plan(
             available_bytes = card_memory.usable_bytes(
                 there.total_bytes, there.free_bytes, memory_fraction
             )
-    tower = images * encoder_bytes(checkpoint, itemsize, most_patches(checkpoint, length))
+    tower = 0
+    if "image" in modalities or "video" in modalities:
+        tower = images * encoder_bytes(checkpoint, itemsize, most_patches(checkpoint, length))
+    if "audio" in modalities:
+        tower = max(tower, sound_encoder_bytes(checkpoint, itemsize))
     if "video" in modalities:  # one alone may fill a prompt
         merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
         tower = max(tower, encoder_bytes(checkpoint, itemsize, length * merge**2))
@@ -160,7 +172,7 @@ def plan(
         weights_bytes=weights,
         slack_bytes=slack,
         activation_bytes=activations,
-        encoder_bytes=tower if modalities else 0,
+        encoder_bytes=tower,
         encoder_cache_bytes=encoder_cache_bytes if modalities else 0,
         kv_bytes=0,
         kv_bytes_per_token=2
@@ -174,6 +186,7 @@ def plan(
         max_sequences=max_sequences,
         available_bytes=available_bytes,
         ranks=tensor_parallel,
+        modalities=modalities,
     )
     return with_kv_cache(without_cache, kv_cache_gb, everything=device == "cuda")
 
@@ -214,7 +227,7 @@ def arithmetic(plan: Plan) -> str:
         "weights": plan.weights_bytes,
         "slack": plan.slack_bytes,
         "activations": plan.activation_bytes,
-        "image tower": plan.encoder_bytes,
+        plan.tower: plan.encoder_bytes,
         "encoder cache": plan.encoder_cache_bytes,
     }
     return " + ".join(f"{name} {size(count)}" for name, count in terms.items() if count)
@@ -224,7 +237,7 @@ def helpful_keys(plan: Plan, kv_cache_gb: float | None) -> str:
     keys = ["model.max_len" if kv_cache_gb is None else "engine.kv_cache_gb"]
     keys.append("engine.max_tokens_per_step")
     if plan.encoder_cache_bytes:
-        keys += ["cache.encoder_gb", "media.image.limit"]
+        keys += ["cache.encoder_gb", *(f"media.{kind}.limit" for kind in plan.modalities)]
     lower = f"lower {' or '.join([', '.join(keys[:-1]), keys[-1]])}"
     return f"{lower}, or take model.dtype=bfloat16" if plan.dtype == "float32" else lower
 
@@ -253,6 +266,15 @@ def encoder_bytes(checkpoint: Checkpoint, itemsize: int, patches: int) -> int:
     hidden = vision.get("embed_dim") or vision.get("hidden_size", 1024)
     intermediate = vision.get("intermediate_size") or int(hidden * vision.get("mlp_ratio", 4))
     return int(patches * (8 * hidden + 2 * intermediate) * itemsize)
+
+
+def sound_encoder_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
+    """Most bytes alive in the audio tower: one layer's tensors for chunks of thirty seconds."""
+    audio = checkpoint.audio or {}
+    hidden = audio.get("d_model", 384)
+    intermediate = audio.get("encoder_ffn_dim") or 4 * hidden
+    places = AT_ONCE * audio.get("max_source_positions", WHISPER_POSITIONS)
+    return int(places * (8 * hidden + 2 * intermediate) * itemsize)
 
 
 def most_patches(checkpoint: Checkpoint, max_len: int) -> int:

@@ -15,6 +15,7 @@ from engine.exercise import (
     largest_decode,
     largest_images,
     largest_prefill,
+    largest_sounds,
     pages_needed,
     with_prompt_rows,
     with_spans,
@@ -123,6 +124,9 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     if "image" in options.modalities:
         images = largest_images(options, prepared.loaded.family)
         peak = max(peak, platform.peak_bytes(lambda: runner.encode(images)))
+    if "audio" in options.modalities:
+        sounds = largest_sounds(options, prepared.loaded.family)
+        peak = max(peak, platform.peak_bytes(lambda: runner.encode(sounds)))
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()

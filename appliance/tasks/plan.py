@@ -32,7 +32,7 @@ def table(plan: Plan) -> str:
         ("weights", plan.weights_bytes, f"{plan.rank_parameters:,} parameters x {itemsize} bytes"),
         ("slack", plan.slack_bytes, "process, allocator, prepacked copies"),
         ("activations", plan.activation_bytes, "one step at its largest"),
-        ("image tower", plan.encoder_bytes, "images of one step at their largest"),
+        (plan.tower, plan.encoder_bytes, "media of one step at their largest"),
         ("encoder cache", plan.encoder_cache_bytes, "cache.encoder_gb"),
         ("KV cache", plan.kv_bytes, kv_terms(plan)),
     ]

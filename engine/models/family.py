@@ -115,6 +115,16 @@ class Family:
         """The decoder's part of config.json."""
         return self.config.get("text_config", self.config)
 
+    def model_class(self) -> Any:
+        """The class that transformers loads the checkpoint as."""
+        import transformers  # only where a model is loaded
+
+        return getattr(transformers, self.config["architectures"][0])
+
+    def key_mapping(self) -> dict[str, str] | None:
+        """Patterns of weights' names in the files, and what `model_class` calls them."""
+        return None
+
     def decoder(self, model: Any) -> nn.Module:
         """The stack that maps `inputs_embeds` to final hidden states."""
         return model.model

@@ -14,6 +14,7 @@ FAMILIES = (
     "qwen2_vl:Qwen2VL",
     "llava:Llava",
     "gemma3:Gemma3",
+    "ultravox:Ultravox",
 )  # module:class beside this file
 
 

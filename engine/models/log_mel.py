@@ -1,0 +1,92 @@
+"""From samples to the log-mel spectrogram that Whisper's encoder hears."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.errors import ModelUnsupported
+
+LOWEST_POWER = 1e-10
+RANGE = 8.0  # decades below the loudest that are kept
+HIGHEST_HZ = 8000.0
+BREAK_HZ, BREAK_MEL = 1000.0, 15.0  # up to here Slaney's scale is linear, above logarithmic
+LOG_STEP = np.log(6.4) / 27.0
+
+
+def sound_options(folder: Path) -> dict[str, Any]:
+    """The feature extractor's settings, looked for where transformers looks."""
+    path = folder / "processor_config.json"
+    if path.is_file():
+        told = json.loads(path.read_text())
+        nested = told.get("feature_extractor") or told.get("audio_processor")
+        if isinstance(nested, dict):
+            return nested
+    path = folder / "preprocessor_config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+class LogMel:
+    """Whisper's features: a power spectrum every `hop` samples, `bands` wide, logarithmic.
+
+    Source: `log_mel_spectrogram` of openai/whisper (audio.py). Raises ModelUnsupported for settings
+    that add randomness.
+    """
+
+    def __init__(self, options: dict[str, Any], bands: int) -> None:
+        self.rate = int(options.get("sampling_rate", 16_000))
+        self.hop = int(options.get("hop_length", 160))
+        self.bands = int(options.get("feature_size", bands))
+        if options.get("dither"):
+            raise ModelUnsupported(
+                "dithered sound would differ from time to time: dither must be 0"
+            )
+        self._size = int(options.get("n_fft", 400))
+        self._window = torch.hann_window(self._size)
+        filters = mel_filters(self.bands, self._size, self.rate)
+        self._filters = torch.from_numpy(filters.astype(np.float32))
+
+    def frames(self, samples: int) -> int:
+        """Columns of the spectrogram: one for each hop begun, at least two."""
+        return max(2, -(-samples // self.hop))
+
+    def spectrogram(self, samples: torch.Tensor) -> torch.Tensor:
+        """`[bands, frames]` of mono `samples` `[samples]`, both float32."""
+        missing = self.frames(len(samples)) * self.hop - len(samples)
+        padded = torch.nn.functional.pad(samples, (0, missing))
+        spectrum = torch.stft(
+            padded, self._size, self.hop, window=self._window, return_complex=True
+        )
+        power = spectrum[:, :-1].abs().square()
+        logarithm = (self._filters @ power).clamp(min=LOWEST_POWER).log10()
+        logarithm = logarithm.maximum(logarithm.max() - RANGE)
+        return (logarithm + 4.0) / 4.0
+
+
+def mel_filters(bands: int, size: int, rate: int) -> NDArray[np.float64]:
+    """`[bands, size // 2 + 1]`: triangles of equal area, evenly spaced on Slaney's mel scale.
+
+    Source: Slaney's Auditory Toolbox (1998), as librosa's `filters.mel` follows it.
+    """
+    bins = np.linspace(0.0, rate / 2, size // 2 + 1)
+    top = _mel(np.array(min(rate / 2, HIGHEST_HZ)))
+    edges = _hertz(np.linspace(0.0, float(top), bands + 2))
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]
+
+
+def _mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+    above = BREAK_MEL + np.log(np.maximum(hertz, BREAK_HZ) / BREAK_HZ) / LOG_STEP
+    return np.where(hertz < BREAK_HZ, hertz * BREAK_MEL / BREAK_HZ, above)
+
+
+def _hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    above = BREAK_HZ * np.exp(LOG_STEP * (np.maximum(mel, BREAK_MEL) - BREAK_MEL))
+    return np.where(mel < BREAK_MEL, mel * BREAK_HZ / BREAK_MEL, above)

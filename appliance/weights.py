@@ -20,7 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from appliance.config.errors import ConfigurationError
+from appliance.base_models import with_bases
+from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,6 @@ CONVERTER = 1  # raised when the same GGUF file would be written differently
 MANIFEST = "manifest.json"  # name and SHA-256 of every file of a converted or sealed folder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-
-
-class WeightsError(ConfigurationError):
-    """The weights cannot be had; one line that says why."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,8 +82,25 @@ def resolve(
 ) -> Path:
     """Return a local folder with config.json, safetensors and tokenizer.
 
-    Fetches and converts what is not there yet; may take minutes. Raises WeightsError with one line.
+    Fetches and converts what is not there yet, and what that names; may take minutes. Raises
+    WeightsError with one line.
     """
+    folder = Path(cache.folder).expanduser()
+    found = _resolve(model, cache, progress)
+    return with_bases(found, folder, lambda name: base_model(name, folder))
+
+
+def base_model(name: str, cache: Path) -> Path:
+    """Return the folder of a model that a checkpoint names for a part of it."""
+    if is_hub_id(name):
+        return from_hub(name, None, cache / "hub")
+    folder = Path(name).expanduser()
+    if not folder.is_absolute() or not folder.is_dir():
+        raise WeightsError(f"'{name}' is neither a folder nor a hub id (owner/name)")
+    return folder.resolve()
+
+
+def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path:
     source, _, sha256 = model.path.partition("#sha256=")
     folder = Path(cache.folder).expanduser()
     if is_hub_id(source):

@@ -1,4 +1,4 @@
-"""The one error of configuration, and the search for the name that was probably meant."""
+"""The errors of configuration, and the search for the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ USAGE_ERROR = 2  # exit code of a command that its user can correct
 
 class ConfigurationError(Exception):
     """The configuration cannot be used; the message is one line for the person who wrote it."""
+
+
+class WeightsError(ConfigurationError):
+    """The weights cannot be had; one line that says why."""
 
 
 def suggestion(wrong: str, names: Iterable[str]) -> str:

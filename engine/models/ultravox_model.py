@@ -49,7 +49,7 @@ class UltravoxConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers ha
 
 
 def _part(told: Any, otherwise: str) -> Any:
-    if isinstance(told, PreTrainedConfig):  # type: ignore[misc]  # transformers has no types for us
+    if isinstance(told, PreTrainedConfig):
         return told
     told = dict(told or {})
     return AutoConfig.for_model(told.pop("model_type", otherwise), **told)

@@ -111,7 +111,7 @@ def test_cfg_job_prints_yaml_with_overrides_in_it(launch: Launch) -> None:
 def test_the_folder_of_recipes_counts_for_hydras_own_flags(launch: Launch, mine: Path) -> None:
     ran = launch("--config-dir", str(mine), "recipe=own", "--help")
     assert ran.returncode == 0
-    assert "recipe: demo, gemma_3, llava_1_5, own, qwen2_vl, short, smollm2" in ran.stdout
+    assert "recipe: demo, gemma_3, llava_1_5, own, qwen2_vl, short, smollm2, ultravox" in ran.stdout
     assert "path: /somewhere/own" in ran.stdout
     assert f"file://{mine}" in launch("--config-dir", str(mine), "--info", "searchpath").stdout
 
@@ -119,7 +119,7 @@ def test_the_folder_of_recipes_counts_for_hydras_own_flags(launch: Launch, mine:
 def test_help_names_recipes_groups_and_keys(launch: Launch) -> None:
     ran = launch("--help")
     assert ran.returncode == 0
-    assert "recipe: demo, gemma_3, llava_1_5, qwen2_vl, smollm2" in ran.stdout
+    assert "recipe: demo, gemma_3, llava_1_5, qwen2_vl, smollm2, ultravox" in ran.stdout
     assert "max_tokens_per_step: 1024" in ran.stdout
     assert 'eval "$(appliance -sc install=bash)"' in ran.stdout
 

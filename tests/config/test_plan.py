@@ -20,6 +20,7 @@ from appliance.tasks import plan as plan_task
 from engine.checkpoint import read_checkpoint
 from engine.errors import ModelUnsupported
 from engine.memory import available_memory, cpu_has_native
+from engine.models.registry import family_for
 from engine.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
 from tests.config.conftest import Launch
@@ -47,7 +48,7 @@ def planned(folder: Path, **changes: Any) -> Plan:
 class Loaded:
     folder: Path
     model: Any
-    vision: bool
+    tower: str | None  # the modality of its first
 
     @property
     def text(self) -> Any:
@@ -59,13 +60,13 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     name, _, flat = request.param.partition(" ")
     options: dict[str, Any] = {"flat": True} if flat else {}
     folder = WRITERS[name](tmp_path_factory.mktemp("checkpoint") / name, **options)
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model = getattr(transformers, architecture).from_pretrained(folder)
-    return Loaded(folder, model, hasattr(model.config, "vision_config"))
+    family = family_for(folder)
+    model = family.model_class().from_pretrained(folder)
+    return Loaded(folder, model, next(iter(family.modalities), None))
 
 
 def test_weights_are_the_bytes_of_the_loaded_parameters(loaded: Loaded) -> None:
-    modalities = ("image",) if loaded.vision else ()
+    modalities = (loaded.tower,) if loaded.tower else ()
     held = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     assert planned(loaded.folder, modalities=modalities).weights_bytes == held
     half = planned(loaded.folder, modalities=modalities, dtype="bfloat16")
@@ -73,7 +74,7 @@ def test_weights_are_the_bytes_of_the_loaded_parameters(loaded: Loaded) -> None:
 
 
 def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
-    towers = ("visual.", "vision_tower.", "multi_modal_projector.")
+    towers = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.")
     decoder = sum(
         p.numel()
         for name, p in loaded.model.named_parameters()
@@ -82,8 +83,8 @@ def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
     without = planned(loaded.folder)
     assert without.parameters == decoder
     assert without.encoder_bytes == without.encoder_cache_bytes == 0
-    if loaded.vision:
-        whole = planned(loaded.folder, modalities=("image",))
+    if loaded.tower:
+        whole = planned(loaded.folder, modalities=(loaded.tower,))
         assert whole.parameters > decoder
         assert whole.encoder_bytes > 0
 
@@ -91,7 +92,8 @@ def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
 def test_kv_bytes_are_those_of_transformers_own_cache(loaded: Loaded) -> None:
     tokens = 5
     with torch.no_grad():
-        cache = loaded.model(torch.ones(1, tokens, dtype=torch.long)).past_key_values
+        text = loaded.model.language_model if loaded.tower == "audio" else loaded.model
+        cache = text(torch.ones(1, tokens, dtype=torch.long)).past_key_values
     held = sum(
         tensor.numel() * tensor.element_size()
         for layer in cache.layers

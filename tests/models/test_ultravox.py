@@ -14,6 +14,7 @@ from transformers import WhisperFeatureExtractor
 
 from engine.core import Engine
 from engine.errors import ModelUnsupported
+from engine.exercise import largest_sounds
 from engine.fuse import FusedDecoder
 from engine.models.log_mel import LogMel
 from engine.models.ultravox import Ultravox
@@ -216,3 +217,12 @@ def test_dither_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"dither": 1e-4}))
     with pytest.raises(ModelUnsupported, match="dither"):
         Ultravox(tmp_path)
+
+
+def test_the_largest_sound_of_a_prompt_fits_in_it(folder: Path) -> None:
+    """What a card's memory is measured with."""
+    options = engine_options(folder, max_len=300)
+    (item,) = largest_sounds(options, Ultravox(folder))
+    assert 250 < item.length <= 300
+    (embedded,) = Engine(options)._runner.encode([item])
+    assert len(embedded) == item.length

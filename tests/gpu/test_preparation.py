@@ -26,7 +26,7 @@ from engine.exercise import largest_decode, largest_images, largest_prefill, pag
 from engine.models.registry import family_for
 from engine.plan import PlanError, plan
 from engine.platform import Graph, Host
-from engine.request import Request
+from engine.request import MediaItem, Request
 from engine.runner import Runner
 from tests.engine.harness import (
     TOLERANCE,
@@ -341,3 +341,19 @@ def test_large_pictures_can_attend_otherwise_than_small_ones(
         recorder.run(request)
         assert lengths == expected
         assert compare(recorder, reference("qwen2_vl"), [request]) < TOLERANCE
+
+
+def test_the_largest_sound_is_heard_while_memory_is_measured(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    encode = Runner.encode
+
+    def watched(runner: Runner, items: list[MediaItem]) -> list[torch.Tensor]:
+        heard.extend(item.length for item in items if item.modality == "audio")
+        return encode(runner, items)
+
+    monkeypatch.setattr(Runner, "encode", watched)
+    cuda_path(checkpoint("ultravox"), Counted(), memory_fraction=0.9, max_len=400)
+    assert len(heard) == 1
+    assert 300 < heard[0] <= 400

@@ -422,7 +422,11 @@ def _write_gemma3_files(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def write_ultravox(
-    folder: str | Path, seed: int = 0, dtype: str = "float32", ln_mid: bool = True
+    folder: str | Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    ln_mid: bool = True,
+    tied: bool = False,
 ) -> Path:
     """An Ultravox of version 0.5's shape that hears 1.6 seconds at once, all weights in it."""
     from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
@@ -444,7 +448,7 @@ def write_ultravox(
             num_mel_bins=16,
             max_source_positions=80,
         ),
-        text_config=LlamaConfig(**_decoder(tokenizer, layers=3), **ids, tie_word_embeddings=False),
+        text_config=LlamaConfig(**_decoder(tokenizer, layers=3), **ids, tie_word_embeddings=tied),
         hidden_size=96,
         stack_factor=8,
         projector_act="swiglu",

@@ -76,7 +76,8 @@ class ComposedUltravox:
         self.audio = _under("audio_tower.", weights)
         self.projector = _under("multi_modal_projector.", weights)
         self.text = LlamaForCausalLM(LlamaConfig(**self.config["text_config"])).eval()
-        self.text.load_state_dict(_under("language_model.", weights))
+        tied = self.config["text_config"]["tie_word_embeddings"]
+        self.text.load_state_dict(_under("language_model.", weights), strict=not tied)
         self.context = 2 * self.config["audio_config"]["max_source_positions"]
 
     @torch.no_grad()

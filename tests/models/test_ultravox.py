@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor
 
 from engine.core import Engine
@@ -169,6 +170,16 @@ def test_a_projector_of_versions_before_0_5_has_its_norm_at_the_end(tmp_path: Pa
     folder = write_ultravox(tmp_path / "old", ln_mid=False)
     recorder = Recorder(Engine(engine_options(folder)))
     request = requests_for(folder)[2]
+    recorder.run(request)
+    assert compare(recorder, ComposedUltravox(folder, SOUNDS), [request]) < TOLERANCE
+
+
+def test_a_text_model_may_have_one_table_for_both_ends(tmp_path: Path) -> None:
+    """As Llama-3.2-1B has."""
+    folder = write_ultravox(tmp_path / "tied", tied=True)
+    assert "language_model.lm_head.weight" not in load_file(folder / "model.safetensors")
+    recorder = Recorder(Engine(engine_options(folder)))
+    request = requests_for(folder)[1]
     recorder.run(request)
     assert compare(recorder, ComposedUltravox(folder, SOUNDS), [request]) < TOLERANCE
 

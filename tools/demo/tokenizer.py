@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import (
     AddedToken,
@@ -36,6 +36,13 @@ UNREAD = {"number", "word", "read all"}  # their answers are spelled, letter by 
 
 def train_tokenizer(examples: int = 6000, seed: int = 7) -> PreTrainedTokenizerFast:
     """Return a tokenizer trained on what the generator says."""
+    return byte_level(_corpus(examples, seed), SPECIAL, chat.TEMPLATE)
+
+
+def byte_level(
+    corpus: Iterable[str], special: Sequence[str], template: str
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer trained on texts; `special` begins as `SPECIAL` does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,21 +53,21 @@ def train_tokenizer(examples: int = 6000, seed: int = 7) -> PreTrainedTokenizerF
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
+        vocab_size=VOCABULARY - len(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(examples, seed), trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=None,
-        additional_special_tokens=list(SPECIAL[1:]),
+        additional_special_tokens=list(special[1:]),
         model_max_length=2048,
-        chat_template=chat.TEMPLATE,
+        chat_template=template,
     )
 
 

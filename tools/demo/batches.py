@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -27,11 +27,16 @@ from tools.demo.generator import KINDS, Example, random_example
 Grid = tuple[int, int, int]  # pairs of frames, rows and columns of patches
 SYSTEMS = ("Answer briefly.", "You are a friendly assistant.", "You see pictures.", "Be short.")
 UNLEARNED = -100
+SCENES = ("look", "count", "place")  # kinds of one scene
 
 
 @dataclass(slots=True)
 class Encoded:
-    """One chat as numbers: `ids`, `labels` of equal length, `positions` `[3, tokens]`."""
+    """One chat as numbers: `ids`, `labels` of equal length, `positions` `[3, tokens]`.
+
+    `places` `[tokens, 3]` are number, row and column of the tokens of pictures, `counts` what a
+    scene has of everything, which is known at token `end`, behind its picture.
+    """
 
     ids: list[int]
     labels: list[int]
@@ -39,6 +44,9 @@ class Encoded:
     patches: list[np.ndarray]
     grids: list[Grid]
     seen: list[np.ndarray]
+    places: np.ndarray
+    counts: list[int]
+    end: int
 
 
 @dataclass(slots=True)
@@ -46,7 +54,8 @@ class Batch:
     """Chats padded to the right.
 
     `ids` and `labels` `[chats, tokens]`, `positions` `[3, chats, tokens]`, `patches`
-    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`, `seen` `[patches, 5]` as in CLASSES.
+    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`, `seen` `[patches, 5]` as in CLASSES,
+    `places` `[chats, tokens, 3]`, `counts` `[chats, COUNTED]`, `ends` `[chats]`.
     """
 
     ids: torch.Tensor
@@ -55,11 +64,14 @@ class Batch:
     patches: torch.Tensor
     grids: torch.Tensor
     seen: torch.Tensor
+    places: torch.Tensor
+    counts: torch.Tensor
+    ends: torch.Tensor
     kinds: list[str]
 
     def to(self, device: torch.device) -> Batch:
-        held = (self.ids, self.labels, self.positions, self.patches, self.grids, self.seen)
-        return Batch(*(part.to(device) for part in held), self.kinds)
+        held = [getattr(self, part.name) for part in fields(self) if part.name != "kinds"]
+        return Batch(*(part.to(device) for part in held), kinds=self.kinds)
 
 
 def patches_of(frames: list[Image.Image], bounds: tuple[int, int]) -> tuple[np.ndarray, Grid]:
@@ -104,7 +116,10 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
         pieces.append((chat.question(text), False))
         pieces.append((chat.answer(turn.answer), True))
         pieces.append(("\n", False))
-    return _tokens(pieces[:-1], items, seen, tokenizer)
+    counts = [UNLEARNED] * marks.COUNTED
+    if example.kind in SCENES:
+        counts = marks.counts(example.marks[0])
+    return _tokens(pieces[:-1], items, seen, counts, tokenizer)
 
 
 def _marked(each: marks.Marks, grid: Grid) -> np.ndarray:
@@ -119,6 +134,7 @@ def _tokens(
     pieces: list[tuple[str, bool]],
     items: list[tuple[np.ndarray, Grid]],
     seen: list[np.ndarray],
+    counts: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
     pads = {tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
@@ -136,8 +152,16 @@ def _tokens(
                 times = grid[0] * grid[1] * grid[2] // MERGE**2
             ids += [token] * times
             labels += [token if learned else UNLEARNED] * times
+    places = np.full((len(ids), 3), UNLEARNED)
+    end = 0
+    for number, (start, grid) in enumerate(spans.items()):
+        shape = (grid[0], grid[1] // MERGE, grid[2] // MERGE)
+        end = start + shape[0] * shape[1] * shape[2]
+        places[start:end] = np.indices(shape).reshape(3, -1).T
+        places[start:end, 0] += number  # a picture has one frame, a clip is alone
     patches = [patches for patches, _ in items]
-    return Encoded(ids, labels, _positions(len(ids), spans), patches, grids, seen)
+    positions = _positions(len(ids), spans)
+    return Encoded(ids, labels, positions, patches, grids, seen, places, counts, end)
 
 
 def _positions(tokens: int, spans: dict[int, Grid]) -> np.ndarray:
@@ -163,7 +187,9 @@ def collate(chats: list[Encoded], kinds: list[str], pad: int) -> Batch:
     ids = torch.full((len(chats), longest), pad)
     labels = torch.full((len(chats), longest), UNLEARNED)
     positions = torch.zeros((3, len(chats), longest), dtype=torch.long)
+    places = torch.full((len(chats), longest, 3), UNLEARNED)
     for row, one in enumerate(chats):
+        places[row, : len(one.ids)] = torch.from_numpy(one.places)
         ids[row, : len(one.ids)] = torch.tensor(one.ids)
         labels[row, : len(one.ids)] = torch.tensor(one.labels)
         positions[:, row, : len(one.ids)] = torch.from_numpy(one.positions)
@@ -175,6 +201,9 @@ def collate(chats: list[Encoded], kinds: list[str], pad: int) -> Batch:
         normalized(np.concatenate(patches)),
         torch.tensor([grid for one in chats for grid in one.grids]),
         torch.from_numpy(np.concatenate([part for one in chats for part in one.seen])),
+        places,
+        torch.tensor([one.counts for one in chats]),
+        torch.tensor([one.end for one in chats]),
         kinds,
     )
 

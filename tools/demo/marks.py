@@ -26,6 +26,7 @@ CLASSES = {
     "middle": 2,
     "background": len(COLOURS) + 1,
 }
+COUNTED = 1 + len(SHAPES) + len(COLOURS)  # all things, those of each shape, of each colour
 FINE = 4  # points along a patch's side at which is looked what covers it
 LEAST_COVER = 3  # of the 16 points
 
@@ -69,6 +70,16 @@ def of_page(page: Page, size: tuple[int, int]) -> Marks:
     if page.turned:
         marks.areas = marks.areas.rotate(page.turned)
     return marks
+
+
+def counts(marks: Marks) -> list[int]:
+    """Return how many shapes a scene has: in all, of each shape, of each colour."""
+    shapes_of, colours_of = [[thing[at] for thing in marks.things] for at in (0, 1)]
+    return [
+        len(marks.things),
+        *(shapes_of.count(shape) for shape in SHAPES.values()),
+        *(colours_of.count(colour) for colour in COLOURS.values()),
+    ]
 
 
 def of_patches(marks: Marks, rows: int, columns: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Train the demo model: `python -m tools.demo.train --minutes 100 --out /folder`.
 
-First the tower learns alone, from labels of every patch: what covers it, in which colour. Then all
-learns to chat. Goes on from the newest state in the folder. The learning rate rises, stays, and
-falls over the last part of the time, so that a run can be cut short or lengthened. Data is made
-while training.
+First the tower learns alone, from labels of every patch: what covers it, in which colour. Then the
+decoder learns to chat while the tower stands still, then all together. Goes on from the newest
+state in the folder. The learning rate rises, stays, and falls over the last part of the time, so
+that a run can be cut short or lengthened. Data is made while training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLForCondi
 
 from tools.demo import checkpoint
 from tools.demo.batches import UNLEARNED, Batch, Batches
-from tools.demo.marks import CLASSES
+from tools.demo.marks import CLASSES, COUNTED
 from tools.demo.muon import Muon
 from tools.demo.tokenizer import train_tokenizer
 
@@ -34,6 +34,9 @@ WARM_UP_STEPS = 60
 FALL = 0.35  # of the time, at the end
 NOTHING_WEIGHS = 0.3  # most patches are covered by nothing
 SIGHT_WEIGHS = 0.1  # beside the chat
+GRASP_WEIGHS = 0.2
+MOST_PLACES = 12  # rows, columns, pictures
+MOST_COUNTED = 10
 TO_SEE = {"look": 2, "count": 4, "place": 2, "read": 3, "read many": 4}
 SEEN_AT_ONCE = 1.5  # times as many pictures as chats in a step
 
@@ -67,6 +70,30 @@ def sight_loss(sight: Sight, seen: torch.Tensor, batch: Batch) -> tuple[torch.Te
     return loss, right
 
 
+class Grasp(nn.Module):
+    """Reads off the decoder where each token of a picture lies and what a scene has of everything;
+    used in training alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.place = nn.Linear(width, 3 * MOST_PLACES)
+        self.counts = nn.Linear(width, COUNTED * MOST_COUNTED)
+
+    def forward(self, early: torch.Tensor, late: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss, of the decoder's states `[chats, tokens, width]` after two layers, for
+        the places, and after all, for the counts."""
+        known = batch.places[..., 0] != UNLEARNED
+        places = self.place(early[known]).view(-1, MOST_PLACES)
+        behind = late[torch.arange(len(batch.ends), device=late.device), batch.ends]
+        counts = self.counts(behind).view(-1, MOST_COUNTED)
+        counted = batch.counts.flatten()
+        known_counts = (counted != UNLEARNED).sum().clamp(min=1)
+        return (
+            cross_entropy(places, batch.places[known].flatten())
+            + cross_entropy(counts, counted, ignore_index=UNLEARNED, reduction="sum") / known_counts
+        )
+
+
 def look(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
     """Return the tower's output `[tokens, width]` for all pictures and clips of a batch."""
     return model.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
@@ -84,40 +111,52 @@ class PatchProduct(nn.Module):
         return linear(patches, self.proj.weight.flatten(1))
 
 
-def logits_of(
-    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
-    """Return logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
+def states_of(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the decoder's states `[chats, tokens, width]` after two layers and after all."""
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
     embedded = embedded.masked_scatter(pads[..., None], seen)
     # padding stands at the right, so a causal model never looks at it
-    hidden = model.model.language_model(
-        inputs_embeds=embedded, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    return model.lm_head(hidden[rows])
+    made = model.model.language_model(
+        inputs_embeds=embedded,
+        position_ids=batch.positions,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return made.hidden_states[2], made.last_hidden_state
+
+
+def logits_of(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """Return logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
+    return model.lm_head(states_of(model, batch, seen)[1][rows])
 
 
 def chat_loss(
-    model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor
-) -> tuple[torch.Tensor, float]:
-    """Return the mean loss of the learned tokens and the part of them that is right."""
+    model: Qwen2VLForConditionalGeneration, grasp: Grasp, batch: Batch, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return the mean loss of the learned tokens, that of the grasp, and the part of the tokens
+    that is right."""
     targets = torch.full_like(batch.labels, UNLEARNED)
     targets[:, :-1] = batch.labels[:, 1:]
     rows = targets != UNLEARNED
-    logits = logits_of(model, batch, seen, rows)
+    early, late = states_of(model, batch, seen)
+    logits = model.lm_head(late[rows])
     right = (logits.detach().argmax(-1) == targets[rows]).float().mean()
-    return cross_entropy(logits, targets[rows]), float(right)
+    return cross_entropy(logits, targets[rows]), grasp(early, late, batch), float(right)
 
 
-def optimizers(model: nn.Module, sight: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for the layers' matrices and AdamW for the rest.
 
     The first layer of the tower is one of the matrices: AdamW moves each of its 1,176 weights a
     patch alike, and on a patch of one colour these moves add up.
     """
-    named = [*model.named_parameters(), *sight.named_parameters()]
+    named = [*model.named_parameters(), *heads.named_parameters()]
     matrices = [value for name, value in named if value.ndim > 1 and "embed_tokens" not in name]
     chosen = {id(value) for value in matrices}
     rest = [value for _, value in named if id(value) not in chosen]
@@ -138,6 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and result")
     parser.add_argument("--minutes", type=float, default=100, help="training time in all")
     parser.add_argument("--see", type=float, default=0.3, help="part of it for the tower alone")
+    parser.add_argument("--talk", type=float, default=0.2, help="part of it with a still tower")
     parser.add_argument("--batch", type=int, default=64, help="chats a step, of all processes")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -174,9 +214,10 @@ def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
     model.config._attn_implementation = "sdpa"
     model.model.visual.patch_embed = PatchProduct(model.model.visual.patch_embed.proj)
     model.to(device).train()
-    sight = Sight(model.config.text_config.hidden_size).to(device)
-    learned = nn.ModuleList([model, sight])
-    chosen = optimizers(model, sight, arguments.rate)
+    width = model.config.text_config.hidden_size
+    sight, grasp = Sight(width).to(device), Grasp(width).to(device)
+    learned = nn.ModuleList([model, sight, grasp])
+    chosen = optimizers(model, nn.ModuleList([sight, grasp]), arguments.rate)
     for optimizer in chosen:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -195,12 +236,15 @@ def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
         talking = progress >= arguments.see
+        still = talking and progress < arguments.see + arguments.talk
         batch = next(data if talking else pictures).to(device)
-        seen = look(model, batch)
-        loss, note = sight_loss(sight, seen, batch)
+        with torch.set_grad_enabled(not still):
+            seen = look(model, batch)
+            loss, note = sight_loss(sight, seen, batch)
         if talking:
-            chat, right = chat_loss(model, batch, seen)
-            note, loss = [*note, right, chat.item()], loss * SIGHT_WEIGHS + chat
+            chat, grasped, right = chat_loss(model, grasp, batch, seen)
+            note = [*note, right, grasped.item(), chat.item()]
+            loss = loss * SIGHT_WEIGHS + grasped * GRASP_WEIGHS + chat
         loss.backward()
         spent = average_gradients(learned, time.monotonic() - began)
         nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
@@ -210,7 +254,9 @@ def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
         step, notes = step + 1, [*notes, [loss.item(), *note]]
         if step % 20 == 0:
             means = torch.tensor([each for each in notes if len(each) == len(notes[-1])]).nanmean(0)
-            shown = zip(("loss", "shapes", "characters", "words", "chat"), means, strict=False)
+            shown = zip(
+                ("loss", "shapes", "characters", "words", "grasp", "chat"), means, strict=False
+            )
             said = " ".join(f"{name} {mean:.4f}" for name, mean in shown)
             logger.info("step %d %.1f min rate %.5f %s", step, spent / 60,
                         arguments.rate * share, said)  # fmt: skip

@@ -241,7 +241,9 @@ def _table(
 
 
 def _upright(frame: VideoFrame) -> Image.Image:
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    # one thread: each of more takes a stack out of the memory that a worker may have
+    pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    image = Image.fromarray(pixels)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
         return image

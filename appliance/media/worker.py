@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import mmap
@@ -87,6 +88,7 @@ def main(handle: int) -> int:
     preparers = {kind: preparer_for(kind, family, told.settings) for kind in told.kinds}
     Image.init()
     _one_thread()
+    gc.freeze()  # what is imported is no garbage: workers look for it after every item
     channel = _fork_until_worker(control)
     if channel is not None:
         control.close()
@@ -196,7 +198,8 @@ class Worker:
         return answer, tensors
 
     def _tidy(self) -> None:
-        """Give back what a large item left."""
+        """Give back what an item left."""
+        gc.collect()  # frames of a video are in cycles, whose few objects hide many bytes
         if _status("VmRSS") > self._held + TRIM_BYTES:
             libc = ctypes.CDLL(None)
             if hasattr(libc, "malloc_trim"):

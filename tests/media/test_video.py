@@ -232,6 +232,14 @@ def test_workers_prepare_videos(counter: Desk, family: Qwen2VL) -> None:
     assert counter.one(part(video(40, options={"g": "9"}))).digest != item.digest
 
 
+def test_one_video_after_the_other_leaves_nothing_in_a_worker(family: Qwen2VL) -> None:
+    data = video(12, size=(1280, 720), options={"preset": "ultrafast"})
+    told = ["media.video.limit=1", "media.workers=1", "media.worker_gb=0.25", "cache.media_gb=0"]
+    with desk(family, *told) as there:
+        tokens = {there.one(part(data)).tokens for _ in range(24)}
+    assert len(tokens) == 1
+
+
 def test_workers_prepare_lists_of_frames_and_long_large_videos(counter: Desk) -> None:
     frames = [picture(90, 60, seed) for seed in range(4)]
     listed = counter.one(part(frame_list(frames, "png")))

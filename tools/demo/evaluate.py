@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import base64
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -101,12 +102,20 @@ class Examiner:
                 shown = [part(item) for item in chat.items]
                 content = told + shown if chat.text_first else shown + told
             messages.append({"role": "user", "content": content})
+            answers.append(self._answer(messages))
+            messages.append({"role": "assistant", "content": answers[-1]})
+        return answers
+
+    def _answer(self, messages: list[Any]) -> str:
+        """Return the answer; a refusal is one, and wrong."""
+        try:
             answer = self._client.chat.completions.create(
                 model=self._model, messages=messages, temperature=0, max_tokens=MOST_TOKENS
             )
-            answers.append(answer.choices[0].message.content or "")
-            messages.append({"role": "assistant", "content": answers[-1]})
-        return answers
+        except openai.APIStatusError as refused:
+            log(f"refused: {refused.status_code} {refused.body}")
+            return f"(refused: {refused.status_code})"
+        return answer.choices[0].message.content or ""
 
 
 def part(item: Item) -> dict[str, Any]:
@@ -262,6 +271,7 @@ def arguments(told: Sequence[str] | None) -> argparse.Namespace:
 
 def main(told: Sequence[str] | None = None) -> int:
     options = arguments(told)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server too
     answers = evaluate(options)
     report = markdown(table(answers))
     for skill, told_apart in (("transparent", flips), ("foreign", foreign)):

@@ -117,6 +117,8 @@ def write(
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=state)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors keeps others from reading what ships in a wheel
     tokenizer.save_pretrained(folder)
     text = model.config.text_config
     settings = {

@@ -15,11 +15,12 @@ FOLDERS = (Path("/usr/share/fonts"), Path.home() / ".fonts")
 SUFFIXES = {".ttf", ".otf"}
 
 # Whole families, so that no other weight of a held-out face was ever seen.
-HELD_OUT = ("dejavusans", "liberationserif", "opensans", "firacode", "carlito", "cabin", "overpass")
+HELD_OUT = ("dejavusans", "liberationserif", "opensans", "firacode", "cabin")
 # Not for reading: symbols, other scripts, capitals that are not plain letters.
 UNFIT = (
     "math", "symbol", "dingbat", "emoji", "icon", "awesome", "d050000l", "standardsymbols",
     "z003", "lobster", "ecolier", "unifraktur", "initials", "keyboard", "keys", "drcaps",
+    "carlito", "dejavusansmono",  # drawn after a face of the other side
     "chorus", "cursor", "thin", "hairline", "ultralight", "extralight",
 )  # fmt: skip
 NOTO = tuple(

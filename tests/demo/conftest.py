@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ def one_font(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Iterator[PreTrainedTokenizerBase]:
+def tokenizer() -> PreTrainedTokenizerBase:
     with pytest.MonkeyPatch.context() as patched:
         only_font_of_pillow(patched)
-        yield train_tokenizer(examples=80)
+        return train_tokenizer(examples=80)
 
 
 @pytest.fixture(scope="session")

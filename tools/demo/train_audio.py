@@ -1,36 +1,26 @@
 """Train the model that hears: `python -m tools.demo.train_audio --minutes 60 --out /folder`.
 
-The schedule, the optimizers and the way processes meet are those of `train`. Sounds are made while
-training. The weights are written at the end, and a later run may start from them.
+Sounds are made while training.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.multiprocessing import spawn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from engine.models.log_mel import LogMel
 from engine.models.ultravox_model import UltravoxModel
-from tools.demo import audio, audio_model, chat
+from tools.demo import audio, audio_model, chat, training
 from tools.demo.audio_questions import about_sound
 from tools.demo.batches import UNLEARNED
 from tools.demo.speech import Speaker
-from tools.demo.train import average_gradients, optimizers, share_of_rate
-
-logger = logging.getLogger("train_audio")
+from tools.demo.training import Run
 
 
 @dataclass(slots=True)
@@ -88,75 +78,30 @@ def chat_loss(
     return cross_entropy(logits, targets), right, sum(whole) / len(whole)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch", type=int, default=48, help="chats a step, of all processes")
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
-    parser.add_argument("--start", type=Path, help="weights to start from, a written checkpoint")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    _tokenizer(arguments)  # made once, before all read it
-    meeting = arguments.out / "meeting"
-    meeting.unlink(missing_ok=True)
-    spawn(train, (arguments, meeting), nprocs=arguments.processes)
-
-
-def train(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
-    """Train as one of the processes; they add up their gradients, the first one writes."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s"
-    )
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(meeting), arguments.processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=arguments.processes)
-    torch.manual_seed(arguments.seed)
-    tokenizer = _tokenizer(arguments)
-    model = audio_model.new_model(tokenizer)
-    if arguments.start:
-        model = UltravoxModel.from_pretrained(arguments.start, dtype=torch.float32)
+def train(run: Run) -> None:
+    """Train as one of the processes; the first one writes the checkpoint."""
+    model = audio_model.new_model(run.tokenizer)
+    if run.arguments.start:
+        model = UltravoxModel.from_pretrained(run.arguments.start, dtype=torch.float32)
     model.train()
-    placeholder = tokenizer.convert_tokens_to_ids(audio_model.PLACEHOLDER)
-    chosen = optimizers(model, nn.Module(), arguments.rate)
-    rates = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
-    logger.info("%.2f million parameters", model.num_parameters() / 1e6)
-    chats = arguments.batch // arguments.processes
-    data = batches(tokenizer, chats, 1000 * arguments.seed + rank)
-    began, step, spent = time.monotonic(), 0, 0.0
-    notes: list[tuple[float, float, float]] = []
-    while spent < arguments.minutes * 60:
-        share = share_of_rate(step, spent / (arguments.minutes * 60))
-        groups = [group for optimizer in chosen for group in optimizer.param_groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * share
+    placeholder = run.tokenizer.convert_tokens_to_ids(audio_model.PLACEHOLDER)
+    data = batches(run.tokenizer, run.chats, run.seed)
+
+    def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         loss, right, whole = chat_loss(model, next(data), placeholder)
-        loss.backward()
-        spent = average_gradients(model, time.monotonic() - began)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in chosen:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        step, notes = step + 1, [*notes, (loss.item(), right, whole)]
-        if step % 20 == 0:
-            means = torch.tensor(notes).mean(0).tolist()
-            said = "step %d %.1f min loss %.4f tokens %.3f answers %.3f"
-            logger.info(said, step, spent / 60, *means)
-            notes = []
-    if rank == 0:
-        audio_model.write(model, tokenizer, arguments.out / "checkpoint")
-        logger.info("%d steps, wrote %s", step, arguments.out / "checkpoint")
+        return loss, {"loss": loss.item(), "tokens": right, "answers": whole}
+
+    training.learn(run, model, lesson)
     data.close()  # the speaker ends
-    dist.destroy_process_group()
+    if run.rank == 0:
+        audio_model.write(model, run.tokenizer, run.arguments.out / "checkpoint")
 
 
-def _tokenizer(arguments: argparse.Namespace) -> PreTrainedTokenizerBase:
-    folder = arguments.start or arguments.out
-    if not (folder / "tokenizer.json").is_file():
-        audio_model.train_tokenizer().save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+def main() -> None:
+    arguments = training.parser(__doc__, batch=48).parse_args()
+    if arguments.device != "cpu":
+        raise SystemExit("train_audio trains on the CPU: its batches stay there")
+    training.start(train, audio_model.train_tokenizer, arguments)
 
 
 if __name__ == "__main__":

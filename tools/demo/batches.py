@@ -215,7 +215,7 @@ class Batches:
         self,
         tokenizer: PreTrainedTokenizerBase,
         size: int,
-        seed: int,
+        seed: int | str,
         mixture: dict[str, float] = KINDS,
         held_out: bool = False,
     ) -> None:

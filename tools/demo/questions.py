@@ -239,11 +239,16 @@ def _agreed(true: bool, subject: str, rest: str) -> str:
 
 
 def about_page(page: Page, rng: random.Random) -> list[Turn]:
-    """Return questions about a page of writing."""
-    lines = sorted(page.lines, key=lambda line: line.y)
-    if len(lines) > 1:
-        return [Turn("read all", spoken(rng, "read all"), f"I read {', '.join(read_order(page))}.")]
-    text = lines[0].text
+    """Return questions about a page of writing, read in the order in which it was laid out."""
+    if len(page.lines) > 1:
+        return [
+            Turn(
+                "read all",
+                spoken(rng, "read all"),
+                f"I read {', '.join(line.text for line in page.lines)}.",
+            )
+        ]
+    text = page.lines[0].text
     number = text.isdigit()
     skill = "number" if number else "word"
     kind, wordings = ("number", "number") if number else ("word", "word")
@@ -258,11 +263,6 @@ def about_page(page: Page, rng: random.Random) -> list[Turn]:
         Turn("look", spoken(rng, "background"), f"The background is {page.background}."),
         Turn("look", spoken(rng, "writing colour"), f"The text is {page.colour}."),
     ]
-
-
-def read_order(page: Page) -> list[str]:
-    """Return the texts row by row, each row left to right (rows as they were laid out)."""
-    return [line.text for line in page.lines]
 
 
 def about_several(scenes: list[Scene], rng: random.Random) -> list[Turn]:

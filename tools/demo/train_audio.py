@@ -33,7 +33,7 @@ class Batch:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, size: int, seed: int, *, held_out: bool = False
+    tokenizer: PreTrainedTokenizerBase, size: int, seed: int | str, *, held_out: bool = False
 ) -> Iterator[Batch]:
     """An endless stream of them."""
     rng, log_mel = random.Random(seed), LogMel({}, audio_model.BANDS)

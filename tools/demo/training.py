@@ -42,6 +42,7 @@ class Run:
     rank: int
     arguments: argparse.Namespace
     tokenizer: PreTrainedTokenizerBase
+    begun: int  # steps of earlier runs
 
     @property
     def chats(self) -> int:
@@ -49,9 +50,9 @@ class Run:
         return int(self.arguments.batch) // int(self.arguments.processes)
 
     @property
-    def seed(self) -> int:
-        """Of this process's data."""
-        return 1000 * int(self.arguments.seed) + self.rank
+    def seed(self) -> str:
+        """Of this process's data, which no earlier run saw."""
+        return f"{self.arguments.seed} {self.begun} {self.rank}"
 
 
 def parser(about: str | None, batch: int) -> argparse.ArgumentParser:
@@ -92,7 +93,9 @@ def _process(rank: int, train: Callable[[Run], None], arguments: argparse.Namesp
     torch.manual_seed(arguments.seed)
     with _meeting(rank, arguments):
         folder = arguments.start or arguments.out
-        train(Run(rank, arguments, AutoTokenizer.from_pretrained(folder)))
+        state = arguments.out / STATE
+        begun = torch.load(state, weights_only=True)["step"] if state.is_file() else 0
+        train(Run(rank, arguments, AutoTokenizer.from_pretrained(folder), begun))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-# One image per recipe:  docker build --build-arg RECIPE=smollm2 --tag appliance-smollm2 .
-# Run:                   docker run --publish 8000:8000 --volume appliance:/var/cache/appliance appliance-smollm2
-# Override keys:         docker run … appliance-smollm2 model.max_len=4096
+# One image per recipe:  docker build --build-arg RECIPE=demo --tag appliance-demo .
+# Run:                   docker run --publish 8000:8000 --volume appliance:/var/cache/appliance appliance-demo
+# Override keys:         docker run … appliance-demo model.max_len=4096
 # Recipes of your own:   docker run --volume ./mine:/recipes --env RECIPE=mine … (mine/recipe/mine.yaml)
 
 FROM python:3.12-slim AS build
@@ -17,7 +17,7 @@ COPY appliance appliance
 RUN pip install --no-cache-dir torch==2.13.0 .
 
 FROM python:3.12-slim
-ARG RECIPE=smollm2
+ARG RECIPE=demo
 RUN useradd --create-home --uid 1000 appliance \
     && install --directory --owner appliance --group appliance /var/cache/appliance /recipes
 COPY --from=build /opt/appliance /opt/appliance

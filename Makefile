@@ -3,8 +3,8 @@
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
 
-ARGS ?= recipe=smollm2
-RECIPE ?= smollm2
+ARGS ?= recipe=demo
+RECIPE ?= demo
 PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 TORCH = torch==2.13.0# a later one would bring gigabytes of CUDA packages

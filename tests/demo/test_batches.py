@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tools.demo import batches, checkpoint, clip, generator, muon, train
+from tools.demo import batches, checkpoint, clip, generator, marks, muon, train
 from tools.demo.generator import Example, random_example
 from tools.demo.questions import Turn
 
@@ -39,9 +39,10 @@ def test_patches_are_those_of_transformers(size: tuple[int, int]) -> None:
     assert (turned - expected["pixel_values"]).abs().max() > 0.1
 
 
-def examples() -> list[Example]:
+def examples(chats: int = 1) -> list[Example]:
     rng = random.Random(8)
-    return [random_example(rng, kind, 150) for kind in ("look", "images", "video", "talk", "video")]
+    kinds = ("look", "images", "video", "talk", "video")
+    return [random_example(rng, kind, 150, chats=chats) for kind in kinds]
 
 
 def kinds_of(model: Qwen2VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,9 @@ def test_positions_are_those_of_transformers(
     shown = examples()
     for made in wide:
         frames = clip.draw(made, (round(90 * made.aspect), 90), [0.0] * generator.FRAMES)
-        shown.append(Example("video", [Turn("look", "What?", "It.")], frames=frames))
+        nothing = marks.Marks(("white", "white"), Image.new("L", (8, 8)))
+        seen = [nothing] * (generator.FRAMES // checkpoint.TEMPORAL)
+        shown.append(Example("video", [[Turn("look", "What?", "It.")]], frames=frames, marks=seen))
     for example in shown:
         one = batches.encode(example, tokenizer, rng)
         ids = torch.tensor([one.ids])
@@ -75,12 +78,14 @@ def test_positions_are_those_of_transformers(
             assert not torch.equal(expected[0], expected[2])
 
 
+@pytest.mark.parametrize("chats", [1, 4])
 def test_the_training_computes_the_logits_of_transformers(
-    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration, chats: int
 ) -> None:
-    shown = examples()
+    shown = examples(chats)
     coded = [batches.encode(example, tokenizer, random.Random(10)) for example in shown]
-    batch = batches.collate(coded, [e.kind for e in shown], tokenizer.pad_token_id)
+    assert chats == 1 or max(max(one.chats) for one in coded) == chats
+    batch = batches.collate(coded, tokenizer.pad_token_id)
     rows = batch.labels != batches.UNLEARNED
     with torch.inference_mode():
         found = train.logits_of(model, batch, train.look(model, batch), rows)
@@ -96,26 +101,78 @@ def test_the_training_computes_the_logits_of_transformers(
     assert (wrong - theirs).abs().max() > 0.05
 
 
+def test_a_chat_does_not_see_another(
+    tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
+) -> None:
+    (one,) = (batches.encode(e, tokenizer, random.Random(10)) for e in examples(2)[:1])
+    batch = batches.collate([one], tokenizer.pad_token_id)
+    last = batch.chats == 2
+    rows = last & (batch.labels != batches.UNLEARNED)
+    with torch.inference_mode():
+        seen = train.look(model, batch)
+        before = train.logits_of(model, batch, seen, rows)
+        for number, changes in ((1, False), (2, True)):
+            others = batch.ids.clone()
+            others[(batch.chats == number) & (batch.labels == batches.UNLEARNED)] = 300
+            kept, batch.ids = batch.ids, others
+            after = train.logits_of(model, batch, seen, rows)
+            batch.ids = kept
+            assert torch.allclose(before, after, rtol=0, atol=1e-5) is not changes
+
+
 def alone(
     model: Qwen2VLForConditionalGeneration, example: Example, one: batches.Encoded
 ) -> torch.Tensor:
-    """transformers' logits of what is learned in one chat, by itself."""
-    ids = torch.tensor([one.ids])
-    inputs = {"mm_token_type_ids": kinds_of(model, ids)} | grids_of(example, one.grids)
+    """transformers' logits of what is learned in each chat, by itself."""
+    inputs: dict[str, torch.Tensor] = grids_of(example, one.grids)
     if one.patches:
         name = "pixel_values_videos" if example.frames else "pixel_values"
         inputs[name] = batches.normalized(np.concatenate(one.patches))
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
-    return logits[torch.tensor(one.labels) != batches.UNLEARNED]
+    ids, labels, chats = (torch.tensor(part) for part in (one.ids, one.labels, one.chats))
+    found = []
+    for chat in range(min(1, max(one.chats)), max(one.chats) + 1):
+        mine = (chats == 0) | (chats == chat)
+        asked = ids[mine][None]
+        logits = model(
+            input_ids=asked, attention_mask=torch.ones_like(asked),
+            mm_token_type_ids=kinds_of(model, asked), **inputs,
+        ).logits[0]  # fmt: skip
+        found.append(logits[labels[mine] != batches.UNLEARNED])
+    return torch.cat(found)
 
 
 def test_what_is_learned_is_what_is_answered(tokenizer: PreTrainedTokenizerBase) -> None:
-    for example in examples():
+    for example in examples() + examples(chats=3):
         one = batches.encode(example, tokenizer, random.Random(11))
         learned = [token for token in one.labels if token != batches.UNLEARNED]
-        assert tokenizer.decode(learned) == "".join(
-            f"{turn.answer}<|im_end|>" for turn in example.turns
-        )
+        turns = [turn for chat in example.chats for turn in chat]
+        assert tokenizer.decode(learned) == "".join(f"{turn.answer}<|im_end|>" for turn in turns)
+        assert one.skills == [turn.skill for turn in turns]
+
+
+def test_chats_are_spelled_as_the_template_spells_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    for example in examples(chats=2):
+        one = batches.encode(example, tokenizer, random.Random(12))
+        pads = {tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
+        for number, turns in enumerate(example.chats, 1):
+            parts = [{"type": "image"}] * len(example.pictures)
+            parts += [{"type": "video"}] * bool(example.frames)
+            messages = []
+            for turn in turns:
+                content = [*parts, {"type": "text", "text": turn.question}]
+                messages += [
+                    {"role": "user", "content": content},
+                    {"role": "assistant", "content": turn.answer},
+                ]
+                parts = []
+            whole = tokenizer.apply_chat_template(messages, tokenize=False)
+            system = whole.index("<|im_start|>user")
+            expected = tokenizer(whole[system:].rstrip("\n"), add_special_tokens=False)["input_ids"]
+            mine = [
+                token for token, chat in zip(one.ids, one.chats, strict=True) if chat in (0, number)
+            ]
+            merged = [t for at, t in enumerate(mine) if t not in pads or mine[at - 1] != t]
+            assert merged[-len(expected) :] == expected
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 80), (1, 96, 40), (3, 64, 64)])

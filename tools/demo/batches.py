@@ -23,6 +23,7 @@ from tools.demo.checkpoint import (
     TEMPORAL,
 )  # fmt: skip
 from tools.demo.generator import KINDS, Example, random_example
+from tools.demo.questions import Turn
 
 Grid = tuple[int, int, int]  # pairs of frames, rows and columns of patches
 SYSTEMS = ("Answer briefly.", "You are a friendly assistant.", "You see pictures.", "Be short.")
@@ -30,20 +31,41 @@ UNLEARNED = -100
 SCENES = ("look", "count", "place")  # kinds of one scene
 
 
+# Chats about one example, by its kind: what is shown costs more than a question about it.
+CHATS = {"look": 8, "count": 7, "place": 9, "read": 4, "images": 8, "video": 6, "talk": 4}
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of what stands before all chats (`chat` 0) or of one of them. `skill` of an answer,
+    which is learned."""
+
+    text: str
+    chat: int = 0
+    skill: str | None = None
+
+
 @dataclass(slots=True)
 class Encoded:
-    """One chat as numbers: `ids`, `labels` of equal length, `positions` `[3, tokens]`.
+    """The chats about one example as numbers, one after another.
 
-    `places` `[tokens, 3]` are number, row and column of the tokens of pictures, `counts` what a
-    scene has of everything, which is known at token `end`, behind its picture.
+    `ids`, `labels`, `chats` and `answers` are of equal length, `positions` `[3, tokens]`. `chats`
+    is 0 for what stands before all of them, `answers` which of `skills` a learned token belongs
+    to. `places` `[tokens, 3]` are number, row and column of the tokens of pictures, `counts` what
+    a scene has of everything, which is known at token `end`, behind its picture, `held` the same
+    of each token of a picture.
     """
 
     ids: list[int]
     labels: list[int]
+    chats: list[int]
+    answers: list[int]
+    skills: list[str]
     positions: np.ndarray
     patches: list[np.ndarray]
     grids: list[Grid]
     seen: list[np.ndarray]
+    held: list[np.ndarray]
     places: np.ndarray
     counts: list[int]
     end: int
@@ -51,27 +73,40 @@ class Encoded:
 
 @dataclass(slots=True)
 class Batch:
-    """Chats padded to the right.
+    """Examples padded to the right.
 
-    `ids` and `labels` `[chats, tokens]`, `positions` `[3, chats, tokens]`, `patches`
-    `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`, `seen` `[patches, 5]` as in CLASSES,
-    `places` `[chats, tokens, 3]`, `counts` `[chats, COUNTED]`, `ends` `[chats]`.
+    `ids`, `labels`, `chats` and `answers` `[examples, tokens]`, `positions`
+    `[3, examples, tokens]`, `patches` `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`,
+    `seen` `[patches, classes]` as in CLASSES, `held` `[picture tokens, COUNTED]`, `words`
+    `[picture tokens, WORDS]`, `places` `[examples, tokens, 3]`, `counts` `[examples, COUNTED]`,
+    `ends` `[examples]`. `answers` counts on from example to example, through `skills`.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
+    chats: torch.Tensor
+    answers: torch.Tensor
     positions: torch.Tensor
     patches: torch.Tensor
     grids: torch.Tensor
     seen: torch.Tensor
+    held: torch.Tensor
+    words: torch.Tensor
     places: torch.Tensor
     counts: torch.Tensor
     ends: torch.Tensor
-    kinds: list[str]
+    skills: list[str]
 
     def to(self, device: torch.device) -> Batch:
-        held = [getattr(self, part.name) for part in fields(self) if part.name != "kinds"]
-        return Batch(*(part.to(device) for part in held), kinds=self.kinds)
+        held = [getattr(self, part.name) for part in fields(self) if part.name != "skills"]
+        return Batch(*(part.to(device) for part in held), skills=self.skills)
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """Which tokens each one attends to, `[examples, 1, tokens, tokens]`: those before it, of
+        its own chat and of what stands before all."""
+        own = (self.chats[:, None, :] == self.chats[:, :, None]) | (self.chats[:, None, :] == 0)
+        return own.tril()[:, None]
 
 
 def patches_of(frames: list[Image.Image], bounds: tuple[int, int]) -> tuple[np.ndarray, Grid]:
@@ -99,31 +134,46 @@ def normalized(patches: np.ndarray) -> torch.Tensor:
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Encoded:
-    """Return a chat as numbers; only the assistant's words are learned."""
+    """Return chats as numbers; only the assistant's words are learned."""
     items = [patches_of([picture], IMAGE_PIXELS) for picture in example.pictures]
     if example.frames:
         items.append(patches_of(example.frames, FRAME_PIXELS))
-    seen = [_marked(each, grid) for each, (_, grid) in zip(example.marks, items, strict=False)]
-    if example.frames:  # of clips only the chat is learned
-        seen.append(np.full((len(items[-1][0]), len(marks.CLASSES)), UNLEARNED))
-    shown = chat.shown(len(example.pictures), bool(example.frames))
-    system = rng.choice(SYSTEMS) if rng.random() < 0.08 else None
-    pieces = [(chat.opening(system), False)]
-    for number, turn in enumerate(example.turns):
-        text = turn.question
-        if number == 0:
-            text = text + shown if rng.random() < 0.1 else shown + text
-        pieces.append((chat.question(text), False))
-        pieces.append((chat.answer(turn.answer), True))
-        pieces.append(("\n", False))
+    grids = [(1, rows, columns) for _, (pairs, rows, columns) in items for _ in range(pairs)]
+    seen = [_marked(each, grid) for each, grid in zip(example.marks, grids, strict=True)]
+    held = [
+        marks.of_tokens(each, rows // MERGE, columns // MERGE).reshape(-1, marks.COUNTED)
+        for each, (_, rows, columns) in zip(example.marks, grids, strict=True)
+    ]
     counts = [UNLEARNED] * marks.COUNTED
     if example.kind in SCENES:
         counts = marks.counts(example.marks[0])
-    return _tokens(pieces[:-1], items, seen, counts, tokenizer)
+    return _tokens(_pieces(example, rng), items, seen, held, counts, tokenizer)
+
+
+def _pieces(example: Example, rng: random.Random) -> list[Piece]:
+    shown = chat.shown(len(example.pictures), bool(example.frames))
+    pieces = [Piece(chat.opening(rng.choice(SYSTEMS) if rng.random() < 0.08 else None) + chat.USER)]
+    if len(example.chats) == 1 and rng.random() < 0.5:
+        return pieces + _held(example.turns, 0, behind=shown)
+    pieces.append(Piece(shown))
+    for number, turns in enumerate(example.chats, 1):
+        pieces += _held(turns, number)
+    return pieces
+
+
+def _held(turns: list[Turn], number: int, behind: str = "") -> list[Piece]:
+    """Return the pieces of one chat, which begins behind "user"; `behind` its first question
+    stands what is shown."""
+    pieces = []
+    for at, turn in enumerate(turns):
+        asked = chat.asked(turn.question if at else turn.question + behind)
+        pieces += [Piece(f"\n{chat.USER}{asked}" if at else asked, number)]
+        pieces += [Piece(chat.answer(turn.answer), number, turn.skill)]
+    return pieces
 
 
 def _marked(each: marks.Marks, grid: Grid) -> np.ndarray:
-    """Return a picture's labels `[patches, 5]`, ordered as its patches."""
+    """Return the labels `[patches, classes]` of a picture or pair, ordered as its patches."""
     _, rows, columns = grid
     labels = marks.of_patches(each, rows, columns)
     cut = labels.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE, -1)
@@ -131,9 +181,10 @@ def _marked(each: marks.Marks, grid: Grid) -> np.ndarray:
 
 
 def _tokens(
-    pieces: list[tuple[str, bool]],
+    pieces: list[Piece],
     items: list[tuple[np.ndarray, Grid]],
     seen: list[np.ndarray],
+    held: list[np.ndarray],
     counts: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
@@ -142,16 +193,25 @@ def _tokens(
     waiting = iter(grids)
     ids: list[int] = []
     labels: list[int] = []
+    chats: list[int] = []
+    answers: list[int] = []
+    skills: list[str] = []
     spans: dict[int, Grid] = {}
-    for text, learned in pieces:
-        for token in tokenizer.encode(text, add_special_tokens=False):
+    for piece in pieces:
+        answer = UNLEARNED
+        if piece.skill is not None:
+            answer = len(skills)
+            skills.append(piece.skill)
+        for token in tokenizer.encode(piece.text, add_special_tokens=False):
             times = 1
             if token in pads:
                 grid = next(waiting)
                 spans[len(ids)] = grid
                 times = grid[0] * grid[1] * grid[2] // MERGE**2
             ids += [token] * times
-            labels += [token if learned else UNLEARNED] * times
+            labels += [token if piece.skill is not None else UNLEARNED] * times
+            chats += [piece.chat] * times
+            answers += [answer] * times
     places = np.full((len(ids), 3), UNLEARNED)
     end = 0
     for number, (start, grid) in enumerate(spans.items()):
@@ -159,57 +219,78 @@ def _tokens(
         end = start + shape[0] * shape[1] * shape[2]
         places[start:end] = np.indices(shape).reshape(3, -1).T
         places[start:end, 0] += number  # a picture has one frame, a clip is alone
-    patches = [patches for patches, _ in items]
-    positions = _positions(len(ids), spans)
-    return Encoded(ids, labels, positions, patches, grids, seen, places, counts, end)
+    return Encoded(
+        ids, labels, chats, answers, skills, _positions(chats, spans),
+        [patches for patches, _ in items], grids, seen, held, places, counts, end,
+    )  # fmt: skip
 
 
-def _positions(tokens: int, spans: dict[int, Grid]) -> np.ndarray:
-    """Return Qwen2-VL's M-RoPE positions `[3, tokens]` (arXiv:2409.12191, section 2.1)."""
+def _positions(chats: list[int], spans: dict[int, Grid]) -> np.ndarray:
+    """Return Qwen2-VL's M-RoPE positions `[3, tokens]` (arXiv:2409.12191, section 2.1); every chat
+    goes on from what stands before all."""
+    tokens = len(chats)
     positions = np.zeros((3, tokens), dtype=np.int64)
-    index, value = 0, 0
+    index, value, shared = 0, 0, 0
     while index < tokens:
+        if chats[index] == 0:
+            shared = value
+        elif chats[index] != chats[index - 1]:
+            value = shared
         if index not in spans:
             positions[:, index] = value
             index, value = index + 1, value + 1
-            continue
-        pairs, rows, columns = spans[index]
-        shape = (pairs, rows // MERGE, columns // MERGE)
-        count = shape[0] * shape[1] * shape[2]
-        positions[:, index : index + count] = np.indices(shape).reshape(3, -1) + value
-        index, value = index + count, value + max(shape)
+        else:
+            pairs, rows, columns = spans[index]
+            shape = (pairs, rows // MERGE, columns // MERGE)
+            count = shape[0] * shape[1] * shape[2]
+            positions[:, index : index + count] = np.indices(shape).reshape(3, -1) + value
+            index, value = index + count, value + max(shape)
+        if chats[index - 1] == 0:
+            shared = value
     return positions
 
 
-def collate(chats: list[Encoded], kinds: list[str], pad: int) -> Batch:
-    """Return chats as one batch, padded to the longest."""
-    longest = max(len(one.ids) for one in chats)
-    ids = torch.full((len(chats), longest), pad)
-    labels = torch.full((len(chats), longest), UNLEARNED)
-    positions = torch.zeros((3, len(chats), longest), dtype=torch.long)
-    places = torch.full((len(chats), longest, 3), UNLEARNED)
-    for row, one in enumerate(chats):
-        places[row, : len(one.ids)] = torch.from_numpy(one.places)
-        ids[row, : len(one.ids)] = torch.tensor(one.ids)
-        labels[row, : len(one.ids)] = torch.tensor(one.labels)
-        positions[:, row, : len(one.ids)] = torch.from_numpy(one.positions)
-    patches = [part for one in chats for part in one.patches]
+def collate(examples: list[Encoded], pad: int) -> Batch:
+    """Return examples as one batch, padded to the longest."""
+    shape = (len(examples), max(len(one.ids) for one in examples))
+    ids = torch.full(shape, pad)
+    labels, answers = torch.full(shape, UNLEARNED), torch.full(shape, UNLEARNED)
+    chats = torch.full(shape, UNLEARNED)
+    positions = torch.zeros((3, *shape), dtype=torch.long)
+    places = torch.full((*shape, 3), UNLEARNED)
+    skills: list[str] = []
+    for row, one in enumerate(examples):
+        length = len(one.ids)
+        places[row, :length] = torch.from_numpy(one.places)
+        ids[row, :length] = torch.tensor(one.ids)
+        labels[row, :length] = torch.tensor(one.labels)
+        chats[row, :length] = torch.tensor(one.chats)
+        counted = torch.tensor(one.answers)
+        answers[row, :length] = torch.where(counted == UNLEARNED, counted, counted + len(skills))
+        positions[:, row, :length] = torch.from_numpy(one.positions)
+        skills += one.skills
+    seen = np.concatenate([part for one in examples for part in one.seen])
     return Batch(
         ids,
         labels,
+        chats,
+        answers,
         positions,
-        normalized(np.concatenate(patches)),
-        torch.tensor([grid for one in chats for grid in one.grids]),
-        torch.from_numpy(np.concatenate([part for one in chats for part in one.seen])),
+        normalized(np.concatenate([part for one in examples for part in one.patches])),
+        torch.tensor([grid for one in examples for grid in one.grids]),
+        torch.from_numpy(seen),
+        torch.from_numpy(np.concatenate([part for one in examples for part in one.held])),
+        torch.from_numpy(marks.words_of(seen.reshape(-1, MERGE**2, len(marks.CLASSES)))),
         places,
-        torch.tensor([one.counts for one in chats]),
-        torch.tensor([one.end for one in chats]),
-        kinds,
+        torch.tensor([one.counts for one in examples]),
+        torch.tensor([one.end for one in examples]),
+        skills,
     )
 
 
 class Batches:
-    """An endless stream of batches; `mixture` weighs the kinds of examples."""
+    """An endless stream of batches of `size` examples; `mixture` weighs their kinds, `chats` are
+    those of each example, or as many as its kind has."""
 
     def __init__(
         self,
@@ -217,26 +298,30 @@ class Batches:
         size: int,
         seed: int | str,
         mixture: dict[str, float] = KINDS,
-        held_out: bool = False,
+        chats: int | None = None,
     ) -> None:
         self.tokenizer, self.size, self.seed = tokenizer, size, seed
-        self.mixture, self.held_out = mixture, held_out
+        self.mixture, self.chats = mixture, chats
 
     def __iter__(self) -> Iterator[Batch]:
         rng, order = random.Random(self.seed), random.Random(0)
         pad = self.tokenizer.pad_token_id
         kinds, weights = list(self.mixture), list(self.mixture.values())
         while True:
-            # chats of like length go together: less padding; and processes take lengths in the
+            # examples of like length go together: less padding; and processes take lengths in the
             # same order, or they would wait for each other
-            drawn = [
-                random_example(rng, kind, rng.choice((140, 140, 110, 180)), held_out=self.held_out)
+            coded = [
+                encode(self._example(rng, kind), self.tokenizer, rng)
                 for kind in rng.choices(kinds, weights, k=self.size * 4)
             ]
-            coded = [(encode(example, self.tokenizer, rng), example.kind) for example in drawn]
-            coded.sort(key=lambda pair: len(pair[0].ids))
+            coded.sort(key=lambda one: len(one.ids))
             groups = [coded[at : at + self.size] for at in range(0, len(coded), self.size)]
             order.shuffle(groups)
             for group in groups:
-                if any(one.patches for one, _ in group):
-                    yield collate([one for one, _ in group], [kind for _, kind in group], pad)
+                if any(one.patches for one in group):
+                    yield collate(group, pad)
+
+    def _example(self, rng: random.Random, kind: str) -> Example:
+        # some hold one chat alone, as the ones that are asked do
+        chats = self.chats or (1 if rng.random() < 0.15 else CHATS[kind])
+        return random_example(rng, kind, rng.choice((140, 140, 110, 180)), chats=chats)

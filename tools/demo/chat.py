@@ -41,9 +41,12 @@ def opening(system: str | None) -> str:
     return f"<|im_start|>system\n{system or SYSTEM}<|im_end|>\n"
 
 
-def question(text: str) -> str:
-    """Return a user's turn up to where the assistant's answer begins."""
-    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+USER = "<|im_start|>user\n"
+
+
+def asked(text: str) -> str:
+    """Return the rest of a user's turn, behind `USER`, up to where the answer begins."""
+    return f"{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def answer(text: str) -> str:

@@ -85,16 +85,37 @@ def draw(clip: Clip, size: tuple[int, int], times: list[float]) -> list[Image.Im
     return [_frame(clip, size, time) for time in times]
 
 
+def colour_at(clip: Clip, time: float) -> str:
+    """Return the name of the thing's colour, or of the filled frame's."""
+    if clip.thing is not None and not clip.colours:
+        return clip.thing.colour
+    return clip.colours[_turned(clip, time)]
+
+
+def thing_at(clip: Clip, time: float) -> Thing | None:
+    """Return the thing as it is at a time, or None where the frame is filled."""
+    if clip.thing is None:
+        return None
+    thing = replace(clip.thing, rgb=clip.rgbs[_turned(clip, time)] if clip.rgbs else clip.thing.rgb)
+    if clip.direction is not None:
+        along = clip.start + (clip.end - clip.start) * time
+        sideways = clip.direction in ("left", "right")
+        thing.x, thing.y = (along, clip.across) if sideways else (clip.across, along)
+    return thing
+
+
+def _turned(clip: Clip, time: float) -> int:
+    return sum(time >= turn for turn in clip.turns)
+
+
 def _frame(clip: Clip, size: tuple[int, int], time: float) -> Image.Image:
     factor = 2
     large = (size[0] * factor, size[1] * factor)
-    rgb = clip.rgbs[sum(time >= turn for turn in clip.turns)] if clip.rgbs else None
-    canvas = Image.new("RGB", large, rgb if clip.filled and rgb else clip.background_rgb)
-    if clip.thing is not None:
-        thing = replace(clip.thing, rgb=rgb or clip.thing.rgb)
-        if clip.direction is not None:
-            along = clip.start + (clip.end - clip.start) * time
-            sideways = clip.direction in ("left", "right")
-            thing.x, thing.y = (along, clip.across) if sideways else (clip.across, along)
+    filled = clip.filled and clip.rgbs
+    canvas = Image.new(
+        "RGB", large, clip.rgbs[_turned(clip, time)] if filled else clip.background_rgb
+    )
+    thing = thing_at(clip, time)
+    if thing is not None:
         draw_thing(ImageDraw.Draw(canvas), thing, large, False, random.Random(0))
     return canvas.resize(size, Image.Resampling.BOX)

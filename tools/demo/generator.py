@@ -19,48 +19,63 @@ FRAMES = 6
 
 # What a mixture is made of, by weight.
 KINDS = {
-    "look": 20, "count": 14, "place": 18, "read": 22, "read many": 8,
-    "images": 12, "video": 12, "talk": 3,
+    "look": 20, "count": 14, "place": 18, "read": 22, "images": 14, "video": 12, "talk": 3,
 }  # fmt: skip
 
 
 @dataclass(slots=True)
 class Example:
-    """A chat about pictures, or about one clip's frames, or about nothing shown."""
+    """Pictures, or one clip's frames, or nothing shown, and chats about them.
+
+    Each of `chats` stands for itself: none knows what another asked.
+    """
 
     kind: str
-    turns: list[Turn]
+    chats: list[list[Turn]]
     pictures: list[Image.Image] = field(default_factory=list)
     frames: list[Image.Image] = field(default_factory=list)
     clip: clips.Clip | None = None
-    marks: list[marks.Marks] = field(default_factory=list)  # one a picture
+    marks: list[marks.Marks] = field(default_factory=list)  # one a picture or pair of frames
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The first chat."""
+        return self.chats[0]
 
 
 def random_example(
-    rng: random.Random, kind: str, size: int, *, held_out: bool = False, most_turns: int = 4
+    rng: random.Random,
+    kind: str,
+    size: int,
+    *,
+    held_out: bool = False,
+    chats: int = 1,
+    most_turns: int = 4,
 ) -> Example:
-    """Return an example of `kind`, its pictures of about `size` by `size` pixels."""
+    """Return an example of `kind`, its pictures of about `size` by `size` pixels, with up to
+    `chats` chats."""
     if kind == "talk":
-        return Example(kind, talk.random_talk(rng))
+        return Example(kind, [talk.random_talk(rng) for _ in range(chats)])
     if kind == "video":
         clip = clips.random_clip(rng)
-        frames = clips.draw(
-            clip, _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5)
-        )
-        return Example(
-            kind, _some(about_clip(clip, rng), rng, most_turns), frames=frames, clip=clip
-        )
+        sides, times = _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5)
+        turns = [turn for _ in range(_rounds(chats)) for turn in about_clip(clip, rng)]
+        held = _chats(turns, rng, chats, most_turns)
+        frames = clips.draw(clip, sides, times)
+        if rng.random() < 0.4:
+            frames = [scenes.as_jpeg(frame, rng) for frame in frames]
+        return Example(kind, held, [], frames, clip, marks.of_clip(clip, sides, times))
     if kind == "images":
         shown = _several(rng)
         pictures = [scenes.draw(s, _sides(s.aspect, size), rng) for s in shown]
         seen = [marks.of_scene(s, p.size) for s, p in zip(shown, pictures, strict=True)]
-        turns = _some(about_several(shown, rng), rng, most_turns)
-        return Example(kind, turns, pictures, marks=seen)
+        turns = [turn for _ in range(_rounds(chats)) for turn in about_several(shown, rng)]
+        return Example(kind, _chats(turns, rng, chats, most_turns), pictures, marks=seen)
     if kind in ("read", "read many"):
         page = reading.random_page(rng, held_out=held_out, many=kind == "read many")
         picture = reading.draw(page, _sides(page.aspect, size), rng)
-        turns = _some(about_page(page, rng), rng, min(2, most_turns))
-        return Example(kind, turns, [picture], marks=[marks.of_page(page, picture.size)])
+        held = _chats(about_page(page, rng), rng, chats, min(2, most_turns))
+        return Example(kind, held, [picture], marks=[marks.of_page(page, picture.size)])
     things = {
         "look": lambda: rng.choice((0, 1, 1, 1, 1, 2, 2, 3)),
         "count": lambda: rng.randint(0, 9),
@@ -73,11 +88,16 @@ def random_example(
         neat=0.8 if kind == "place" else 0.3,
     )
     wanted = {"look": ("look",), "count": ("count",), "place": ("place", "compare")}[kind]
-    turns = about_scene(scene, rng)
+    turns = [turn for _ in range(_rounds(chats)) for turn in about_scene(scene, rng)]
     first = [turn for turn in turns if turn.skill in wanted]
     picture = scenes.draw(scene, _sides(scene.aspect, size), rng)
-    turns = _some(turns, rng, most_turns, first)
-    return Example(kind, turns, [picture], marks=[marks.of_scene(scene, picture.size)])
+    held = _chats(turns, rng, chats, most_turns, first)
+    return Example(kind, held, [picture], marks=[marks.of_scene(scene, picture.size)])
+
+
+def _rounds(chats: int) -> int:
+    """Return how often to ask everything, so that many chats find questions enough."""
+    return 1 if chats < 5 else 2
 
 
 def frame_times(frames: int, to_the_end: bool) -> list[float]:
@@ -108,13 +128,30 @@ def _several(rng: random.Random) -> list[scenes.Scene]:
             return shown
 
 
-def _some(
-    turns: list[Turn], rng: random.Random, most: int, first: list[Turn] | None = None
-) -> list[Turn]:
-    """Return up to `most` turns in random order; a follow-up only after what it follows."""
+def _chats(
+    turns: list[Turn], rng: random.Random, count: int, most: int, first: list[Turn] | None = None
+) -> list[list[Turn]]:
+    """Return up to `count` chats that open with different questions, the first of `first`; of
+    several chats most have one turn."""
     opening = rng.choice(first or turns)
     if opening.skill == "look next":
         opening = next(turn for turn in turns if turn.skill == "look")
+    held = [_some(opening, turns, rng, most)]
+    asked = {opening.question}
+    others = [turn for turn in turns if turn.skill != "look next"]
+    rng.shuffle(others)
+    for turn in others:
+        if len(held) >= count:
+            break
+        if turn.question not in asked:
+            held.append(_some(turn, turns, rng, most if rng.random() < 0.15 else 1))
+            asked.add(turn.question)
+    return held
+
+
+def _some(opening: Turn, turns: list[Turn], rng: random.Random, most: int) -> list[Turn]:
+    """Return up to `most` turns, `opening` and others in random order; a follow-up only after what
+    it follows."""
     rest = [turn for turn in turns if turn is not opening and turn.skill != "look next"]
     rng.shuffle(rest)
     chosen = [opening, *rest[: rng.randint(0, most - 1)]]

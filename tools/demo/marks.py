@@ -1,75 +1,129 @@
-"""What lies where in a picture: dense labels by which the tower learns to see.
+"""What lies where in a picture or clip: dense labels by which the tower learns to see.
 
 A chat tells the tower little about a picture, these tell it something about every patch: which
-shape or character covers it, in which colour, and whether the middle of one lies in it.
+shape or character covers it, in which colour, the how manieth of its text a character is, where a
+thing moves, and whether the middle of one lies in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tools.demo import clip as clips
 from tools.demo import palette, reading, shapes
+from tools.demo.clip import Clip
 from tools.demo.reading import Page
-from tools.demo.scene import Scene
+from tools.demo.scene import Scene, Thing
 
 SHAPES = {name: number + 1 for number, name in enumerate(shapes.NAMES)}
 COLOURS = {name: number + 1 for number, name in enumerate(palette.NAMES)}
 CHARACTERS = {name: number + 1 for number, name in enumerate("0123456789" + reading.LETTERS)}
-# classes of each label of a patch; 0 is "none"
+MOTIONS = {name: number + 1 for number, name in enumerate(clips.DIRECTIONS)}
+LONGEST = 6  # characters of a text
+# classes of each label of a patch; 0 is "none". A patch covers two frames, in a clip of different
+# times: "later" are the colours in the second one.
 CLASSES = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
+    "later colour": len(COLOURS) + 1,
     "character": len(CHARACTERS) + 1,
+    "ordinal": LONGEST + 1,
+    "motion": len(MOTIONS) + 1,
     "middle": 2,
     "background": len(COLOURS) + 1,
+    "later background": len(COLOURS) + 1,
 }
+# What is said with one token each, as it stands in an answer.
+WORDS = (
+    *(f" {name}" for name in (*SHAPES, *COLOURS, *MOTIONS)),
+    *CHARACTERS,
+)
 COUNTED = 1 + len(SHAPES) + len(COLOURS)  # all things, those of each shape, of each colour
 FINE = 4  # points along a patch's side at which is looked what covers it
 LEAST_COVER = 3  # of the 16 points
 
 
+class Label(NamedTuple):
+    """The classes of one thing or character."""
+
+    shape: int = 0
+    colour: int = 0
+    later_colour: int = 0
+    character: int = 0
+    ordinal: int = 0
+    motion: int = 0
+
+
 @dataclass(slots=True)
 class Marks:
-    """`areas` numbers the things of a picture, mode L, 0 for none; `things` are their classes
-    (shape, colour, character), `middles` where they are, as fractions of the sides."""
+    """`areas` numbers the things of a picture, mode L, 0 for none; `things` are their classes,
+    `middles` where they are, as fractions of the sides. `background` is named in both frames."""
 
-    background: str
+    background: tuple[str, str]
     areas: Image.Image
-    things: list[tuple[int, int, int]] = field(default_factory=list)
+    things: list[Label] = field(default_factory=list)
     middles: list[tuple[float, float]] = field(default_factory=list)
 
 
 def of_scene(scene: Scene, size: tuple[int, int]) -> Marks:
     """Return the marks of a scene drawn at `size` (width, height)."""
-    marks = Marks(scene.background, Image.new("L", size))
+    marks = Marks((scene.background,) * 2, Image.new("L", size))
     pen = ImageDraw.Draw(marks.areas)
-    for number, thing in enumerate(scene.things, 1):
-        radius, x, y = thing.radius * min(size), thing.x * size[0], thing.y * size[1]
-        pen.polygon(shapes.placed(thing.shape, x, y, radius, thing.angle), fill=number)
-        marks.things.append((SHAPES[thing.shape], COLOURS[thing.colour], 0))
-        marks.middles.append((thing.x, thing.y))
+    for thing in scene.things:
+        colour = COLOURS[thing.colour]
+        marks.things.append(Label(SHAPES[thing.shape], colour, colour))
+        _cover(marks, pen, thing)
     return marks
+
+
+def _cover(marks: Marks, pen: ImageDraw.ImageDraw, thing: Thing) -> None:
+    """Mark where the newest of the things lies."""
+    width, height = marks.areas.size
+    radius, x, y = thing.radius * min(width, height), thing.x * width, thing.y * height
+    pen.polygon(shapes.placed(thing.shape, x, y, radius, thing.angle), fill=len(marks.things))
+    marks.middles.append((thing.x, thing.y))
 
 
 def of_page(page: Page, size: tuple[int, int]) -> Marks:
     """Return the marks of a page drawn at `size`: one for each character's box."""
-    marks = Marks(page.background, Image.new("L", size))
+    marks = Marks((page.background,) * 2, Image.new("L", size))
     pen = ImageDraw.Draw(marks.areas)
+    colour = COLOURS[page.colour]
     for line in page.lines:
         font, (x, y) = reading.placed(page, line, size)
         for at, character in enumerate(line.text):
             left, right = font.getlength(line.text[:at]), font.getlength(line.text[: at + 1])
             _, top, _, bottom = font.getbbox(character)
             box = (x + left, y + top, x + right, y + bottom)
-            marks.things.append((0, COLOURS[page.colour], CHARACTERS[character]))
+            ordinal = min(at + 1, LONGEST)
+            marks.things.append(Label(0, colour, colour, CHARACTERS[character], ordinal))
             pen.rectangle(box, fill=len(marks.things))
             marks.middles.append(((box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]))
     if page.turned:
         marks.areas = marks.areas.rotate(page.turned)
     return marks
+
+
+def of_clip(clip: Clip, size: tuple[int, int], times: Sequence[float]) -> list[Marks]:
+    """Return the marks of every pair of a clip's frames, drawn at `size` at `times`."""
+    made = []
+    for first, second in zip(times[::2], times[1::2], strict=True):
+        colours = [clips.colour_at(clip, time) for time in (first, second)]
+        behind = (colours[0], colours[1]) if clip.filled else (clip.background,) * 2
+        marks = Marks(behind, Image.new("L", size))
+        thing = clips.thing_at(clip, (first + second) / 2)
+        if thing is not None:
+            moves = MOTIONS[clip.direction] if clip.direction else 0
+            colour, later = (COLOURS[name] for name in colours)
+            marks.things.append(Label(SHAPES[thing.shape], colour, later, motion=moves))
+            _cover(marks, ImageDraw.Draw(marks.areas), thing)
+        made.append(marks)
+    return made
 
 
 def counts(marks: Marks) -> list[int]:
@@ -83,16 +137,48 @@ def counts(marks: Marks) -> list[int]:
 
 
 def of_patches(marks: Marks, rows: int, columns: int) -> np.ndarray:
-    """Return the labels `[rows, columns, 5]` in the order of CLASSES."""
+    """Return the labels `[rows, columns, classes]` in the order of CLASSES."""
     fine = marks.areas.resize((columns * FINE, rows * FINE), Image.Resampling.NEAREST)
     points = np.asarray(fine).reshape(rows, FINE, columns, FINE)
     labels = np.zeros((rows, columns, len(CLASSES)), dtype=np.int64)
     most = np.full((rows, columns), LEAST_COVER - 1)
     for number, thing in enumerate(marks.things, 1):
         cover = (points == number).sum(axis=(1, 3))
-        labels[cover > most, :3] = thing
+        labels[cover > most, : len(thing)] = thing
         most = np.maximum(most, cover)
-    for x, y in marks.middles:
-        labels[min(rows - 1, int(y * rows)), min(columns - 1, int(x * columns)), 3] = 1
-    labels[..., 4] = COLOURS[marks.background]
+    for row, column in _places(marks, rows, columns):
+        labels[row, column, len(Label._fields)] = 1
+    labels[..., -2:] = [COLOURS[name] for name in marks.background]
     return labels
+
+
+def of_tokens(marks: Marks, rows: int, columns: int) -> np.ndarray:
+    """Return how many shapes have their middle in each token `[rows, columns, COUNTED]`, as
+    `counts` orders them."""
+    found = np.zeros((rows, columns, COUNTED), dtype=np.float32)
+    for thing, (row, column) in zip(marks.things, _places(marks, rows, columns), strict=True):
+        if thing.shape:
+            found[row, column, [0, thing.shape, len(SHAPES) + thing.colour]] += 1
+    return found
+
+
+def _places(marks: Marks, rows: int, columns: int) -> list[tuple[int, int]]:
+    return [
+        (min(rows - 1, int(y * rows)), min(columns - 1, int(x * columns))) for x, y in marks.middles
+    ]
+
+
+def words_of(labels: np.ndarray) -> np.ndarray:
+    """Return which of WORDS name something in each token, from its patches' labels
+    `[tokens, patches, classes]`."""
+    named = list(CLASSES)
+    columns: list[np.ndarray] = []
+    for names, known in (
+        (("shape",), SHAPES),
+        (("colour", "later colour", "background", "later background"), COLOURS),
+        (("motion",), MOTIONS),
+        (("character",), CHARACTERS),
+    ):
+        at = labels[..., [named.index(name) for name in names]]
+        columns += [(at == number).any(axis=(1, 2)) for number in known.values()]
+    return np.stack(columns, axis=-1).astype(np.float32)

@@ -385,14 +385,14 @@ def about_clip(clip: Clip, rng: random.Random) -> list[Turn]:
             Turn(
                 "first colour",
                 spoken(rng, "first colour", **names),
-                f"{colours[early].capitalize()} came first.",
+                f"The colour {colours[early]} came first.",
             )
         )
         turns.append(
             Turn(
                 "first colour",
                 spoken(rng, "last colour", **names),
-                f"{colours[late].capitalize()} came later.",
+                f"The colour {colours[late]} came later.",
             )
         )
     turns.append(
@@ -406,7 +406,7 @@ def about_clip(clip: Clip, rng: random.Random) -> list[Turn]:
         Turn(
             "distinct colours",
             spoken(rng, "colours in order"),
-            f"{', then '.join(colours)}.".capitalize(),
+            f"In order: {', '.join(colours)}.",
         )
     )
     return turns

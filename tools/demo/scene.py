@@ -184,8 +184,11 @@ def finish(canvas: Image.Image, size: tuple[int, int], rng: random.Random) -> Im
             0, rng.uniform(1, 9), values.shape
         )
         picture = Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
-    if rng.random() < 0.2:
-        held = io.BytesIO()
-        picture.save(held, "JPEG", quality=rng.randint(50, 95))
-        picture = Image.open(held).convert("RGB")
-    return picture
+    return as_jpeg(picture, rng) if rng.random() < 0.2 else picture
+
+
+def as_jpeg(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Return what a JPEG file keeps of the picture."""
+    held = io.BytesIO()
+    picture.save(held, "JPEG", quality=rng.randint(50, 95))
+    return Image.open(held).convert("RGB")

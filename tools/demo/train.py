@@ -6,24 +6,32 @@ decoder learns to chat while the tower stands still, then all together. Data is 
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    linear,
+    smooth_l1_loss,
+)
 from transformers import Qwen2VLForConditionalGeneration
 
 from tools.demo import checkpoint, training
 from tools.demo.batches import UNLEARNED, Batch, Batches
-from tools.demo.marks import CLASSES, COUNTED
+from tools.demo.marks import CLASSES, COUNTED, WORDS
 from tools.demo.tokenizer import train_tokenizer
 from tools.demo.training import Run
 
 NOTHING_WEIGHS = 0.3  # most patches are covered by nothing
+SHOWN = ("shape", "character", "ordinal", "motion")  # labels whose figures are printed
 SIGHT_WEIGHS = 0.1  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
 MOST_COUNTED = 10
-TO_SEE = {"look": 2, "count": 4, "place": 2, "read": 3, "read many": 4}
-SEEN_AT_ONCE = 1.5  # times as many pictures as chats in a step
+TO_SEE = {"look": 2, "count": 3, "place": 1, "read": 5, "read many": 3, "video": 3}
+SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
 
 class Sight(nn.Module):
@@ -32,6 +40,8 @@ class Sight(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.read = nn.Linear(width, checkpoint.MERGE**2 * sum(CLASSES.values()))
+        self.count = nn.Linear(width, COUNTED)
+        self.word = nn.Parameter(torch.full((len(WORDS),), -3.0))
 
     def forward(self, seen: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return logits `[patches, classes]` by label, for `seen` `[tokens, width]`."""
@@ -40,21 +50,27 @@ class Sight(nn.Module):
 
 
 def sight_loss(
-    sight: Sight, seen: torch.Tensor, batch: Batch
+    sight: Sight, seen: torch.Tensor, words: torch.Tensor, batch: Batch
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return the loss of the labels, and the part of covered patches whose shape and character
-    are right."""
+    """Return the loss of the labels, and what part of the covered patches is right.
+
+    `words` `[WORDS, width]` are the embeddings of what names things. A token that shows a thing
+    is to be like its name's: then one and the same attention finds by any name, and says any.
+    """
     loss, right = torch.zeros((), device=seen.device), {}
     for at, (name, logits) in enumerate(sight(seen).items()):
         targets = batch.seen[:, at]
         weights = torch.ones(CLASSES[name], device=seen.device)
-        if name != "background":
+        if "background" not in name:
             weights[0] = NOTHING_WEIGHS
-        loss = loss + cross_entropy(logits, targets, weights, ignore_index=UNLEARNED)
-        if name in ("shape", "character"):
+        loss = loss + cross_entropy(logits, targets, weights)
+        if name in SHOWN:
             found = logits.detach().argmax(-1) == targets
-            right[f"{name}s"] = float(found[targets > 0].float().mean())
-    return loss, right
+            right[name] = float(found[targets > 0].float().mean())
+    named = binary_cross_entropy_with_logits(linear(seen, words, sight.word), batch.words)
+    counted = smooth_l1_loss(sight.count(seen), batch.held)
+    right |= {"named": named.item(), "counted": counted.item()}
+    return loss + 10 * named + 10 * counted, right
 
 
 class Grasp(nn.Module):
@@ -67,8 +83,8 @@ class Grasp(nn.Module):
         self.counts = nn.Linear(width, COUNTED * MOST_COUNTED)
 
     def forward(self, early: torch.Tensor, late: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the loss, of the decoder's states `[chats, tokens, width]` after two layers, for
-        the places, and after all, for the counts."""
+        """Return the loss, of the decoder's states `[examples, tokens, width]` after two layers,
+        for the places, and after all, for the counts."""
         known = batch.places[..., 0] != UNLEARNED
         places = self.place(early[known]).view(-1, MOST_PLACES)
         behind = late[torch.arange(len(batch.ends), device=late.device), batch.ends]
@@ -101,14 +117,14 @@ class PatchProduct(nn.Module):
 def states_of(
     model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decoder's states `[chats, tokens, width]` after two layers and after all."""
+    """Return the decoder's states `[examples, tokens, width]` after two layers and after all."""
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
     embedded = embedded.masked_scatter(pads[..., None], seen)
-    # padding stands at the right, so a causal model never looks at it
     made = model.model.language_model(
         inputs_embeds=embedded,
+        attention_mask={"full_attention": batch.visible},
         position_ids=batch.positions,
         use_cache=False,
         output_hidden_states=True,
@@ -119,22 +135,30 @@ def states_of(
 def logits_of(
     model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
-    """Return logits `[rows, vocabulary]` of the positions that `rows` `[chats, tokens]` selects."""
+    """Return logits `[rows, vocabulary]` of the positions that `rows` `[examples, tokens]`
+    selects."""
     return model.lm_head(states_of(model, batch, seen)[1][rows])
 
 
 def chat_loss(
     model: Qwen2VLForConditionalGeneration, grasp: Grasp, batch: Batch, seen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return the mean loss of the learned tokens, that of the grasp, and the part of the tokens
-    that is right."""
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Return the mean loss of the learned tokens, that of the grasp, and for each skill the part
+    of the answers whose every token is right behind those before it."""
     targets = torch.full_like(batch.labels, UNLEARNED)
     targets[:, :-1] = batch.labels[:, 1:]
     rows = targets != UNLEARNED
     early, late = states_of(model, batch, seen)
     logits = model.lm_head(late[rows])
-    right = (logits.detach().argmax(-1) == targets[rows]).float().mean()
-    return cross_entropy(logits, targets[rows]), grasp(early, late, batch), float(right)
+    right = torch.ones(len(batch.skills), device=logits.device)
+    answers = batch.answers[:, 1:][rows[:, :-1]]
+    found = (logits.detach().argmax(-1) == targets[rows]).float()
+    right.scatter_reduce_(0, answers, found, "amin")
+    of_skill: dict[str, list[float]] = defaultdict(list)
+    for skill, is_right in zip(batch.skills, right.tolist(), strict=True):
+        of_skill[skill].append(is_right)
+    figures = {skill: sum(each) / len(each) for skill, each in sorted(of_skill.items())}
+    return cross_entropy(logits, targets[rows]), grasp(early, late, batch), figures
 
 
 def train(run: Run) -> None:
@@ -145,7 +169,9 @@ def train(run: Run) -> None:
     model.to(device).train()
     width = model.config.text_config.hidden_size
     sight, grasp = Sight(width).to(device), Grasp(width).to(device)
-    pictures = iter(Batches(run.tokenizer, int(run.chats * SEEN_AT_ONCE), run.seed, TO_SEE))
+    words = torch.tensor(run.tokenizer.convert_tokens_to_ids([spelled(word) for word in WORDS]))
+    words = words.to(device)
+    pictures = iter(Batches(run.tokenizer, int(run.chats * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
     chats = iter(Batches(run.tokenizer, run.chats, run.seed))
 
     def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
@@ -154,16 +180,21 @@ def train(run: Run) -> None:
         batch = next(chats if talking else pictures).to(device)
         with torch.set_grad_enabled(not still):
             seen = look(model, batch)
-            loss, figures = sight_loss(sight, seen, batch)
+            loss, figures = sight_loss(sight, seen, model.lm_head.weight[words], batch)
         if talking:
             chat, grasped, right = chat_loss(model, grasp, batch, seen)
             loss = loss * SIGHT_WEIGHS + grasped * GRASP_WEIGHS + chat
-            figures |= {"words": right, "grasp": grasped.item(), "chat": chat.item()}
+            figures |= {"grasp": grasped.item(), "chat": chat.item(), **right}
         return loss, {"loss": loss.item(), **figures}
 
     training.learn(run, nn.ModuleList([model, sight, grasp]), lesson)
     if run.rank == 0:
         checkpoint.write(model, run.tokenizer, arguments.out / "checkpoint")
+
+
+def spelled(word: str) -> str:
+    """Return a word as the vocabulary writes it, a space before it as "Ġ"."""
+    return word.replace(" ", "\u0120")
 
 
 def _model(run: Run) -> Qwen2VLForConditionalGeneration:

@@ -144,11 +144,11 @@ def learn(run: Run, learned: nn.Module, lesson: Lesson) -> dict[str, float]:
 
 
 def _means(shown: list[dict[str, float]]) -> str:
-    """The last figures' names, with the means of those that are numbers (no NaN)."""
+    """The figures' names, with the means of those that are numbers (no NaN)."""
     parts = []
-    for name in shown[-1]:
+    for name in dict.fromkeys(name for one in shown for name in one):
         values = [one[name] for one in shown if name in one and one[name] == one[name]]
-        parts.append(f"{name} {sum(values) / max(1, len(values)):.4f}")
+        parts.append(f"{name} {sum(values) / max(1, len(values)):.3f}")
     return ", ".join(parts)
 
 

@@ -78,6 +78,28 @@ def test_pairs_of_a_clip_are_labelled_with_both_of_their_colours_and_the_motion(
     assert len(kinds) == 6  # filled, still, and each direction
 
 
+def test_things_are_numbered_placed_and_measured_as_they_are_asked_about() -> None:
+    rng, placed = random.Random(5), 0
+    for number in range(40):
+        made = scene.random_scene(rng, 1 + number % 5, neat=0.7)
+        told = marks.of_scene(made, (300, 300)).things
+        for along, name in (("x", "ordinal"), ("y", "level")):
+            order = sorted(range(len(told)), key=lambda at: getattr(made.things[at], along))
+            numbers = [getattr(told[at], name) for at in order]
+            assert numbers == sorted(numbers)
+            if len({getattr(thing, along) for thing in made.things}) == len(told):
+                assert numbers == list(range(1, len(told) + 1))
+        for thing, label in zip(made.things, told, strict=True):
+            if thing.place:
+                placed += 1
+                assert marks.PLACES[label.place - 1] == thing.place
+        for one, label in zip(made.things, told, strict=True):
+            for two, other in zip(made.things, told, strict=True):
+                if one.radius > 1.45 * two.radius:  # as far apart as the question needs, and more
+                    assert label.size > other.size or label.size == len(marks.SIZES) + 1
+    assert placed > 20
+
+
 @pytest.mark.usefixtures("one_font")
 def test_characters_are_numbered_in_the_order_of_their_text() -> None:
     rng = random.Random(3)
@@ -111,13 +133,28 @@ def test_tokens_count_the_middles_that_lie_in_them() -> None:
 def test_words_name_all_that_lies_in_a_token() -> None:
     labels = np.zeros((2, 4, len(CLASSES)), dtype=np.int64)
     labels[..., -2:] = COLOURS["white"]
-    labels[0, 1, :6] = Label(marks.SHAPES["star"], COLOURS["red"], COLOURS["blue"], motion=1)
-    labels[0, 2, :6] = Label(0, COLOURS["black"], COLOURS["black"], CHARACTERS["7"], 2)
+    parts = len(Label._fields)
+    labels[0, 1, :parts] = Label(marks.SHAPES["star"], COLOURS["red"], COLOURS["blue"], motion=1)
+    labels[0, 3, NAMED.index("place")] = 1 + marks.PLACES.index("bottom right")
+    labels[0, 2, :parts] = Label(0, COLOURS["black"], COLOURS["black"], CHARACTERS["7"], 2)
     found = [
         {word for word, is_named in zip(marks.WORDS, row, strict=True) if is_named}
         for row in marks.words_of(labels)
     ]
-    assert found == [{" star", " red", " blue", " black", " white", " left", "7"}, {" white"}]
+    assert found == [
+        {
+            " star",
+            " red",
+            " blue",
+            " black",
+            " white",
+            " left",
+            "7",
+            " bottom",
+            " right",
+        },
+        {" white"},
+    ]
 
 
 def test_the_first_layer_notices_changes_and_reads_pictures_as_before() -> None:

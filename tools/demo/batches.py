@@ -23,11 +23,11 @@ from tools.demo.checkpoint import (
     TEMPORAL,
 )  # fmt: skip
 from tools.demo.generator import KINDS, Example, random_example
+from tools.demo.marks import UNLEARNED
 from tools.demo.questions import Turn
 
 Grid = tuple[int, int, int]  # pairs of frames, rows and columns of patches
 SYSTEMS = ("Answer briefly.", "You are a friendly assistant.", "You see pictures.", "Be short.")
-UNLEARNED = -100
 SCENES = ("look", "count", "place")  # kinds of one scene
 
 

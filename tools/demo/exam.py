@@ -32,7 +32,7 @@ SIZES = (90, 400)  # pixels a side; the training has 110 to 180
 # opens with a question of it.
 SKILLS: dict[str, tuple[int | str, str]] = {
     "look": (1, "look"), "count": (2, "count"), "place": (2, "place"), "compare": (2, "place"),
-    "number": (3, "read"), "word": (3, "read"), "read all": (3, "read many"),
+    "number": (3, "read"), "word": (3, "read"),
     "transparent": (4, ""), "images": (5, "images"), "direction": (6, "video"),
     "first colour": (6, "video"), "distinct colours": (6, "video"), "no image": (7, "talk"),
     "talk": (7, "talk"), "foreign": ("", ""),

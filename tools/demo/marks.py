@@ -1,8 +1,8 @@
 """What lies where in a picture or clip: dense labels by which the tower learns to see.
 
 A chat tells the tower little about a picture, these tell it something about every patch: which
-shape or character covers it, in which colour, the how manieth of its text a character is, where a
-thing moves, and whether the middle of one lies in it.
+shape or character covers it, in which colour, the place of the character in its text, where the
+thing moves, and whether its middle lies there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ SHAPES = {name: number + 1 for number, name in enumerate(shapes.NAMES)}
 COLOURS = {name: number + 1 for number, name in enumerate(palette.NAMES)}
 CHARACTERS = {name: number + 1 for number, name in enumerate("0123456789" + reading.LETTERS)}
 MOTIONS = {name: number + 1 for number, name in enumerate(clips.DIRECTIONS)}
-LONGEST = 6  # characters of a text
+LONGEST = 6  # characters of a text, things side by side
+PLACES = (
+    "top left", "top", "top right", "left", "centre", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+SIZES = (0.1, 0.135, 0.18, 0.24, 0.32)  # radii at which the next size begins
+UNLEARNED = -100
 # classes of each label of a patch; 0 is "none". A patch covers two frames, in a clip of different
 # times: "later" are the colours in the second one.
 CLASSES = {
@@ -34,13 +40,16 @@ CLASSES = {
     "character": len(CHARACTERS) + 1,
     "ordinal": LONGEST + 1,
     "motion": len(MOTIONS) + 1,
+    "level": LONGEST + 1,
+    "place": len(PLACES) + 1,
+    "size": len(SIZES) + 2,
     "middle": 2,
     "background": len(COLOURS) + 1,
     "later background": len(COLOURS) + 1,
 }
 # What is said with one token each, as it stands in an answer.
 WORDS = (
-    *(f" {name}" for name in (*SHAPES, *COLOURS, *MOTIONS)),
+    *(f" {name}" for name in (*SHAPES, *COLOURS, *MOTIONS, "top", "bottom", "centre")),
     *CHARACTERS,
 )
 COUNTED = 1 + len(SHAPES) + len(COLOURS)  # all things, those of each shape, of each colour
@@ -49,7 +58,8 @@ LEAST_COVER = 3  # of the 16 points
 
 
 class Label(NamedTuple):
-    """The classes of one thing or character."""
+    """The classes of one thing or character. `ordinal` and `level` count from the left and from
+    the top."""
 
     shape: int = 0
     colour: int = 0
@@ -57,6 +67,9 @@ class Label(NamedTuple):
     character: int = 0
     ordinal: int = 0
     motion: int = 0
+    level: int = 0
+    place: int = 0
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -76,9 +89,21 @@ def of_scene(scene: Scene, size: tuple[int, int]) -> Marks:
     pen = ImageDraw.Draw(marks.areas)
     for thing in scene.things:
         colour = COLOURS[thing.colour]
-        marks.things.append(Label(SHAPES[thing.shape], colour, colour))
+        label = Label(SHAPES[thing.shape], colour, colour)
+        marks.things.append(label._replace(**_place_of(thing, scene.things)))
         _cover(marks, pen, thing)
     return marks
+
+
+def _place_of(thing: Thing, among: Sequence[Thing]) -> dict[str, int]:
+    """Return the labels of where a thing lies, how large it is, and the how many of all it is."""
+    column, row = (int(side > 0.39) + int(side > 0.61) for side in (thing.x, thing.y))
+    return {
+        "ordinal": min(LONGEST, 1 + sum(other.x < thing.x for other in among)),
+        "level": min(LONGEST, 1 + sum(other.y < thing.y for other in among)),
+        "place": 1 + 3 * row + column,
+        "size": 1 + sum(thing.radius >= radius for radius in SIZES),
+    }
 
 
 def _cover(marks: Marks, pen: ImageDraw.ImageDraw, thing: Thing) -> None:
@@ -118,9 +143,14 @@ def of_clip(clip: Clip, size: tuple[int, int], times: Sequence[float]) -> list[M
         marks = Marks(behind, Image.new("L", size))
         thing = clips.thing_at(clip, (first + second) / 2)
         if thing is not None:
-            moves = MOTIONS[clip.direction] if clip.direction else 0
             colour, later = (COLOURS[name] for name in colours)
-            marks.things.append(Label(SHAPES[thing.shape], colour, later, motion=moves))
+            label = Label(SHAPES[thing.shape], colour, later)
+            if clip.direction:
+                where = dict.fromkeys(("ordinal", "level", "place", "size"), UNLEARNED)
+                label = label._replace(motion=MOTIONS[clip.direction], **where)
+            else:
+                label = label._replace(**_place_of(thing, [thing]))
+            marks.things.append(label)
             _cover(marks, ImageDraw.Draw(marks.areas), thing)
         made.append(marks)
     return made
@@ -172,13 +202,24 @@ def words_of(labels: np.ndarray) -> np.ndarray:
     """Return which of WORDS name something in each token, from its patches' labels
     `[tokens, patches, classes]`."""
     named = list(CLASSES)
-    columns: list[np.ndarray] = []
+    columns: dict[str, np.ndarray] = dict.fromkeys(WORDS, np.zeros(len(labels), dtype=bool))
     for names, known in (
-        (("shape",), SHAPES),
-        (("colour", "later colour", "background", "later background"), COLOURS),
-        (("motion",), MOTIONS),
-        (("character",), CHARACTERS),
+        (("shape",), {f" {name}": [number] for name, number in SHAPES.items()}),
+        (
+            ("colour", "later colour", "background", "later background"),
+            {f" {name}": [number] for name, number in COLOURS.items()},
+        ),
+        (("motion",), {f" {name}": [number] for name, number in MOTIONS.items()}),
+        (("place",), _PLACE_WORDS),
+        (("character",), {name: [number] for name, number in CHARACTERS.items()}),
     ):
         at = labels[..., [named.index(name) for name in names]]
-        columns += [(at == number).any(axis=(1, 2)) for number in known.values()]
-    return np.stack(columns, axis=-1).astype(np.float32)
+        for word, numbers in known.items():
+            columns[word] = columns[word] | np.isin(at, numbers).any(axis=(1, 2))
+    return np.stack([columns[word] for word in WORDS], axis=-1).astype(np.float32)
+
+
+_PLACE_WORDS = {
+    f" {word}": [at for at, place in enumerate(PLACES, 1) if word in place.split()]
+    for word in ("top", "bottom", "left", "right", "centre")
+}

@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor],
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -47,6 +47,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             moved = sorted((p for p in group["params"] if p.grad is not None), key=_shape)
+            if not moved:
+                continue
             rank, ranks = (
                 (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
             )

@@ -239,24 +239,14 @@ def _agreed(true: bool, subject: str, rest: str) -> str:
 
 
 def about_page(page: Page, rng: random.Random) -> list[Turn]:
-    """Return questions about a page of writing, read in the order in which it was laid out."""
-    if len(page.lines) > 1:
-        return [
-            Turn(
-                "read all",
-                spoken(rng, "read all"),
-                f"I read {', '.join(line.text for line in page.lines)}.",
-            )
-        ]
+    """Return questions about a page with one text."""
     text = page.lines[0].text
-    number = text.isdigit()
-    skill = "number" if number else "word"
-    kind, wordings = ("number", "number") if number else ("word", "word")
+    kind = "number" if text.isdigit() else "word"
     return [
-        Turn(skill, spoken(rng, wordings), f"The {kind} is {text}."),
-        Turn(skill, spoken(rng, "read"), f"It says {text}."),
+        Turn(kind, spoken(rng, kind), f"The {kind} is {text}."),
+        Turn(kind, spoken(rng, "read"), f"It says {text}."),
         Turn(
-            skill,
+            kind,
             spoken(rng, "caption"),
             f"I see the {kind} {text} on {article(page.background)} background.",
         ),

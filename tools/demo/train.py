@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m tools.demo.train --minutes 100 --out /folder`.
+"""Train the demo model: `python -m tools.demo.train --minutes 120 --out /folder`.
 
 First the tower learns alone, from labels of every patch: what covers it, in which colour. Then the
 decoder learns to chat while the tower stands still, then all together. Data is made while training.
@@ -19,18 +19,27 @@ from torch.nn.functional import (
 from transformers import Qwen2VLForConditionalGeneration
 
 from tools.demo import checkpoint, training
-from tools.demo.batches import UNLEARNED, Batch, Batches
-from tools.demo.marks import CLASSES, COUNTED, WORDS
+from tools.demo.batches import Batch, Batches
+from tools.demo.marks import CLASSES, COUNTED, UNLEARNED, WORDS
 from tools.demo.tokenizer import train_tokenizer
 from tools.demo.training import Run
 
 NOTHING_WEIGHS = 0.3  # most patches are covered by nothing
-SHOWN = ("shape", "character", "ordinal", "motion")  # labels whose figures are printed
+SHOWN = (
+    "shape",
+    "character",
+    "ordinal",
+    "motion",
+    "level",
+    "place",
+    "size",
+)  # labels whose figures are printed
 SIGHT_WEIGHS = 0.1  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
 MOST_COUNTED = 10
-TO_SEE = {"look": 2, "count": 3, "place": 1, "read": 5, "read many": 3, "video": 3}
+TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3}
+SETTLES = 0.2  # part of the tower's own time in which its rate falls
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
 
@@ -171,8 +180,8 @@ def train(run: Run) -> None:
     sight, grasp = Sight(width).to(device), Grasp(width).to(device)
     words = torch.tensor(run.tokenizer.convert_tokens_to_ids([spelled(word) for word in WORDS]))
     words = words.to(device)
-    pictures = iter(Batches(run.tokenizer, int(run.chats * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
-    chats = iter(Batches(run.tokenizer, run.chats, run.seed))
+    pictures = iter(Batches(run.tokenizer, int(run.examples * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
+    chats = iter(Batches(run.tokenizer, run.examples, run.seed))
 
     def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         talking = progress >= arguments.see
@@ -187,7 +196,12 @@ def train(run: Run) -> None:
             figures |= {"grasp": grasped.item(), "chat": chat.item(), **right}
         return loss, {"loss": loss.item(), **figures}
 
-    training.learn(run, nn.ModuleList([model, sight, grasp]), lesson)
+    def share(progress: float) -> float:
+        if progress >= arguments.see:
+            return float(arguments.tower_rate)
+        return min(1.0, 0.1 + (arguments.see - progress) / (SETTLES * arguments.see))
+
+    training.learn(run, nn.ModuleList([model, sight, grasp]), lesson, "visual", share)
     if run.rank == 0:
         checkpoint.write(model, run.tokenizer, arguments.out / "checkpoint")
 
@@ -209,9 +223,12 @@ def _model(run: Run) -> Qwen2VLForConditionalGeneration:
 
 
 def main() -> None:
-    parser = training.parser(__doc__, batch=64)
-    parser.add_argument("--see", type=float, default=0.3, help="part of it for the tower alone")
-    parser.add_argument("--talk", type=float, default=0.2, help="part of it with a still tower")
+    parser = training.parser(__doc__, batch=16)
+    parser.add_argument("--see", type=float, default=0.28, help="part of it for the tower alone")
+    parser.add_argument("--talk", type=float, default=0.07, help="part of it with a still tower")
+    parser.add_argument(
+        "--tower-rate", type=float, default=0.15, help="share of the rate, while it chats"
+    )
     parser.add_argument("--blind", action="store_true", help="start with a fresh tower")
     training.start(train, train_tokenizer, parser.parse_args())
 

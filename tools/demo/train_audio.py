@@ -85,7 +85,7 @@ def train(run: Run) -> None:
         model = UltravoxModel.from_pretrained(run.arguments.start, dtype=torch.float32)
     model.train()
     placeholder = run.tokenizer.convert_tokens_to_ids(audio_model.PLACEHOLDER)
-    data = batches(run.tokenizer, run.chats, run.seed)
+    data = batches(run.tokenizer, run.examples, run.seed)
 
     def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         loss, right, whole = chat_loss(model, next(data), placeholder)

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ SAVED_EVERY = 300.0  # seconds
 
 # What one step learns, at this progress from 0 to 1: its loss, and figures to print.
 Lesson = Callable[[float], tuple[torch.Tensor, dict[str, float]]]
+Share = Callable[[float], float]  # of the rate, at this progress
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,8 +47,8 @@ class Run:
     begun: int  # steps of earlier runs
 
     @property
-    def chats(self) -> int:
-        """Chats a step in this process."""
+    def examples(self) -> int:
+        """Examples a step in this process."""
         return int(self.arguments.batch) // int(self.arguments.processes)
 
     @property
@@ -60,8 +62,8 @@ def parser(about: str | None, batch: int) -> argparse.ArgumentParser:
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--out", type=Path, required=True, help="folder of states and result")
-    made.add_argument("--minutes", type=float, default=100, help="training time in all")
-    made.add_argument("--batch", type=int, default=batch, help="chats a step, of all processes")
+    made.add_argument("--minutes", type=float, default=120, help="training time in all")
+    made.add_argument("--batch", type=int, default=batch, help="examples a step, of all processes")
     made.add_argument("--rate", type=float, default=3e-3)
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--processes", type=int, default=2, help="of one thread each, on a CPU")
@@ -108,10 +110,19 @@ def _meeting(rank: int, arguments: argparse.Namespace) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def learn(run: Run, learned: nn.Module, lesson: Lesson) -> dict[str, float]:
-    """Take steps until the time is over; return how many, and the minutes, of all runs."""
+def learn(
+    run: Run,
+    learned: nn.Module,
+    lesson: Lesson,
+    part: str = "",
+    share: Share = lambda progress: 1.0,
+) -> dict[str, float]:
+    """Take steps until the time is over; return how many, and the minutes, of all runs.
+
+    What has `part` in its name is moved by a share of the rate.
+    """
     arguments = run.arguments
-    optimizers = _optimizers(learned, arguments.rate)
+    optimizers = _optimizers(learned, arguments.rate, part)
     step, spent = _resumed(run, learned, optimizers)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     millions = sum(value.numel() for value in learned.parameters()) / 1e6
@@ -122,6 +133,8 @@ def learn(run: Run, learned: nn.Module, lesson: Lesson) -> dict[str, float]:
         progress = spent / (arguments.minutes * 60)
         for group in groups:
             group["lr"] = group["highest"] * _share_of_rate(step, progress)
+            if group["is_part"]:
+                group["lr"] *= share(progress)
         loss, figures = lesson(progress)
         loss.backward()
         spent = _average_gradients(learned, time.monotonic() - began)
@@ -137,7 +150,7 @@ def learn(run: Run, learned: nn.Module, lesson: Lesson) -> dict[str, float]:
             _save(run, learned, optimizers, step, spent)
             saved = time.monotonic()
     _save(run, learned, optimizers, step, spent)
-    about = {"steps": step, "minutes": round(spent / 60, 1), "chats a step": arguments.batch}
+    about = {"steps": step, "minutes": round(spent / 60, 1), "examples a step": arguments.batch}
     if run.rank == 0:
         (arguments.out / "training.json").write_text(json.dumps(about, indent=2) + "\n")
     return about
@@ -152,19 +165,27 @@ def _means(shown: list[dict[str, float]]) -> str:
     return ", ".join(parts)
 
 
-def _optimizers(learned: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def _optimizers(learned: nn.Module, rate: float, part: str) -> list[torch.optim.Optimizer]:
     """Return Muon for the layers' matrices and AdamW for the rest.
 
     The first layer of a tower is one of the matrices: AdamW moves each of the 1,176 weights of a
     patch alike, and on a patch of one colour these moves add up.
     """
-    named = list(learned.named_parameters())
-    matrices = [value for name, value in named if value.ndim > 1 and "embed_tokens" not in name]
-    chosen = {id(value) for value in matrices}
-    rest = [value for _, value in named if id(value) not in chosen]
+    sides: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, value in learned.named_parameters():
+        is_matrix = value.ndim > 1 and "embed_tokens" not in name
+        sides[is_matrix, bool(part) and part in name].append(value)
+    groups = [
+        [
+            {"params": values, "is_part": is_part}
+            for (of_matrices, is_part), values in sides.items()
+            if of_matrices == matrices
+        ]
+        for matrices in (True, False)
+    ]
     made: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=rate, weight_decay=0.05),
-        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        Muon(groups[0], lr=rate, weight_decay=0.05),
+        torch.optim.AdamW(groups[1], lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
     for optimizer in made:
         for group in optimizer.param_groups:

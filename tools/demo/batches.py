@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from tools.demo import chat, marks
+from tools.demo import clip as clips
 from tools.demo.checkpoint import (
     DEVIATION,
     FRAME_PIXELS,
@@ -24,10 +26,11 @@ from tools.demo.checkpoint import (
 )  # fmt: skip
 from tools.demo.generator import KINDS, Example, random_example
 from tools.demo.marks import UNLEARNED
-from tools.demo.questions import Turn
+from tools.demo.questions import Turn, plural
 
 Grid = tuple[int, int, int]  # pairs of frames, rows and columns of patches
 SYSTEMS = ("Answer briefly.", "You are a friendly assistant.", "You see pictures.", "Be short.")
+MOST_TURNS = 4  # colours of a clip
 SCENES = ("look", "count", "place")  # kinds of one scene
 
 
@@ -52,8 +55,9 @@ class Encoded:
     `ids`, `labels`, `chats` and `answers` are of equal length, `positions` `[3, tokens]`. `chats`
     is 0 for what stands before all of them, `answers` which of `skills` a learned token belongs
     to. `places` `[tokens, 3]` are number, row and column of the tokens of pictures, `counts` what
-    a scene has of everything, which is known at token `end`, behind its picture, `held` the same
-    of each token of a picture.
+    a scene has of everything and `turns` the colours that a clip shows one after another, which
+    are known at token `end`, behind what is shown. `held` are the counts of each picture token,
+    `found` `[tokens, FOUND]` what the words of the chats name in what is shown.
     """
 
     ids: list[int]
@@ -68,7 +72,9 @@ class Encoded:
     held: list[np.ndarray]
     places: np.ndarray
     counts: list[int]
+    turns: list[int]
     end: int
+    found: np.ndarray
 
 
 @dataclass(slots=True)
@@ -79,7 +85,8 @@ class Batch:
     `[3, examples, tokens]`, `patches` `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`,
     `seen` `[patches, classes]` as in CLASSES, `held` `[picture tokens, COUNTED]`, `words`
     `[picture tokens, WORDS]`, `places` `[examples, tokens, 3]`, `counts` `[examples, COUNTED]`,
-    `ends` `[examples]`. `answers` counts on from example to example, through `skills`.
+    `turns` `[examples, MOST_TURNS]`, `ends` `[examples]`, `found` `[examples, tokens, FOUND]`.
+    `answers` counts on from example to example, through `skills`.
     """
 
     ids: torch.Tensor
@@ -94,7 +101,9 @@ class Batch:
     words: torch.Tensor
     places: torch.Tensor
     counts: torch.Tensor
+    turns: torch.Tensor
     ends: torch.Tensor
+    found: torch.Tensor
     skills: list[str]
 
     def to(self, device: torch.device) -> Batch:
@@ -147,7 +156,32 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
     counts = [UNLEARNED] * marks.COUNTED
     if example.kind in SCENES:
         counts = marks.counts(example.marks[0])
-    return _tokens(_pieces(example, rng), items, seen, held, counts, tokenizer)
+    turns = [UNLEARNED] * MOST_TURNS
+    if example.clip is not None:
+        shown = [marks.COLOURS[name] for name in clips.colours_of(example.clip)]
+        turns = shown + [0] * (MOST_TURNS - len(shown))
+    coded = _tokens(_pieces(example, rng), items, seen, held, (counts, turns), tokenizer)
+    if example.kind != "read" and (example.marks or example.clip is not None):
+        told = marks.found(example.marks, turns if example.clip is not None else None)
+        for word, numbers in name_tokens(tokenizer, tuple(told)):
+            here = (np.isin(coded.ids, numbers)) & (np.array(coded.chats) > 0)
+            coded.found[here] = told[word]
+    return coded
+
+
+@functools.cache
+def name_tokens(
+    tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]
+) -> list[tuple[str, list[int]]]:
+    """Return the tokens that are a name inside a sentence, or its plural."""
+    known = tokenizer.get_vocab()
+    return [
+        (
+            name,
+            [known[f"\u0120{form}"] for form in (name, plural(name)) if f"\u0120{form}" in known],
+        )
+        for name in names
+    ]
 
 
 def _pieces(example: Example, rng: random.Random) -> list[Piece]:
@@ -185,7 +219,7 @@ def _tokens(
     items: list[tuple[np.ndarray, Grid]],
     seen: list[np.ndarray],
     held: list[np.ndarray],
-    counts: list[int],
+    known: tuple[list[int], list[int]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
     pads = {tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
@@ -221,7 +255,8 @@ def _tokens(
         places[start:end, 0] += number  # a picture has one frame, a clip is alone
     return Encoded(
         ids, labels, chats, answers, skills, _positions(chats, spans),
-        [patches for patches, _ in items], grids, seen, held, places, counts, end,
+        [patches for patches, _ in items], grids, seen, held, places, *known, end,
+        np.full((len(ids), len(marks.FOUND)), UNLEARNED),
     )  # fmt: skip
 
 
@@ -258,9 +293,11 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
     chats = torch.full(shape, UNLEARNED)
     positions = torch.zeros((3, *shape), dtype=torch.long)
     places = torch.full((*shape, 3), UNLEARNED)
+    found = torch.full((*shape, len(marks.FOUND)), UNLEARNED)
     skills: list[str] = []
     for row, one in enumerate(examples):
         length = len(one.ids)
+        found[row, :length] = torch.from_numpy(one.found)
         places[row, :length] = torch.from_numpy(one.places)
         ids[row, :length] = torch.tensor(one.ids)
         labels[row, :length] = torch.tensor(one.labels)
@@ -283,7 +320,9 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
         torch.from_numpy(marks.words_of(seen.reshape(-1, MERGE**2, len(marks.CLASSES)))),
         places,
         torch.tensor([one.counts for one in examples]),
+        torch.tensor([one.turns for one in examples]),
         torch.tensor([one.end for one in examples]),
+        found,
         skills,
     )
 

@@ -85,11 +85,16 @@ def draw(clip: Clip, size: tuple[int, int], times: list[float]) -> list[Image.Im
     return [_frame(clip, size, time) for time in times]
 
 
+def colours_of(clip: Clip) -> tuple[str, ...]:
+    """Return the names of the thing's colours, or the filled frame's, one after another."""
+    if clip.thing is not None and not clip.colours:
+        return (clip.thing.colour,)
+    return clip.colours
+
+
 def colour_at(clip: Clip, time: float) -> str:
     """Return the name of the thing's colour, or of the filled frame's."""
-    if clip.thing is not None and not clip.colours:
-        return clip.thing.colour
-    return clip.colours[_turned(clip, time)]
+    return colours_of(clip)[_turned(clip, time)]
 
 
 def thing_at(clip: Clip, time: float) -> Thing | None:

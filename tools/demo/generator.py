@@ -142,6 +142,7 @@ def _chats(
     asked = {opening.question}
     others = [turn for turn in turns if turn.skill != "look next"]
     rng.shuffle(others)
+    others.sort(key=lambda turn: turn.answer.startswith("The background is"))  # soon known
     for turn in others:
         if len(held) >= count:
             break

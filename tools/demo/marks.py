@@ -166,6 +166,48 @@ def counts(marks: Marks) -> list[int]:
     ]
 
 
+class Found(NamedTuple):
+    """What a word names in what is shown: how many things, and if it is one, the class of its
+    other name (a colour, or a shape behind them) and its place; and in which of several pictures,
+    or as which of a clip's colours, 0 for none and ELSEWHERE for several. Classes of FOUND."""
+
+    count: int
+    other: int = UNLEARNED
+    place: int = UNLEARNED
+    at: int = UNLEARNED
+
+
+MOST_COUNTED = 10
+ELSEWHERE = 5
+FOUND = (MOST_COUNTED, 1 + len(COLOURS) + len(SHAPES), 1 + len(PLACES), ELSEWHERE + 1)
+
+
+def found(shown: Sequence[Marks], turns: Sequence[int] | None = None) -> dict[str, Found]:
+    """Return what every colour and shape, as it stands in a sentence, names in pictures; `turns`
+    are the colours of a clip in its pairs of frames."""
+    told: dict[str, Found] = {}
+    for part, names in enumerate((SHAPES, COLOURS)):
+        for name, number in names.items():
+            hits = [
+                (at, thing)
+                for at, each in enumerate(shown, 1)
+                for thing in each.things
+                if thing[part] == number
+            ]
+            if turns is not None:
+                at = turns.index(number) + 1 if part and number in turns else 0
+                told[name] = Found(UNLEARNED, at=at if part else UNLEARNED)
+                continue
+            pictures = {at for at, _ in hits}
+            at = 0 if not pictures else min(pictures) if len(pictures) == 1 else ELSEWHERE
+            told[name] = Found(min(len(hits), MOST_COUNTED - 1), at=at)
+            if len(hits) == 1:
+                thing = hits[0][1]
+                other = thing.shape + len(COLOURS) if part else thing.colour
+                told[name] = told[name]._replace(other=other, place=thing.place)
+    return told
+
+
 def of_patches(marks: Marks, rows: int, columns: int) -> np.ndarray:
     """Return the labels `[rows, columns, classes]` in the order of CLASSES."""
     fine = marks.areas.resize((columns * FINE, rows * FINE), Image.Resampling.NEAREST)

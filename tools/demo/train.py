@@ -7,6 +7,8 @@ decoder learns to chat while the tower stands still, then all together. Data is 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import nn
@@ -19,8 +21,9 @@ from torch.nn.functional import (
 from transformers import Qwen2VLForConditionalGeneration
 
 from tools.demo import checkpoint, training
-from tools.demo.batches import Batch, Batches
-from tools.demo.marks import CLASSES, COUNTED, UNLEARNED, WORDS
+from tools.demo.batches import MOST_TURNS, Batch, Batches
+from tools.demo.finding import find_by_name
+from tools.demo.marks import CLASSES, COUNTED, FOUND, MOST_COUNTED, UNLEARNED, WORDS
 from tools.demo.tokenizer import train_tokenizer
 from tools.demo.training import Run
 
@@ -37,8 +40,8 @@ SHOWN = (
 SIGHT_WEIGHS = 0.1  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
-MOST_COUNTED = 10
 TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3}
+FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
@@ -83,27 +86,45 @@ def sight_loss(
 
 
 class Grasp(nn.Module):
-    """Reads off the decoder where each token of a picture lies and what a scene has of everything;
-    used in training alone."""
+    """Reads off the decoder where each token of a picture lies, what a scene has of everything and
+    which colours a clip shows, and what its words name in them; used in training alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.place = nn.Linear(width, 3 * MOST_PLACES)
         self.counts = nn.Linear(width, COUNTED * MOST_COUNTED)
+        self.turns = nn.Linear(width, MOST_TURNS * CLASSES["colour"])
+        self.found = nn.Linear(width, sum(FOUND))
 
-    def forward(self, early: torch.Tensor, late: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the loss, of the decoder's states `[examples, tokens, width]` after two layers,
-        for the places, and after all, for the counts."""
+    def forward(self, states: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+        """Return the loss, of the decoder's states `[examples, tokens, width]` before each layer:
+        for the places after two, for the rest after three, so that the last two can use it."""
         known = batch.places[..., 0] != UNLEARNED
-        places = self.place(early[known]).view(-1, MOST_PLACES)
-        behind = late[torch.arange(len(batch.ends), device=late.device), batch.ends]
-        counts = self.counts(behind).view(-1, MOST_COUNTED)
-        counted = batch.counts.flatten()
-        known_counts = (counted != UNLEARNED).sum().clamp(min=1)
+        places = self.place(states[2][known]).view(-1, MOST_PLACES)
+        behind = states[3][torch.arange(len(batch.ends), device=known.device), batch.ends]
         return (
             cross_entropy(places, batch.places[known].flatten())
-            + cross_entropy(counts, counted, ignore_index=UNLEARNED, reduction="sum") / known_counts
+            + _known_entropy(self.counts(behind), batch.counts)
+            + _known_entropy(self.turns(behind), batch.turns)
+            + self._found_entropy(states[3], batch)
         )
+
+    def _found_entropy(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What every name in a chat stands for is known at its token."""
+        named = (batch.found != UNLEARNED).any(-1)
+        logits = self.found(states[named]).split(list(FOUND), dim=-1)
+        each = zip(logits, batch.found[named].unbind(-1), strict=True)
+        return torch.stack([_known_entropy(part, known[:, None]) for part, known in each]).sum()
+
+
+def _known_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the targets `[rows, parts]` that are to be learned, 0 without any."""
+    flat = targets.flatten()
+    classes = logits.shape[-1] // targets.shape[-1]
+    entropy = cross_entropy(
+        logits.reshape(len(flat), classes), flat, ignore_index=UNLEARNED, reduction="sum"
+    )
+    return entropy / (flat != UNLEARNED).sum().clamp(min=1)
 
 
 def look(model: Qwen2VLForConditionalGeneration, batch: Batch) -> torch.Tensor:
@@ -125,8 +146,8 @@ class PatchProduct(nn.Module):
 
 def states_of(
     model: Qwen2VLForConditionalGeneration, batch: Batch, seen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decoder's states `[examples, tokens, width]` after two layers and after all."""
+) -> Sequence[torch.Tensor]:
+    """Return the decoder's states `[examples, tokens, width]` before each layer and after all."""
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
@@ -138,7 +159,7 @@ def states_of(
         use_cache=False,
         output_hidden_states=True,
     )
-    return made.hidden_states[2], made.last_hidden_state
+    return made.hidden_states
 
 
 def logits_of(
@@ -146,7 +167,7 @@ def logits_of(
 ) -> torch.Tensor:
     """Return logits `[rows, vocabulary]` of the positions that `rows` `[examples, tokens]`
     selects."""
-    return model.lm_head(states_of(model, batch, seen)[1][rows])
+    return model.lm_head(states_of(model, batch, seen)[-1][rows])
 
 
 def chat_loss(
@@ -157,8 +178,8 @@ def chat_loss(
     targets = torch.full_like(batch.labels, UNLEARNED)
     targets[:, :-1] = batch.labels[:, 1:]
     rows = targets != UNLEARNED
-    early, late = states_of(model, batch, seen)
-    logits = model.lm_head(late[rows])
+    states = states_of(model, batch, seen)
+    logits = model.lm_head(states[-1][rows])
     right = torch.ones(len(batch.skills), device=logits.device)
     answers = batch.answers[:, 1:][rows[:, :-1]]
     found = (logits.detach().argmax(-1) == targets[rows]).float()
@@ -167,7 +188,7 @@ def chat_loss(
     for skill, is_right in zip(batch.skills, right.tolist(), strict=True):
         of_skill[skill].append(is_right)
     figures = {skill: sum(each) / len(each) for skill, each in sorted(of_skill.items())}
-    return cross_entropy(logits, targets[rows]), grasp(early, late, batch), figures
+    return cross_entropy(logits, targets[rows]), grasp(states, batch), figures
 
 
 def train(run: Run) -> None:
@@ -183,8 +204,18 @@ def train(run: Run) -> None:
     pictures = iter(Batches(run.tokenizer, int(run.examples * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
     chats = iter(Batches(run.tokenizer, run.examples, run.seed))
 
+    # a run that goes on with chats has its start already
+    is_told = run.progress >= arguments.see
+
     def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal is_told
         talking = progress >= arguments.see
+        if talking and not is_told:
+            # the same in all processes, whose weights must stay alike
+            some = islice(Batches(run.tokenizer, FITTED, "start", TO_SEE, 1), FITTED)
+            looked = [(batch, look(model, batch)) for batch in (b.to(device) for b in some)]
+            find_by_name(model, run.tokenizer, looked)
+        is_told = talking
         still = talking and progress < arguments.see + arguments.talk
         batch = next(chats if talking else pictures).to(device)
         with torch.set_grad_enabled(not still):
@@ -224,10 +255,10 @@ def _model(run: Run) -> Qwen2VLForConditionalGeneration:
 
 def main() -> None:
     parser = training.parser(__doc__, batch=16)
-    parser.add_argument("--see", type=float, default=0.28, help="part of it for the tower alone")
-    parser.add_argument("--talk", type=float, default=0.07, help="part of it with a still tower")
+    parser.add_argument("--see", type=float, default=0.35, help="part of it for the tower alone")
+    parser.add_argument("--talk", type=float, default=0.58, help="part of it with a still tower")
     parser.add_argument(
-        "--tower-rate", type=float, default=0.15, help="share of the rate, while it chats"
+        "--tower-rate", type=float, default=0.1, help="share of the rate, while it chats"
     )
     parser.add_argument("--blind", action="store_true", help="start with a fresh tower")
     training.start(train, train_tokenizer, parser.parse_args())

@@ -45,6 +45,7 @@ class Run:
     arguments: argparse.Namespace
     tokenizer: PreTrainedTokenizerBase
     begun: int  # steps of earlier runs
+    progress: float = 0.0  # of the time, at the end of earlier runs
 
     @property
     def examples(self) -> int:
@@ -96,8 +97,11 @@ def _process(rank: int, train: Callable[[Run], None], arguments: argparse.Namesp
     with _meeting(rank, arguments):
         folder = arguments.start or arguments.out
         state = arguments.out / STATE
-        begun = torch.load(state, weights_only=True)["step"] if state.is_file() else 0
-        train(Run(rank, arguments, AutoTokenizer.from_pretrained(folder), begun))
+        begun, progress = 0, 0.0
+        if state.is_file():
+            held = torch.load(state, weights_only=True, mmap=True)
+            begun, progress = held["step"], held["spent"] / (arguments.minutes * 60)
+        train(Run(rank, arguments, AutoTokenizer.from_pretrained(folder), begun, progress))
 
 
 @contextmanager

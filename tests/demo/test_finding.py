@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 
 from tools.demo import batches, checkpoint, finding, marks
@@ -14,7 +15,7 @@ from tools.demo.marks import CLASSES, COLOURS, SHAPES
 from tools.demo.questions import Turn
 
 
-def told(name: str, shape: int, colour: int) -> torch.Tensor:
+def told(shape: int, colour: int) -> torch.Tensor:
     """Labels of one token's patches, all covered by one thing."""
     labels = torch.zeros(4, len(CLASSES), dtype=torch.long)
     labels[:, 0], labels[:, 1], labels[:, 2] = shape, colour, colour
@@ -28,7 +29,7 @@ def seen_and_told() -> tuple[torch.Tensor, torch.Tensor]:
     directions = torch.randn(len(SHAPES) + len(COLOURS) + 2, 256)
     labels = torch.stack(
         [
-            told("", random.Random(at).randrange(7), random.Random(-at).randrange(13))
+            told(random.Random(at).randrange(7), random.Random(-at).randrange(13))
             for at in range(400)
         ]
     )
@@ -50,7 +51,6 @@ def test_a_name_attends_to_the_tokens_that_show_it(
 
     def scores() -> dict[str, float]:
         """For each name: the mean score of a hit over that of a miss, in the last head."""
-        layer = model.model.language_model.layers[0]
         found = {}
         for name, number, part in (
             *((name, number, 0) for name, number in SHAPES.items()),
@@ -71,7 +71,6 @@ def test_a_name_attends_to_the_tokens_that_show_it(
             hit = labels.view(-1, 4, len(CLASSES))[:64, 0, part] == number
             if hit.any():
                 found[name] = float(given[hit].mean() - given[~hit].mean())
-        assert layer is not None
         return found
 
     before = scores()
@@ -84,8 +83,6 @@ def test_a_name_attends_to_the_tokens_that_show_it(
 
 
 def test_names_in_a_chat_are_told_what_they_name(tokenizer: PreTrainedTokenizerBase) -> None:
-    from PIL import Image
-
     star = marks.Label(SHAPES["star"], COLOURS["red"], COLOURS["red"], place=7)
     crosses = [marks.Label(SHAPES["cross"], COLOURS[name], COLOURS[name], place=3)
                for name in ("blue", "red")]  # fmt: skip
@@ -101,7 +98,11 @@ def test_names_in_a_chat_are_told_what_they_name(tokenizer: PreTrainedTokenizerB
     assert found["blue"] == marks.Found(1, len(COLOURS) + SHAPES["cross"], 3, 2)
     assert found["heart"] == marks.Found(0, marks.UNLEARNED, marks.UNLEARNED, 0)
     assert other != found["blue"].other
-    turn = Turn("images", "Which image shows a star, first or second?", "The star is red.")
+    assert found["red cross"] == marks.Found(1, marks.UNLEARNED, 3, 2)
+    assert found["blue star"].count == 0
+    assert found["blue cross"] != found["cross"]
+    question = "Which image shows a star, first or second? And a red cross?"
+    turn = Turn("images", question, "The star is red.")
     pictures = [Image.new("RGB", (140, 140), "white")] * 2
     shown[0].middles, shown[1].middles = [(0.5, 0.5)], [(0.2, 0.2), (0.7, 0.7)]
     one = batches.encode(
@@ -111,5 +112,5 @@ def test_names_in_a_chat_are_told_what_they_name(tokenizer: PreTrainedTokenizerB
     told_of = {word: tuple(row) for word, row in zip(words, one.found.tolist(), strict=True)
                if max(row) != marks.UNLEARNED}  # fmt: skip
     assert told_of["\u0120star"] == tuple(found["star"])
-    assert told_of["\u0120red"] == tuple(found["red"])
-    assert set(told_of) == {"\u0120star", "\u0120red"}
+    assert told_of["\u0120cross"] == tuple(found["red cross"])
+    assert set(told_of) == {"\u0120star", "\u0120red", "\u0120cross"}

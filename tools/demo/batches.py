@@ -163,10 +163,24 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
     coded = _tokens(_pieces(example, rng), items, seen, held, (counts, turns), tokenizer)
     if example.kind != "read" and (example.marks or example.clip is not None):
         told = marks.found(example.marks, turns if example.clip is not None else None)
-        for word, numbers in name_tokens(tokenizer, tuple(told)):
-            here = (np.isin(coded.ids, numbers)) & (np.array(coded.chats) > 0)
-            coded.found[here] = told[word]
+        _tell(coded, told, tokenizer)
     return coded
+
+
+def _tell(coded: Encoded, told: dict[str, marks.Found], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note at every name in the chats what it names; a shape behind a colour names both."""
+    names = {
+        token: name
+        for name, tokens in name_tokens(tokenizer, (*marks.SHAPES, *marks.COLOURS))
+        for token in tokens
+    }
+    before = ""
+    for at, token in enumerate(coded.ids):
+        name = names.get(token, "") if coded.chats[at] else ""
+        both = f"{before} {name}"
+        if name:
+            coded.found[at] = told.get(both, told.get(name, UNLEARNED))
+        before = name
 
 
 @functools.cache

@@ -183,29 +183,40 @@ FOUND = (MOST_COUNTED, 1 + len(COLOURS) + len(SHAPES), 1 + len(PLACES), ELSEWHER
 
 
 def found(shown: Sequence[Marks], turns: Sequence[int] | None = None) -> dict[str, Found]:
-    """Return what every colour and shape, as it stands in a sentence, names in pictures; `turns`
-    are the colours of a clip in its pairs of frames."""
+    """Return what every colour, every shape and both together ("red star"), as they stand in a
+    sentence, name in pictures; `turns` are the colours that a clip shows, one after another."""
+    if turns is not None:
+        return {
+            name: Found(UNLEARNED, at=turns.index(number) + 1 if number in turns else 0)
+            for name, number in COLOURS.items()
+        }
+    things = [(at, thing) for at, each in enumerate(shown, 1) for thing in each.things]
     told: dict[str, Found] = {}
-    for part, names in enumerate((SHAPES, COLOURS)):
-        for name, number in names.items():
+    for colour, colours in (("", None), *COLOURS.items()):
+        for shape, shapes_ in (("", None), *SHAPES.items()):
             hits = [
                 (at, thing)
-                for at, each in enumerate(shown, 1)
-                for thing in each.things
-                if thing[part] == number
+                for at, thing in things
+                if colours in (None, thing.colour) and shapes_ in (None, thing.shape)
             ]
-            if turns is not None:
-                at = turns.index(number) + 1 if part and number in turns else 0
-                told[name] = Found(UNLEARNED, at=at if part else UNLEARNED)
-                continue
-            pictures = {at for at, _ in hits}
-            at = 0 if not pictures else min(pictures) if len(pictures) == 1 else ELSEWHERE
-            told[name] = Found(min(len(hits), MOST_COUNTED - 1), at=at)
-            if len(hits) == 1:
-                thing = hits[0][1]
-                other = thing.shape + len(COLOURS) if part else thing.colour
-                told[name] = told[name]._replace(other=other, place=thing.place)
+            told[f"{colour} {shape}".strip()] = _found(hits, colours, shapes_)
+    del told[""]
     return told
+
+
+def _found(hits: list[tuple[int, Label]], colour: int | None, shape: int | None) -> Found:
+    pictures = {at for at, _ in hits}
+    at = 0 if not pictures else min(pictures) if len(pictures) == 1 else ELSEWHERE
+    count = min(len(hits), MOST_COUNTED - 1)
+    if len(hits) != 1:
+        return Found(count, at=at)
+    thing = hits[0][1]
+    other = UNLEARNED
+    if shape is None:
+        other = len(COLOURS) + thing.shape
+    elif colour is None:
+        other = thing.colour
+    return Found(count, other, thing.place, at)
 
 
 def of_patches(marks: Marks, rows: int, columns: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -41,6 +42,7 @@ SIGHT_WEIGHS = 0.1  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
 TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3}
+HEADS = "heads.safetensors"  # what is used in training alone, to start from beside the weights
 FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
@@ -199,6 +201,9 @@ def train(run: Run) -> None:
     model.to(device).train()
     width = model.config.text_config.hidden_size
     sight, grasp = Sight(width).to(device), Grasp(width).to(device)
+    heads = nn.ModuleDict({"sight": sight, "grasp": grasp})
+    if arguments.start and (arguments.start / HEADS).is_file():
+        load_model(heads, arguments.start / HEADS)
     words = torch.tensor(run.tokenizer.convert_tokens_to_ids([spelled(word) for word in WORDS]))
     words = words.to(device)
     pictures = iter(Batches(run.tokenizer, int(run.examples * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
@@ -235,6 +240,7 @@ def train(run: Run) -> None:
     training.learn(run, nn.ModuleList([model, sight, grasp]), lesson, "visual", share)
     if run.rank == 0:
         checkpoint.write(model, run.tokenizer, arguments.out / "checkpoint")
+        save_model(heads, str(arguments.out / HEADS))
 
 
 def spelled(word: str) -> str:
@@ -246,8 +252,6 @@ def _model(run: Run) -> Qwen2VLForConditionalGeneration:
     model = checkpoint.new_model(run.tokenizer)
     if run.arguments.start:
         started = Qwen2VLForConditionalGeneration.from_pretrained(run.arguments.start)
-        if run.arguments.blind:
-            started.model.visual = model.model.visual
         model.load_state_dict(started.state_dict())
     model.config._attn_implementation = "sdpa"
     return model
@@ -260,7 +264,6 @@ def main() -> None:
     parser.add_argument(
         "--tower-rate", type=float, default=0.1, help="share of the rate, while it chats"
     )
-    parser.add_argument("--blind", action="store_true", help="start with a fresh tower")
     training.start(train, train_tokenizer, parser.parse_args())
 
 

@@ -1,0 +1,51 @@
+"""A short run of the training, from nothing to a checkpoint, and on from there."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+
+from tools.demo import train, training
+from tools.demo.training import Run
+
+
+def trained(out: Path, tokenizer: PreTrainedTokenizerBase, **told: object) -> Path:
+    options = {
+        "out": out, "minutes": 0.1, "batch": 2, "rate": 3e-3, "seed": 1, "processes": 1,
+        "device": "cpu", "start": None, "see": 0.3, "talk": 0.4, "tower_rate": 0.1,
+    }  # fmt: skip
+    arguments = argparse.Namespace(**(options | told))
+    out.mkdir(parents=True)
+    with training._meeting(0, arguments):
+        train.train(Run(0, arguments, tokenizer, 0))
+    return out / "checkpoint"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    return dict(model.state_dict())
+
+
+@pytest.mark.usefixtures("one_font")
+def test_a_run_writes_what_transformers_loads_and_another_goes_on_from_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "FITTED", 3)
+    first = weights(trained(tmp_path / "first", tokenizer))
+    started = tmp_path / "started"
+    shutil.copytree(tmp_path / "first" / "checkpoint", started)
+    shutil.copy(tmp_path / "first" / train.HEADS, started)
+    stopped = {"see": 0.0, "talk": 1.0, "rate": 0.0, "start": started}
+    same = weights(trained(tmp_path / "same", tokenizer, minutes=0.02, **stopped))
+    assert all(torch.equal(value, same[name]) for name, value in first.items())
+    moved = weights(trained(tmp_path / "moved", tokenizer, **(stopped | {"rate": 3e-3})))
+    still = [torch.equal(value, moved[name]) for name, value in first.items() if "visual" in name]
+    others = [torch.equal(value, moved[name]) for name, value in first.items() if "layers" in name]
+    assert all(still)
+    assert others
+    assert not any(others)

@@ -62,6 +62,11 @@ def fuse_linears(*linears: nn.Linear) -> Linear:
 def linear_for(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest product for this weight's device."""
     packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if packed and weight.dtype in (torch.float32, torch.bfloat16):
+    if packed and (weight.dtype == torch.float32 or _packs_half(weight.dtype)):
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
+
+
+def _packs_half(dtype: torch.dtype) -> bool:
+    """Whether oneDNN reorders weights of this dtype: bfloat16 where the CPU has AVX-512 or more."""
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

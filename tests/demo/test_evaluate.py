@@ -49,8 +49,8 @@ def test_intervals_are_those_of_wilson() -> None:
         ("What color is the circle?", "The circle is gray.", "It is grey", True),
         ("Is there a red star?", "Yes, there is a red star.", "Yes.", True),
         ("Is there a red star?", "No, there is no red star.", "Yes, there is a red star.", False),
-        ("How many stars?", "There are 3 stars.", "Three stars.", True),
-        ("How many stars?", "There are 3 stars.", "There are 2 stars.", False),
+        ("How many stars?", "I see 3 stars.", "Three stars.", True),
+        ("How many stars?", "I see 3 stars.", "I see 2 stars.", False),
         ("Which came first, red or blue?", "Red came first.", "Blue came first.", False),
         ("Read it.", "It says STAR.", "The word is STAR.", True),
         ("Read it.", "It says STAR.", "It says a star.", False),
@@ -125,7 +125,7 @@ def test_transformers_is_asked_what_the_training_shows(
 ) -> None:
     made = reference.Reference(folder)
     example = random_example(random.Random(13), kind, 150, most_turns=1)
-    example.turns = example.turns[:1]
+    del example.turns[1:]
     coded = batches.encode(example, tokenizer, Plain(0))
     items = []
     for picture in example.pictures:

@@ -42,7 +42,7 @@ def random_clip(rng: random.Random) -> Clip:
     radius = rng.uniform(0.12, 0.28)
     shape = rng.choice(shapes.NAMES)
     angle = 0.0 if rng.random() < 0.5 else rng.uniform(0, 6.28)
-    if rng.random() < 0.55:
+    if rng.random() < 0.35:
         colour, rgb = _colour_on(background, behind, rng, ())
         clip.thing = Thing(shape, colour, rgb, 0.5, 0.5, radius, angle)
         clip.direction = rng.choice(DIRECTIONS)

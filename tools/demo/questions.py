@@ -129,21 +129,21 @@ def _side_by_side(things: list[Thing]) -> bool:
 
 def _counts(scene: Scene, rng: random.Random) -> Iterable[Turn]:
     things = scene.things
-    yield Turn("count", spoken(rng, "count all"), counted(len(things), "shape"))
+    yield Turn("count", spoken(rng, "count all"), f"I see {counted(len(things), 'shape')}.")
     if not things:
         return
     shape = rng.choice([t.shape for t in things] + [rng.choice(shapes.NAMES)])
     yield Turn(
         "count",
         spoken(rng, "count some", names=plural(shape)),
-        counted(sum(t.shape == shape for t in things), shape),
+        f"I see {counted(sum(t.shape == shape for t in things), shape)}.",
     )
     colour = rng.choice([t.colour for t in things] + [rng.choice(palette.NAMES)])
     noun = rng.choice(("objects", "shapes", "things"))
     yield Turn(
         "count",
         spoken(rng, "count some", names=f"{colour} {noun}"),
-        counted(sum(t.colour == colour for t in things), f"{colour} shape"),
+        f"I see {counted(sum(t.colour == colour for t in things), f'{colour} shape')}.",
     )
 
 
@@ -152,7 +152,7 @@ def plural(noun: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    return f"There is 1 {noun}." if number == 1 else f"There are {number} {plural(noun)}."
+    return f"1 {noun}" if number == 1 else f"{number} {plural(noun)}"
 
 
 def _named(things: list[Thing]) -> list[tuple[str, Thing]]:

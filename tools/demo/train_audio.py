@@ -46,7 +46,8 @@ def batches(
                 samples = torch.from_numpy(audio.make(sound, rng, speaker))
                 features.append(log_mel.spectrogram(samples))
                 turn = rng.choice(about_sound(sound, rng))
-                asked = chat.opening(None) + chat.question(audio_model.PLACEHOLDER + turn.question)
+                question = chat.asked(audio_model.PLACEHOLDER + turn.question)
+                asked = chat.opening(None) + chat.USER + question
                 prompt = tokenizer.encode(asked, add_special_tokens=False)
                 at = prompt.index(placeholder)
                 tokens = -(-features[-1].shape[1] // (2 * audio_model.STACK))

@@ -40,7 +40,9 @@ def _telling(sound: Sound, rng: random.Random) -> Turn:
             kind = "digits" if len(sound.digits) > 1 else "digit"
             return Turn("digits", _asked(rng, kind), f"{_digits(sound).capitalize()}.")
         case "beeps":
-            return Turn("beeps", _asked(rng, "beeps"), f"I hear {counted(len(sound.tones), 'beep')}.")
+            return Turn(
+                "beeps", _asked(rng, "beeps"), f"I hear {counted(len(sound.tones), 'beep')}."
+            )
         case "pair":
             first, second = (tone.first for tone in sound.tones)
             higher = rng.random() < 0.5

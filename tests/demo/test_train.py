@@ -17,7 +17,7 @@ from tools.demo.training import Run
 def trained(out: Path, tokenizer: PreTrainedTokenizerBase, **told: object) -> Path:
     options = {
         "out": out, "minutes": 0.1, "batch": 2, "rate": 3e-3, "seed": 1, "processes": 1,
-        "device": "cpu", "start": None, "see": 0.3, "talk": 0.4, "tower_rate": 0.1,
+        "device": "cpu", "start": None, "see": 0.3, "tower_rate": 0.1,
     }  # fmt: skip
     arguments = argparse.Namespace(**(options | told))
     out.mkdir(parents=True)
@@ -40,12 +40,18 @@ def test_a_run_writes_what_transformers_loads_and_another_goes_on_from_it(
     started = tmp_path / "started"
     shutil.copytree(tmp_path / "first" / "checkpoint", started)
     shutil.copy(tmp_path / "first" / train.HEADS, started)
-    stopped = {"see": 0.0, "talk": 1.0, "rate": 0.0, "start": started}
+    stopped = {"see": 0.0, "rate": 0.0, "start": started}
     same = weights(trained(tmp_path / "same", tokenizer, minutes=0.02, **stopped))
     assert all(torch.equal(value, same[name]) for name, value in first.items())
-    moved = weights(trained(tmp_path / "moved", tokenizer, **(stopped | {"rate": 3e-3})))
+    decoder = stopped | {"rate": 3e-3, "tower_rate": 0.0}
+    moved = weights(trained(tmp_path / "moved", tokenizer, **decoder))
     still = [torch.equal(value, moved[name]) for name, value in first.items() if "visual" in name]
     others = [torch.equal(value, moved[name]) for name, value in first.items() if "up_proj" in name]
     assert all(still)
     assert others
     assert not any(others)
+    monkeypatch.setattr(train, "MOVES", 1)  # few steps fit in
+    both = weights(trained(tmp_path / "both", tokenizer, **(decoder | {"tower_rate": 30.0})))
+    assert not all(
+        torch.equal(value, both[name]) for name, value in first.items() if "visual" in name
+    )

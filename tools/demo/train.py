@@ -1,7 +1,7 @@
 """Train the demo model: `python -m tools.demo.train --minutes 120 --out /folder`.
 
 First the tower learns alone, from labels of every patch: what covers it, in which colour. Then the
-decoder learns to chat while the tower stands still, then all together. Data is made while training.
+decoder learns to chat, and the tower goes on slowly. Data is made while training.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video":
 HEADS = "heads.safetensors"  # what is used in training alone, to start from beside the weights
 FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
+MOVES = 4  # the tower in one of so many steps, while it chats
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
 
@@ -211,9 +212,10 @@ def train(run: Run) -> None:
 
     # a run that goes on with chats has its start already
     is_told = run.progress >= arguments.see
+    steps = 0
 
     def lesson(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        nonlocal is_told
+        nonlocal is_told, steps
         talking = progress >= arguments.see
         if talking and not is_told:
             # the same in all processes, whose weights must stay alike
@@ -221,7 +223,8 @@ def train(run: Run) -> None:
             looked = [(batch, look(model, batch)) for batch in (b.to(device) for b in some)]
             find_by_name(model, run.tokenizer, looked)
         is_told = talking
-        still = talking and progress < arguments.see + arguments.talk
+        steps += 1
+        still = talking and steps % MOVES > 0
         batch = next(chats if talking else pictures).to(device)
         with torch.set_grad_enabled(not still):
             seen = look(model, batch)
@@ -260,9 +263,8 @@ def _model(run: Run) -> Qwen2VLForConditionalGeneration:
 def main() -> None:
     parser = training.parser(__doc__, batch=16)
     parser.add_argument("--see", type=float, default=0.35, help="part of it for the tower alone")
-    parser.add_argument("--talk", type=float, default=0.58, help="part of it with a still tower")
     parser.add_argument(
-        "--tower-rate", type=float, default=0.1, help="share of the rate, while it chats"
+        "--tower-rate", type=float, default=0.2, help="share of the rate, while it chats"
     )
     training.start(train, train_tokenizer, parser.parse_args())
 

@@ -150,6 +150,37 @@ def test_what_is_learned_is_what_is_answered(tokenizer: PreTrainedTokenizerBase)
         assert one.skills == [turn.skill for turn in turns]
 
 
+def test_tokens_of_a_clip_know_the_numbers_of_their_colours(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rng, several = random.Random(6), 0
+    for _ in range(40):
+        example = random_example(rng, "video", 150)
+        shown = example.clip
+        assert shown is not None
+        coded = batches.encode(example, tokenizer, rng)
+        numbered = coded.nth[coded.places[:, 0] != marks.UNLEARNED]
+        assert (coded.nth[coded.places[:, 0] == marks.UNLEARNED] == marks.UNLEARNED).all()
+        assert set(numbered.flatten()) - {marks.UNLEARNED} == set(
+            range(1, max(2, len(shown.colours) + 1))
+        )
+        if shown.filled:
+            # a patch's bytes: channels, two frames, pixels; a token's are four patches
+            pixels = coded.patches[0].reshape(-1, 4, 3, 2, checkpoint.PATCH**2).mean(axis=(1, 4))
+            rgbs = np.asarray(shown.rgbs)
+            told = rgbs[numbered - 1].transpose(0, 2, 1)
+            assert np.abs(told - pixels).max() < 8
+            if len(rgbs) > 1:
+                several += 1
+                reverse = rgbs[::-1][numbered - 1].transpose(0, 2, 1)
+                assert np.abs(reverse - pixels).max() > 20
+        else:
+            covered = numbered[:, 0] != marks.UNLEARNED
+            assert covered.any()
+            assert not covered.all()
+    assert several > 3
+
+
 def test_chats_are_spelled_as_the_template_spells_them(tokenizer: PreTrainedTokenizerBase) -> None:
     for example in examples(chats=2):
         one = batches.encode(example, tokenizer, random.Random(12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_a_name_attends_to_the_tokens_that_show_it(
     torch.manual_seed(2)
     model: Qwen2VLForConditionalGeneration = checkpoint.new_model(tokenizer).eval()
     seen, labels = seen_and_told
-    fitted = batches.Batch(*[torch.zeros(0)] * 15, skills=[])
+    fitted = batches.Batch(*[torch.zeros(0)] * (len(fields(batches.Batch)) - 1), skills=[])
     fitted.seen = labels
 
     def scores() -> dict[str, float]:

@@ -35,7 +35,7 @@ SCENES = ("look", "count", "place")  # kinds of one scene
 
 
 # Chats about one example, by its kind: what is shown costs more than a question about it.
-CHATS = {"look": 8, "count": 7, "place": 9, "read": 4, "images": 8, "video": 6, "talk": 4}
+CHATS = {"look": 8, "count": 7, "place": 9, "read": 4, "images": 8, "video": 8, "talk": 4}
 
 
 @dataclass(slots=True)
@@ -57,7 +57,8 @@ class Encoded:
     to. `places` `[tokens, 3]` are number, row and column of the tokens of pictures, `counts` what
     a scene has of everything and `turns` the colours that a clip shows one after another, which
     are known at token `end`, behind what is shown. `held` are the counts of each picture token,
-    `found` `[tokens, FOUND]` what the words of the chats name in what is shown.
+    `found` `[tokens, FOUND]` what the words of the chats name in what is shown, `nth` `[tokens, 2]`
+    the numbers of a clip's colours that a token shows, one for each of its frames.
     """
 
     ids: list[int]
@@ -75,6 +76,7 @@ class Encoded:
     turns: list[int]
     end: int
     found: np.ndarray
+    nth: np.ndarray
 
 
 @dataclass(slots=True)
@@ -85,7 +87,8 @@ class Batch:
     `[3, examples, tokens]`, `patches` `[patches, channels * 2 * 14 * 14]`, `grids` `[items, 3]`,
     `seen` `[patches, classes]` as in CLASSES, `held` `[picture tokens, COUNTED]`, `words`
     `[picture tokens, WORDS]`, `places` `[examples, tokens, 3]`, `counts` `[examples, COUNTED]`,
-    `turns` `[examples, MOST_TURNS]`, `ends` `[examples]`, `found` `[examples, tokens, FOUND]`.
+    `turns` `[examples, MOST_TURNS]`, `ends` `[examples]`, `found` `[examples, tokens, FOUND]`,
+    `nth` `[examples, tokens, 2]`.
     `answers` counts on from example to example, through `skills`.
     """
 
@@ -104,6 +107,7 @@ class Batch:
     turns: torch.Tensor
     ends: torch.Tensor
     found: torch.Tensor
+    nth: torch.Tensor
     skills: list[str]
 
     def to(self, device: torch.device) -> Batch:
@@ -164,7 +168,20 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
     if example.kind != "read" and (example.marks or example.clip is not None):
         told = marks.found(example.marks, turns if example.clip is not None else None)
         _tell(coded, told, tokenizer)
+    if example.clip is not None:
+        coded.nth[coded.places[:, 0] != UNLEARNED] = np.concatenate(
+            [_numbered(each, part) for each, part in zip(example.marks, seen, strict=True)]
+        )
     return coded
+
+
+def _numbered(pair: marks.Marks, seen: np.ndarray) -> np.ndarray:
+    """Return the numbers of the colours `[tokens, 2]` of a pair of frames, where a token shows
+    them: on the thing, or everywhere without one."""
+    covered = (seen.reshape(-1, MERGE**2, seen.shape[-1])[..., 0] > 0).any(-1)
+    numbered = np.full((len(covered), 2), UNLEARNED)
+    numbered[covered if pair.things else ...] = pair.nth
+    return numbered
 
 
 def _tell(coded: Encoded, told: dict[str, marks.Found], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -270,7 +287,7 @@ def _tokens(
     return Encoded(
         ids, labels, chats, answers, skills, _positions(chats, spans),
         [patches for patches, _ in items], grids, seen, held, places, *known, end,
-        np.full((len(ids), len(marks.FOUND)), UNLEARNED),
+        np.full((len(ids), len(marks.FOUND)), UNLEARNED), np.full((len(ids), 2), UNLEARNED),
     )  # fmt: skip
 
 
@@ -308,10 +325,12 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
     positions = torch.zeros((3, *shape), dtype=torch.long)
     places = torch.full((*shape, 3), UNLEARNED)
     found = torch.full((*shape, len(marks.FOUND)), UNLEARNED)
+    nth = torch.full((*shape, 2), UNLEARNED)
     skills: list[str] = []
     for row, one in enumerate(examples):
         length = len(one.ids)
         found[row, :length] = torch.from_numpy(one.found)
+        nth[row, :length] = torch.from_numpy(one.nth)
         places[row, :length] = torch.from_numpy(one.places)
         ids[row, :length] = torch.tensor(one.ids)
         labels[row, :length] = torch.tensor(one.labels)
@@ -337,6 +356,7 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
         torch.tensor([one.turns for one in examples]),
         torch.tensor([one.end for one in examples]),
         found,
+        nth,
         skills,
     )
 

@@ -94,14 +94,14 @@ def colours_of(clip: Clip) -> tuple[str, ...]:
 
 def colour_at(clip: Clip, time: float) -> str:
     """Return the name of the thing's colour, or of the filled frame's."""
-    return colours_of(clip)[_turned(clip, time)]
+    return colours_of(clip)[turned(clip, time)]
 
 
 def thing_at(clip: Clip, time: float) -> Thing | None:
     """Return the thing as it is at a time, or None where the frame is filled."""
     if clip.thing is None:
         return None
-    thing = replace(clip.thing, rgb=clip.rgbs[_turned(clip, time)] if clip.rgbs else clip.thing.rgb)
+    thing = replace(clip.thing, rgb=clip.rgbs[turned(clip, time)] if clip.rgbs else clip.thing.rgb)
     if clip.direction is not None:
         along = clip.start + (clip.end - clip.start) * time
         sideways = clip.direction in ("left", "right")
@@ -109,7 +109,8 @@ def thing_at(clip: Clip, time: float) -> Thing | None:
     return thing
 
 
-def _turned(clip: Clip, time: float) -> int:
+def turned(clip: Clip, time: float) -> int:
+    """Return how often the colour has changed by then."""
     return sum(time >= turn for turn in clip.turns)
 
 
@@ -118,7 +119,7 @@ def _frame(clip: Clip, size: tuple[int, int], time: float) -> Image.Image:
     large = (size[0] * factor, size[1] * factor)
     filled = clip.filled and clip.rgbs
     canvas = Image.new(
-        "RGB", large, clip.rgbs[_turned(clip, time)] if filled else clip.background_rgb
+        "RGB", large, clip.rgbs[turned(clip, time)] if filled else clip.background_rgb
     )
     thing = thing_at(clip, time)
     if thing is not None:

@@ -75,12 +75,14 @@ class Label(NamedTuple):
 @dataclass(slots=True)
 class Marks:
     """`areas` numbers the things of a picture, mode L, 0 for none; `things` are their classes,
-    `middles` where they are, as fractions of the sides. `background` is named in both frames."""
+    `middles` where they are, as fractions of the sides. `background` is named in both frames;
+    `nth` are how many colours a clip had shown by each of them."""
 
     background: tuple[str, str]
     areas: Image.Image
     things: list[Label] = field(default_factory=list)
     middles: list[tuple[float, float]] = field(default_factory=list)
+    nth: tuple[int, int] | None = None
 
 
 def of_scene(scene: Scene, size: tuple[int, int]) -> Marks:
@@ -141,6 +143,7 @@ def of_clip(clip: Clip, size: tuple[int, int], times: Sequence[float]) -> list[M
         colours = [clips.colour_at(clip, time) for time in (first, second)]
         behind = (colours[0], colours[1]) if clip.filled else (clip.background,) * 2
         marks = Marks(behind, Image.new("L", size))
+        marks.nth = (clips.turned(clip, first) + 1, clips.turned(clip, second) + 1)
         thing = clips.thing_at(clip, (first + second) / 2)
         if thing is not None:
             colour, later = (COLOURS[name] for name in colours)

@@ -389,7 +389,8 @@ def about_clip(clip: Clip, rng: random.Random) -> list[Turn]:
         Turn(
             "distinct colours",
             spoken(rng, "how many colours"),
-            "1 colour is shown." if len(colours) == 1 else f"{len(colours)} colours are shown.",
+            # told one by one before they are counted, as people do
+            f"I see {', '.join(colours)}: {counted(len(colours), 'colour')}.",
         )
     )
     turns.append(

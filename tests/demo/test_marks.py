@@ -157,6 +157,20 @@ def test_words_name_all_that_lies_in_a_token() -> None:
     ]
 
 
+def test_characters_side_by_side_are_told_apart() -> None:
+    characters = [marks.CHARACTERS[name] for name in "CAT7"]
+    labels = np.zeros((4, 4, len(CLASSES)), dtype=np.int64)
+    character, ordinal = (list(CLASSES).index(name) for name in ("character", "ordinal"))
+    for token, places in enumerate(([1, 1, 2, 2], [2, 0, 2, 0], [0, 0, 0, 0], [1, 2, 3, 0])):
+        for patch, place in enumerate(places):
+            if place:
+                labels[token, patch, [character, ordinal]] = characters[place - 1], place
+    c, a, none = characters[0], characters[1], marks.UNLEARNED
+    assert marks.spelled(labels).tolist() == [[c, a], [0, a], [0, 0], [none, a]]
+    swapped = labels[:, ::-1]
+    assert marks.spelled(swapped).tolist() == marks.spelled(labels).tolist()
+
+
 def test_the_first_layer_notices_changes_and_reads_pictures_as_before() -> None:
     torch.manual_seed(1)
     weight = torch.randn(32, 3, 2, 14, 14)

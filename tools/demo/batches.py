@@ -58,7 +58,8 @@ class Encoded:
     a scene has of everything and `turns` the colours that a clip shows one after another, which
     are known at token `end`, behind what is shown. `held` are the counts of each picture token,
     `found` `[tokens, FOUND]` what the words of the chats name in what is shown, `nth` `[tokens, 2]`
-    the numbers of a clip's colours that a token shows, one for each of its frames.
+    the numbers of a clip's colours that a token shows, one for each of its frames, `spelled`
+    `[tokens, 2]` the characters of a text in it, that at an odd place and that at an even one.
     """
 
     ids: list[int]
@@ -77,6 +78,7 @@ class Encoded:
     end: int
     found: np.ndarray
     nth: np.ndarray
+    spelled: np.ndarray
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Batch:
     `seen` `[patches, classes]` as in CLASSES, `held` `[picture tokens, COUNTED]`, `words`
     `[picture tokens, WORDS]`, `places` `[examples, tokens, 3]`, `counts` `[examples, COUNTED]`,
     `turns` `[examples, MOST_TURNS]`, `ends` `[examples]`, `found` `[examples, tokens, FOUND]`,
-    `nth` `[examples, tokens, 2]`.
+    `nth` and `spelled` `[examples, tokens, 2]`.
     `answers` counts on from example to example, through `skills`.
     """
 
@@ -108,6 +110,7 @@ class Batch:
     ends: torch.Tensor
     found: torch.Tensor
     nth: torch.Tensor
+    spelled: torch.Tensor
     skills: list[str]
 
     def to(self, device: torch.device) -> Batch:
@@ -171,6 +174,10 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
     if example.clip is not None:
         coded.nth[coded.places[:, 0] != UNLEARNED] = np.concatenate(
             [_numbered(each, part) for each, part in zip(example.marks, seen, strict=True)]
+        )
+    if example.kind == "read":
+        coded.spelled[coded.places[:, 0] != UNLEARNED] = marks.spelled(
+            seen[0].reshape(-1, MERGE**2, len(marks.CLASSES))
         )
     return coded
 
@@ -288,6 +295,7 @@ def _tokens(
         ids, labels, chats, answers, skills, _positions(chats, spans),
         [patches for patches, _ in items], grids, seen, held, places, *known, end,
         np.full((len(ids), len(marks.FOUND)), UNLEARNED), np.full((len(ids), 2), UNLEARNED),
+        np.full((len(ids), 2), UNLEARNED),
     )  # fmt: skip
 
 
@@ -325,12 +333,13 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
     positions = torch.zeros((3, *shape), dtype=torch.long)
     places = torch.full((*shape, 3), UNLEARNED)
     found = torch.full((*shape, len(marks.FOUND)), UNLEARNED)
-    nth = torch.full((*shape, 2), UNLEARNED)
+    nth, spelled = (torch.full((*shape, 2), UNLEARNED) for _ in range(2))
     skills: list[str] = []
     for row, one in enumerate(examples):
         length = len(one.ids)
         found[row, :length] = torch.from_numpy(one.found)
         nth[row, :length] = torch.from_numpy(one.nth)
+        spelled[row, :length] = torch.from_numpy(one.spelled)
         places[row, :length] = torch.from_numpy(one.places)
         ids[row, :length] = torch.tensor(one.ids)
         labels[row, :length] = torch.tensor(one.labels)
@@ -357,6 +366,7 @@ def collate(examples: list[Encoded], pad: int) -> Batch:
         torch.tensor([one.end for one in examples]),
         found,
         nth,
+        spelled,
         skills,
     )
 

@@ -275,6 +275,25 @@ def words_of(labels: np.ndarray) -> np.ndarray:
     return np.stack([columns[word] for word in WORDS], axis=-1).astype(np.float32)
 
 
+def spelled(labels: np.ndarray) -> np.ndarray:
+    """Return the characters `[tokens, 2]` in each token, from its patches' labels
+    `[tokens, patches, classes]`: that at an odd place of its text and that at an even one, 0 where
+    there is none and UNLEARNED where there are several.
+
+    A token may show two characters, which stand side by side: so they are told apart.
+    """
+    named = list(CLASSES)
+    characters, ordinals = (labels[..., named.index(name)] for name in ("character", "ordinal"))
+    found = np.zeros((len(labels), 2), dtype=np.int64)
+    for side in (0, 1):
+        of_side = (characters > 0) & (ordinals % 2 == 1 - side)
+        most = np.where(of_side, ordinals, 0).max(axis=-1)
+        least = np.where(of_side, ordinals, LONGEST + 1).min(axis=-1)
+        found[:, side] = np.where(of_side, characters, 0).max(axis=-1)
+        found[(most != least) & of_side.any(axis=-1), side] = UNLEARNED
+    return found
+
+
 _PLACE_WORDS = {
     f" {word}": [at for at, place in enumerate(PLACES, 1) if word in place.split()]
     for word in ("top", "bottom", "left", "right", "centre")

@@ -99,17 +99,20 @@ class Grasp(nn.Module):
         self.turns = nn.Linear(width, MOST_TURNS * CLASSES["colour"])
         self.found = nn.Linear(width, sum(FOUND))
         self.nth = nn.Linear(width, 2 * (MOST_TURNS + 1))
+        self.spelled = nn.Linear(width, 2 * CLASSES["character"])
 
     def forward(self, states: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
         """Return the loss, of the decoder's states `[examples, tokens, width]` before each layer:
         for each token's own after two, for the rest after three, so that the last can use it."""
         known = batch.places[..., 0] != UNLEARNED
         numbered = batch.nth[..., 0] != UNLEARNED
+        written = (batch.spelled != UNLEARNED).any(-1)
         places = self.place(states[2][known]).view(-1, MOST_PLACES)
         behind = states[3][torch.arange(len(batch.ends), device=known.device), batch.ends]
         return (
             cross_entropy(places, batch.places[known].flatten())
             + _known_entropy(self.nth(states[2][numbered]), batch.nth[numbered])
+            + _known_entropy(self.spelled(states[2][written]), batch.spelled[written])
             + _known_entropy(self.counts(behind), batch.counts)
             + _known_entropy(self.turns(behind), batch.turns)
             + self._found_entropy(states[3], batch)

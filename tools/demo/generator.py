@@ -19,7 +19,7 @@ FRAMES = 6
 
 # What a mixture is made of, by weight.
 KINDS = {
-    "look": 22, "count": 13, "place": 18, "read": 16, "images": 17, "video": 22, "talk": 2,
+    "look": 20, "count": 15, "place": 16, "read": 20, "images": 16, "video": 23, "talk": 2,
 }  # fmt: skip
 
 

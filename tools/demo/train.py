@@ -1,4 +1,4 @@
-"""Train the demo model: `python -m tools.demo.train --minutes 120 --out /folder`.
+"""Train the demo model: `python -m tools.demo.train --out /folder`.
 
 First the tower learns alone, from labels of every patch: what covers it, in which colour. Then the
 decoder learns to chat, and the tower goes on slowly. Data is made while training.
@@ -38,14 +38,14 @@ SHOWN = (
     "place",
     "size",
 )  # labels whose figures are printed
-SIGHT_WEIGHS = 0.1  # beside the chat
+SIGHT_WEIGHS = 0.2  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
 TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3}
 HEADS = "heads.safetensors"  # what is used in training alone, to start from beside the weights
 FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
-MOVES = 4  # the tower in one of so many steps, while it chats
+MOVES = 2  # the tower in one of so many steps, while it chats
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
 
@@ -268,9 +268,9 @@ def _model(run: Run) -> Qwen2VLForConditionalGeneration:
 
 def main() -> None:
     parser = training.parser(__doc__, batch=16)
-    parser.add_argument("--see", type=float, default=0.35, help="part of it for the tower alone")
+    parser.add_argument("--see", type=float, default=0.2, help="part of it for the tower alone")
     parser.add_argument(
-        "--tower-rate", type=float, default=0.2, help="share of the rate, while it chats"
+        "--tower-rate", type=float, default=0.4, help="share of the rate, while it chats"
     )
     training.start(train, train_tokenizer, parser.parse_args())
 

@@ -1,7 +1,7 @@
 """How the demo models are trained: processes that meet once a step, schedule, states to go on from.
 
-The learning rate rises, stays, and falls over the last part of the time, so that a run can be cut
-short or lengthened; a run goes on from the newest state in its folder.
+The learning rate rises, stays, and falls over the last part of the time. A run goes on from the
+newest state in its folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("training")
 
 STATE = "state.pt"
 WARM_UP_STEPS = 60
-FALL = 0.35  # of the time, at the end
+FALL = 0.75  # of the time, at the end
 STEPS_A_LINE = 20
 SAVED_EVERY = 300.0  # seconds
 
@@ -63,7 +63,7 @@ def parser(about: str | None, batch: int) -> argparse.ArgumentParser:
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--out", type=Path, required=True, help="folder of states and result")
-    made.add_argument("--minutes", type=float, default=120, help="training time in all")
+    made.add_argument("--minutes", type=float, default=240, help="training time in all")
     made.add_argument("--batch", type=int, default=batch, help="examples a step, of all processes")
     made.add_argument("--rate", type=float, default=3e-3)
     made.add_argument("--seed", type=int, default=1)

@@ -35,7 +35,9 @@ SCENES = ("look", "count", "place")  # kinds of one scene
 
 
 # Chats about one example, by its kind: what is shown costs more than a question about it.
-CHATS = {"look": 8, "count": 7, "place": 9, "read": 4, "images": 8, "video": 8, "talk": 4}
+CHATS = {
+    "look": 8, "count": 7, "place": 9, "read": 4, "images": 8, "video": 8, "colours": 8, "talk": 4,
+}  # fmt: skip
 
 
 @dataclass(slots=True)

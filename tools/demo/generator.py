@@ -17,9 +17,11 @@ from tools.demo.questions import Turn, about_clip, about_page, about_scene, abou
 # positions after a clip go on from its last pair (vLLM) or its last row and column (transformers).
 FRAMES = 6
 
-# What a mixture is made of, by weight.
+# What a mixture is made of, by weight. "colours" are clips of three colours or more: what is hard
+# in a clip is rare in one of a few.
 KINDS = {
-    "look": 20, "count": 15, "place": 16, "read": 20, "images": 16, "video": 23, "talk": 2,
+    "look": 20, "count": 15, "place": 16, "read": 20, "images": 16, "video": 14, "colours": 10,
+    "talk": 2,
 }  # fmt: skip
 
 
@@ -56,15 +58,17 @@ def random_example(
     `chats` chats."""
     if kind == "talk":
         return Example(kind, [talk.random_talk(rng) for _ in range(chats)])
-    if kind == "video":
+    if kind in ("video", "colours"):
         clip = clips.random_clip(rng)
+        while kind == "colours" and len(clip.colours) < 3:
+            clip = clips.random_clip(rng)
         sides, times = _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5)
         turns = [turn for _ in range(_rounds(chats)) for turn in about_clip(clip, rng)]
         held = _chats(turns, rng, chats, most_turns)
         frames = clips.draw(clip, sides, times)
         if rng.random() < 0.4:
             frames = [scenes.as_jpeg(frame, rng) for frame in frames]
-        return Example(kind, held, [], frames, clip, marks.of_clip(clip, sides, times))
+        return Example("video", held, [], frames, clip, marks.of_clip(clip, sides, times))
     if kind == "images":
         shown = _several(rng)
         pictures = [scenes.draw(s, _sides(s.aspect, size), rng) for s in shown]

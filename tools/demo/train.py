@@ -38,10 +38,16 @@ SHOWN = (
     "place",
     "size",
 )  # labels whose figures are printed
+CHANGING = {
+    "colour": "later colour",
+    "later colour": "colour",
+    "background": "later background",
+    "later background": "background",
+}  # in the other frame of a pair
 SIGHT_WEIGHS = 0.2  # beside the chat
 GRASP_WEIGHS = 0.2
 MOST_PLACES = 12  # rows, columns, pictures
-TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3}
+TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video": 3, "colours": 2}
 HEADS = "heads.safetensors"  # what is used in training alone, to start from beside the weights
 FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
@@ -79,6 +85,12 @@ def sight_loss(
         if "background" not in name:
             weights[0] = NOTHING_WEIGHS
         loss = loss + cross_entropy(logits, targets, weights)
+        if name in CHANGING:
+            # few patches show two colours, one in each frame: they weigh as much as all others
+            changed = targets != batch.seen[:, list(CLASSES).index(CHANGING[name])]
+            loss = loss + cross_entropy(logits[changed], targets[changed], reduction="sum") / (
+                changed.sum().clamp(min=1)
+            )
         if name in SHOWN:
             found = logits.detach().argmax(-1) == targets
             right[name] = float(found[targets > 0].float().mean())

@@ -227,6 +227,7 @@ def train(run: Run) -> None:
     words = words.to(device)
     pictures = iter(Batches(run.tokenizer, int(run.examples * SEEN_AT_ONCE), run.seed, TO_SEE, 1))
     chats = iter(Batches(run.tokenizer, run.examples, run.seed))
+    clips = iter(Batches(run.tokenizer, run.examples, f"{run.seed} clips", {"colours": 1}, 1))
 
     # a run that goes on with chats has its start already
     is_told = run.progress >= arguments.see
@@ -250,6 +251,10 @@ def train(run: Run) -> None:
         if talking:
             chat, grasped, right = chat_loss(model, grasp, batch, seen)
             loss = loss * SIGHT_WEIGHS + grasped * GRASP_WEIGHS + chat
+            if not still:  # what is hardest to see
+                clip = next(clips).to(device)
+                known, _ = sight_loss(sight, look(model, clip), model.lm_head.weight[words], clip)
+                loss = loss + known * SIGHT_WEIGHS
             figures |= {"grasp": grasped.item(), "chat": chat.item(), **right}
         return loss, {"loss": loss.item(), **figures}
 

@@ -20,7 +20,7 @@ FRAMES = 6
 # What a mixture is made of, by weight. "colours" are clips of three colours or more: what is hard
 # in a clip is rare in one of a few.
 KINDS = {
-    "look": 20, "count": 15, "place": 16, "read": 20, "images": 16, "video": 14, "colours": 10,
+    "look": 20, "count": 15, "place": 16, "read": 18, "images": 16, "video": 22, "colours": 4,
     "talk": 2,
 }  # fmt: skip
 

@@ -51,7 +51,7 @@ TO_SEE = {"look": 4, "count": 2, "place": 5, "read": 4, "read many": 2, "video":
 HEADS = "heads.safetensors"  # what is used in training alone, to start from beside the weights
 FITTED = 12  # batches of as many examples
 SETTLES = 0.2  # part of the tower's own time in which its rate falls
-MOVES = 2  # the tower in one of so many steps, while it chats
+MOVES = 4  # the tower in one of so many steps, while it chats
 SEEN_AT_ONCE = 2.5  # times as many pictures as examples to chat about in a step
 
 

@@ -287,7 +287,7 @@ def main() -> None:
     parser = training.parser(__doc__, batch=16)
     parser.add_argument("--see", type=float, default=0.2, help="part of it for the tower alone")
     parser.add_argument(
-        "--tower-rate", type=float, default=0.4, help="share of the rate, while it chats"
+        "--tower-rate", type=float, default=0.2, help="share of the rate, while it chats"
     )
     training.start(train, train_tokenizer, parser.parse_args())
 

@@ -7,7 +7,6 @@ import io
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,6 @@ from appliance.offline import Appliance
 from tests.serving.conftest import Server, serving
 from tools.demo import exam, samples
 from tools.demo.judging import key_words
-
-WEIGHTS = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "model.safetensors"
-# until the training's result lies there; `recipe=demo` itself says that it is missing
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_file(), reason="the demo model is in training")
 
 RECIPE = ("recipe=demo", "engine.threads=1")
 GREEN_BEHIND = "media.image.rgba_background=[0, 128, 0]"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 
 from tools.demo import train, training
@@ -37,8 +39,12 @@ def test_a_run_writes_what_transformers_loads_and_another_goes_on_from_it(
 ) -> None:
     monkeypatch.setattr(train, "FITTED", 3)
     first = weights(trained(tmp_path / "first", tokenizer))
+    written = tmp_path / "first" / "checkpoint"
+    assert json.loads((written / "config.json").read_text())["dtype"] == "float32"
+    stored = load_file(written / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
     started = tmp_path / "started"
-    shutil.copytree(tmp_path / "first" / "checkpoint", started)
+    shutil.copytree(written, started)
     shutil.copy(tmp_path / "first" / train.HEADS, started)
     stopped = {"see": 0.0, "rate": 0.0, "start": started}
     same = weights(trained(tmp_path / "same", tokenizer, minutes=0.02, **stopped))

@@ -134,10 +134,12 @@ def notice_changes(weight: torch.Tensor, share: float = 1.0) -> None:
 def write(
     model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
-    """Write the checkpoint in bfloat16 with tokenizer, template and processor settings."""
+    """Write the checkpoint in bfloat16 with tokenizer, template and processor settings.
+
+    Its config.json says float32, as the model is: a CPU computes in that, as it is evaluated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=state)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors keeps others from reading what ships in a wheel

@@ -15,7 +15,7 @@ from engine.models.ultravox import Ultravox
 from engine.request import MediaItem, Request
 from tests.engine.harness import Recorder, engine_options, greedy
 from tools.demo import audio_model, train_audio
-from tools.demo.batches import UNLEARNED
+from tools.demo.marks import UNLEARNED
 
 
 def test_batches_are_the_prompts_and_the_sounds_that_the_server_makes(tmp_path: Path) -> None:

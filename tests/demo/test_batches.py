@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tools.demo import batches, checkpoint, clip, generator, marks, muon, train
+from tools.demo import batches, checkpoint, clip, encoding, generator, marks, muon, train
 from tools.demo.generator import Example, random_example
 from tools.demo.questions import Turn
 
@@ -29,12 +29,12 @@ def processor() -> Qwen2VLImageProcessorPil:
 def test_patches_are_those_of_transformers(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     expected = processor()(Image.fromarray(pixels), return_tensors="pt")
-    patches, grid = batches.patches_of([Image.fromarray(pixels)], checkpoint.IMAGE_PIXELS)
+    patches, grid = encoding.patches_of([Image.fromarray(pixels)], checkpoint.IMAGE_PIXELS)
     assert list(grid) == expected["image_grid_thw"][0].tolist()
     found = batches.normalized(patches)
     torch.testing.assert_close(found, expected["pixel_values"], rtol=0, atol=1e-5)
     turned = batches.normalized(
-        batches.patches_of([Image.fromarray(pixels[:, ::-1])], checkpoint.IMAGE_PIXELS)[0]
+        encoding.patches_of([Image.fromarray(pixels[:, ::-1])], checkpoint.IMAGE_PIXELS)[0]
     )
     assert (turned - expected["pixel_values"]).abs().max() > 0.1
 
@@ -50,7 +50,7 @@ def kinds_of(model: Qwen2VLForConditionalGeneration, ids: torch.Tensor) -> torch
     return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
 
 
-def grids_of(example: Example, grids: list[batches.Grid]) -> dict[str, torch.Tensor]:
+def grids_of(example: Example, grids: list[encoding.Grid]) -> dict[str, torch.Tensor]:
     modality = "video" if example.frames else "image"
     return {f"{modality}_grid_thw": torch.tensor(grids)} if grids else {}
 
@@ -67,7 +67,7 @@ def test_positions_are_those_of_transformers(
         seen = [nothing] * (generator.FRAMES // checkpoint.TEMPORAL)
         shown.append(Example("video", [[Turn("look", "What?", "It.")]], frames=frames, marks=seen))
     for example in shown:
-        one = batches.encode(example, tokenizer, rng)
+        one = encoding.encode(example, tokenizer, rng)
         ids = torch.tensor([one.ids])
         expected, _ = model.model.get_rope_index(
             ids, kinds_of(model, ids), attention_mask=torch.ones_like(ids),
@@ -83,10 +83,10 @@ def test_the_training_computes_the_logits_of_transformers(
     tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration, chats: int
 ) -> None:
     shown = examples(chats)
-    coded = [batches.encode(example, tokenizer, random.Random(10)) for example in shown]
+    coded = [encoding.encode(example, tokenizer, random.Random(10)) for example in shown]
     assert chats == 1 or max(max(one.chats) for one in coded) == chats
     batch = batches.collate(coded, tokenizer.pad_token_id)
-    rows = batch.labels != batches.UNLEARNED
+    rows = batch.labels != marks.UNLEARNED
     with torch.inference_mode():
         found = train.logits_of(model, batch, train.look(model, batch), rows)
         expected = [alone(model, example, one) for example, one in zip(shown, coded, strict=True)]
@@ -104,16 +104,16 @@ def test_the_training_computes_the_logits_of_transformers(
 def test_a_chat_does_not_see_another(
     tokenizer: PreTrainedTokenizerBase, model: Qwen2VLForConditionalGeneration
 ) -> None:
-    (one,) = (batches.encode(e, tokenizer, random.Random(10)) for e in examples(2)[:1])
+    (one,) = (encoding.encode(e, tokenizer, random.Random(10)) for e in examples(2)[:1])
     batch = batches.collate([one], tokenizer.pad_token_id)
     last = batch.chats == 2
-    rows = last & (batch.labels != batches.UNLEARNED)
+    rows = last & (batch.labels != marks.UNLEARNED)
     with torch.inference_mode():
         seen = train.look(model, batch)
         before = train.logits_of(model, batch, seen, rows)
         for number, changes in ((1, False), (2, True)):
             others = batch.ids.clone()
-            others[(batch.chats == number) & (batch.labels == batches.UNLEARNED)] = 300
+            others[(batch.chats == number) & (batch.labels == marks.UNLEARNED)] = 300
             kept, batch.ids = batch.ids, others
             after = train.logits_of(model, batch, seen, rows)
             batch.ids = kept
@@ -121,7 +121,7 @@ def test_a_chat_does_not_see_another(
 
 
 def alone(
-    model: Qwen2VLForConditionalGeneration, example: Example, one: batches.Encoded
+    model: Qwen2VLForConditionalGeneration, example: Example, one: encoding.Encoded
 ) -> torch.Tensor:
     """transformers' logits of what is learned in each chat, by itself."""
     inputs: dict[str, torch.Tensor] = grids_of(example, one.grids)
@@ -137,14 +137,14 @@ def alone(
             input_ids=asked, attention_mask=torch.ones_like(asked),
             mm_token_type_ids=kinds_of(model, asked), **inputs,
         ).logits[0]  # fmt: skip
-        found.append(logits[labels[mine] != batches.UNLEARNED])
+        found.append(logits[labels[mine] != marks.UNLEARNED])
     return torch.cat(found)
 
 
 def test_what_is_learned_is_what_is_answered(tokenizer: PreTrainedTokenizerBase) -> None:
     for example in examples() + examples(chats=3):
-        one = batches.encode(example, tokenizer, random.Random(11))
-        learned = [token for token in one.labels if token != batches.UNLEARNED]
+        one = encoding.encode(example, tokenizer, random.Random(11))
+        learned = [token for token in one.labels if token != marks.UNLEARNED]
         turns = [turn for chat in example.chats for turn in chat]
         assert tokenizer.decode(learned) == "".join(f"{turn.answer}<|im_end|>" for turn in turns)
         assert one.skills == [turn.skill for turn in turns]
@@ -158,7 +158,7 @@ def test_tokens_of_a_clip_know_the_numbers_of_their_colours(
         example = random_example(rng, "video", 150)
         shown = example.clip
         assert shown is not None
-        coded = batches.encode(example, tokenizer, rng)
+        coded = encoding.encode(example, tokenizer, rng)
         numbered = coded.nth[coded.places[:, 0] != marks.UNLEARNED]
         assert (coded.nth[coded.places[:, 0] == marks.UNLEARNED] == marks.UNLEARNED).all()
         assert set(numbered.flatten()) - {marks.UNLEARNED} == set(
@@ -174,6 +174,15 @@ def test_tokens_of_a_clip_know_the_numbers_of_their_colours(
                 several += 1
                 reverse = rgbs[::-1][numbered - 1].transpose(0, 2, 1)
                 assert np.abs(reverse - pixels).max() > 20
+            before = coded.before[coded.places[:, 0] != marks.UNLEARNED].reshape(3, -1)
+            assert (before[0] == 0).all()
+            # what the pair before ends with, in its pixels
+            named = {
+                marks.COLOURS[name]: rgb for name, rgb in zip(shown.colours, rgbs, strict=True)
+            }
+            ends = pixels.reshape(3, -1, 3, 2)[:-1, ..., 1]
+            said = np.array([[named[int(one)] for one in pair] for pair in before[1:]])
+            assert np.abs(said - ends).max() < 8
         else:
             covered = numbered[:, 0] != marks.UNLEARNED
             assert covered.any()
@@ -181,9 +190,42 @@ def test_tokens_of_a_clip_know_the_numbers_of_their_colours(
     assert several > 3
 
 
+@pytest.mark.usefixtures("one_font")
+def test_a_name_in_a_chat_about_a_clip_knows_the_colour_that_follows(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rng, followed = random.Random(8), 0
+    names = {
+        token: name
+        for name, tokens in encoding.name_tokens(tokenizer, tuple(marks.COLOURS))
+        for token in tokens
+    }
+    for _ in range(20):
+        example = random_example(rng, "colours", 100, chats=4)
+        assert example.clip is not None
+        colours = example.clip.colours
+        assert 3 <= len(colours) <= 4
+        coded = encoding.encode(example, tokenizer, rng)
+        for at, token in enumerate(coded.ids):
+            name = names.get(token)
+            if name is None or not coded.chats[at]:
+                assert set(coded.found[at]) == {marks.UNLEARNED}
+                continue
+            if name not in colours:
+                continue
+            number = colours.index(name)
+            count, following, place, found = coded.found[at]
+            assert (count, place) == (marks.UNLEARNED, marks.UNLEARNED)
+            assert found == number + 1
+            expected = marks.COLOURS[colours[number + 1]] if number + 1 < len(colours) else 0
+            assert following == expected
+            followed += expected > 0
+    assert followed > 20
+
+
 def test_chats_are_spelled_as_the_template_spells_them(tokenizer: PreTrainedTokenizerBase) -> None:
     for example in examples(chats=2):
-        one = batches.encode(example, tokenizer, random.Random(12))
+        one = encoding.encode(example, tokenizer, random.Random(12))
         pads = {tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
         for number, turns in enumerate(example.chats, 1):
             parts = [{"type": "image"}] * len(example.pictures)

@@ -20,6 +20,7 @@ from tools.demo import (
     batches,
     checkpoint,
     clip,
+    encoding,
     evaluate,
     exam,
     generator,
@@ -126,7 +127,7 @@ def test_transformers_is_asked_what_the_training_shows(
     made = reference.Reference(folder)
     example = random_example(random.Random(13), kind, 150, most_turns=1)
     del example.turns[1:]
-    coded = batches.encode(example, tokenizer, Plain(0))
+    coded = encoding.encode(example, tokenizer, Plain(0))
     items = []
     for picture in example.pictures:
         held = io.BytesIO()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 
-from tools.demo import batches, checkpoint, finding, marks
+from tools.demo import batches, checkpoint, encoding, finding, marks
 from tools.demo.generator import Example
 from tools.demo.marks import CLASSES, COLOURS, SHAPES
 from tools.demo.questions import Turn
@@ -106,7 +106,7 @@ def test_names_in_a_chat_are_told_what_they_name(tokenizer: PreTrainedTokenizerB
     turn = Turn("images", question, "The star is red.")
     pictures = [Image.new("RGB", (140, 140), "white")] * 2
     shown[0].middles, shown[1].middles = [(0.5, 0.5)], [(0.2, 0.2), (0.7, 0.7)]
-    one = batches.encode(
+    one = encoding.encode(
         Example("images", [[turn], [turn]], pictures, marks=shown), tokenizer, random.Random(1)
     )
     words = tokenizer.convert_ids_to_tokens(one.ids)

@@ -222,6 +222,24 @@ def test_a_seed_gives_the_same_example_again(kind: str) -> None:
     assert first != other
 
 
+@pytest.mark.usefixtures("one_font")
+def test_pairs_agree_in_something_and_are_asked_about_it() -> None:
+    rng, said = random.Random(9), []
+    for _ in range(40):
+        example = random_example(rng, "pairs", 80, chats=8)
+        first, second = (each.things for each in example.marks)
+        assert len(first) == len(second) == 1
+        behind = [each.background[0] for each in example.marks]
+        assert any((
+            first[0].shape == second[0].shape,
+            first[0].colour == second[0].colour,
+            behind[0] == behind[1],
+        ))  # fmt: skip
+        said += [turn.answer for chat in example.chats for turn in chat]
+    assert sum(answer.startswith("Yes, both are") for answer in said) > 20
+    assert sum(answer.startswith("No, the first is") for answer in said) > 20
+
+
 def test_words_and_fonts_that_are_held_out_are_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

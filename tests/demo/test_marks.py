@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.demo.blobs import Plain
-from tools.demo import batches, checkpoint, clip, marks, reading, scene
+from tools.demo import checkpoint, clip, encoding, marks, reading, scene
 from tools.demo.marks import CHARACTERS, CLASSES, COLOURS, Label
 
 ROWS, COLUMNS = 20, 20  # patches
@@ -192,7 +192,7 @@ def test_a_token_has_the_labels_of_its_own_patches() -> None:
         "white", (255, 255, 255), [scene.Thing("square", "red", (220, 0, 0), 0.2, 0.8, 0.1)]
     )
     each = marks.of_scene(made, (140, 140))
-    patches = batches._marked(each, (1, 10, 10)).reshape(5, 5, 4, -1)
+    patches = encoding._marked(each, (1, 10, 10)).reshape(5, 5, 4, -1)
     shown = [tuple(at) for at in np.argwhere(patches[..., 0].any(axis=-1))]
     assert (4, 1) in shown or (3, 0) in shown
     assert all(row >= 3 and column <= 1 for row, column in shown)

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 
-from tools.demo.batches import Batch, name_tokens
+from tools.demo.batches import Batch
 from tools.demo.checkpoint import MERGE
+from tools.demo.encoding import name_tokens
 from tools.demo.marks import CLASSES, COLOURS, SHAPES
 
 TYPICAL_DISTANCE = 15.0  # positions from a token of a picture to a word that asks about it

@@ -17,12 +17,14 @@ from tools.demo.questions import Turn, about_clip, about_page, about_scene, abou
 # positions after a clip go on from its last pair (vLLM) or its last row and column (transformers).
 FRAMES = 6
 
-# What a mixture is made of, by weight. "colours" are clips of three colours or more: what is hard
-# in a clip is rare in one of a few.
+# What a mixture is made of, by weight. "pairs" are two pictures of one shape each that agree in
+# something, "colours" clips of three or four colours: what is hard is rare among the others.
 KINDS = {
-    "look": 20, "count": 15, "place": 16, "read": 18, "images": 16, "video": 22, "colours": 4,
-    "talk": 2,
+    "look": 18, "count": 14, "place": 14, "read": 16, "images": 16, "pairs": 5, "video": 18,
+    "colours": 10, "talk": 2,
 }  # fmt: skip
+HARDER = ("pairs", "colours")  # kinds that say nothing which the others do not
+TO_THE_END = 0.2  # of the clips have their last frame taken, which no request has
 
 
 @dataclass(slots=True)
@@ -60,21 +62,24 @@ def random_example(
         return Example(kind, [talk.random_talk(rng) for _ in range(chats)])
     if kind in ("video", "colours"):
         clip = clips.random_clip(rng)
-        while kind == "colours" and len(clip.colours) < 3:
+        while kind == "colours" and len(clip.colours) < rng.choice((3, 4)):
             clip = clips.random_clip(rng)
-        sides, times = _sides(clip.aspect, size * 0.6), frame_times(FRAMES, rng.random() < 0.5)
+        to_the_end = rng.random() < TO_THE_END
+        sides, times = _sides(clip.aspect, size * 0.6), frame_times(FRAMES, to_the_end)
         turns = [turn for _ in range(_rounds(chats)) for turn in about_clip(clip, rng)]
         held = _chats(turns, rng, chats, most_turns)
         frames = clips.draw(clip, sides, times)
         if rng.random() < 0.4:
             frames = [scenes.as_jpeg(frame, rng) for frame in frames]
         return Example("video", held, [], frames, clip, marks.of_clip(clip, sides, times))
-    if kind == "images":
+    if kind in ("images", "pairs"):
         shown = _several(rng)
+        while kind == "pairs" and not _agree(shown):
+            shown = _several(rng)
         pictures = [scenes.draw(s, _sides(s.aspect, size), rng) for s in shown]
         seen = [marks.of_scene(s, p.size) for s, p in zip(shown, pictures, strict=True)]
         turns = [turn for _ in range(_rounds(chats)) for turn in about_several(shown, rng)]
-        return Example(kind, _chats(turns, rng, chats, most_turns), pictures, marks=seen)
+        return Example("images", _chats(turns, rng, chats, most_turns), pictures, marks=seen)
     if kind in ("read", "read many"):
         page = reading.random_page(rng, held_out=held_out, many=kind == "read many")
         picture = reading.draw(page, _sides(page.aspect, size), rng)
@@ -132,6 +137,18 @@ def _several(rng: random.Random) -> list[scenes.Scene]:
                     two[0].colour, two[0].rgb = one[0].colour, one[0].rgb
         if all(scene.things for scene in shown):
             return shown
+
+
+def _agree(shown: list[scenes.Scene]) -> bool:
+    """Whether these are two pictures of one shape each that have something in common."""
+    if len(shown) != 2 or any(len(scene.things) != 1 for scene in shown):
+        return False
+    one, two = (scene.things[0] for scene in shown)
+    return (
+        one.shape == two.shape
+        or one.colour == two.colour
+        or shown[0].background == shown[1].background
+    )
 
 
 def _chats(

@@ -76,13 +76,15 @@ class Label(NamedTuple):
 class Marks:
     """`areas` numbers the things of a picture, mode L, 0 for none; `things` are their classes,
     `middles` where they are, as fractions of the sides. `background` is named in both frames;
-    `nth` are how many colours a clip had shown by each of them."""
+    `nth` are how many colours a clip had shown by each of them, `before` the class of the colour
+    in the frame before both, 0 for the first pair."""
 
     background: tuple[str, str]
     areas: Image.Image
     things: list[Label] = field(default_factory=list)
     middles: list[tuple[float, float]] = field(default_factory=list)
     nth: tuple[int, int] | None = None
+    before: int = UNLEARNED
 
 
 def of_scene(scene: Scene, size: tuple[int, int]) -> Marks:
@@ -139,11 +141,13 @@ def of_page(page: Page, size: tuple[int, int]) -> Marks:
 def of_clip(clip: Clip, size: tuple[int, int], times: Sequence[float]) -> list[Marks]:
     """Return the marks of every pair of a clip's frames, drawn at `size` at `times`."""
     made = []
+    before = 0
     for first, second in zip(times[::2], times[1::2], strict=True):
         colours = [clips.colour_at(clip, time) for time in (first, second)]
         behind = (colours[0], colours[1]) if clip.filled else (clip.background,) * 2
         marks = Marks(behind, Image.new("L", size))
         marks.nth = (clips.turned(clip, first) + 1, clips.turned(clip, second) + 1)
+        marks.before, before = before, COLOURS[colours[1]]
         thing = clips.thing_at(clip, (first + second) / 2)
         if thing is not None:
             colour, later = (COLOURS[name] for name in colours)
@@ -172,7 +176,8 @@ def counts(marks: Marks) -> list[int]:
 class Found(NamedTuple):
     """What a word names in what is shown: how many things, and if it is one, the class of its
     other name (a colour, or a shape behind them) and its place; and in which of several pictures,
-    or as which of a clip's colours, 0 for none and ELSEWHERE for several. Classes of FOUND."""
+    or as which of a clip's colours, 0 for none and ELSEWHERE for several. The other name of a
+    clip's colour is the one that follows it, 0 behind the last. Classes of FOUND."""
 
     count: int
     other: int = UNLEARNED
@@ -189,8 +194,13 @@ def found(shown: Sequence[Marks], turns: Sequence[int] | None = None) -> dict[st
     """Return what every colour, every shape and both together ("red star"), as they stand in a
     sentence, name in pictures; `turns` are the colours that a clip shows, one after another."""
     if turns is not None:
+        following = dict(zip(turns, (*turns[1:], 0), strict=True))
         return {
-            name: Found(UNLEARNED, at=turns.index(number) + 1 if number in turns else 0)
+            name: Found(
+                UNLEARNED,
+                following.get(number, UNLEARNED),
+                at=turns.index(number) + 1 if number in turns else 0,
+            )
             for name, number in COLOURS.items()
         }
     things = [(at, thing) for at, each in enumerate(shown, 1) for thing in each.things]

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tools.demo import batches
+from tools.demo import batches, encoding
 from tools.demo.checkpoint import FRAME_PIXELS, MERGE
 from tools.demo.exam import Chat, Item
 from tools.demo.generator import FRAMES
@@ -68,7 +68,7 @@ class Reference:
     def _seen(self, item: Item, background: Colour) -> tuple[torch.Tensor, torch.Tensor]:
         if item.modality == "video":
             # its own video processor needs torchvision; the patches are those of its image one
-            patches, grid = batches.patches_of(sampled(item.data), FRAME_PIXELS)
+            patches, grid = encoding.patches_of(sampled(item.data), FRAME_PIXELS)
             return batches.normalized(patches), torch.tensor([grid])
         seen = self._pictures(opaque(item.data, background), return_tensors="pt")
         return seen["pixel_values"], seen["image_grid_thw"]

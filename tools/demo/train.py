@@ -22,7 +22,8 @@ from torch.nn.functional import (
 from transformers import Qwen2VLForConditionalGeneration
 
 from tools.demo import checkpoint, training
-from tools.demo.batches import MOST_TURNS, Batch, Batches
+from tools.demo.batches import Batch, Batches
+from tools.demo.encoding import MOST_TURNS
 from tools.demo.finding import find_by_name
 from tools.demo.marks import CLASSES, COUNTED, FOUND, MOST_COUNTED, UNLEARNED, WORDS
 from tools.demo.tokenizer import train_tokenizer
@@ -110,12 +111,13 @@ class Grasp(nn.Module):
         self.counts = nn.Linear(width, COUNTED * MOST_COUNTED)
         self.turns = nn.Linear(width, MOST_TURNS * CLASSES["colour"])
         self.found = nn.Linear(width, sum(FOUND))
+        self.before = nn.Linear(width, CLASSES["colour"])
         self.nth = nn.Linear(width, 2 * (MOST_TURNS + 1))
         self.spelled = nn.Linear(width, 2 * CLASSES["character"])
 
     def forward(self, states: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
         """Return the loss, of the decoder's states `[examples, tokens, width]` before each layer:
-        for each token's own after two, for the rest after three, so that the last can use it."""
+        for what a token shows after two, for the rest after three, so that the last can use it."""
         known = batch.places[..., 0] != UNLEARNED
         numbered = batch.nth[..., 0] != UNLEARNED
         written = (batch.spelled != UNLEARNED).any(-1)
@@ -123,7 +125,8 @@ class Grasp(nn.Module):
         behind = states[3][torch.arange(len(batch.ends), device=known.device), batch.ends]
         return (
             cross_entropy(places, batch.places[known].flatten())
-            + _known_entropy(self.nth(states[2][numbered]), batch.nth[numbered])
+            + _known_entropy(self.before(states[2][numbered]), batch.before[numbered][:, None])
+            + _known_entropy(self.nth(states[3][numbered]), batch.nth[numbered])
             + _known_entropy(self.spelled(states[2][written]), batch.spelled[written])
             + _known_entropy(self.counts(behind), batch.counts)
             + _known_entropy(self.turns(behind), batch.turns)
@@ -172,7 +175,7 @@ def states_of(
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
-    embedded = embedded.masked_scatter(pads[..., None], seen)
+    embedded = embedded.masked_scatter(pads[..., None], seen.to(embedded.dtype))
     made = model.model.language_model(
         inputs_embeds=embedded,
         attention_mask={"full_attention": batch.visible},

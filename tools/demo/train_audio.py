@@ -18,7 +18,7 @@ from engine.models.log_mel import LogMel
 from engine.models.ultravox_model import UltravoxModel
 from tools.demo import audio, audio_model, chat, training
 from tools.demo.audio_questions import about_sound
-from tools.demo.batches import UNLEARNED
+from tools.demo.marks import UNLEARNED
 from tools.demo.speech import Speaker
 from tools.demo.training import Run
 

@@ -62,6 +62,7 @@ def random_example(
         return Example(kind, [talk.random_talk(rng) for _ in range(chats)])
     if kind in ("video", "colours"):
         clip = clips.random_clip(rng)
+        # those of four are half as many as those of three, so of these only every second is taken
         while kind == "colours" and len(clip.colours) < rng.choice((3, 4)):
             clip = clips.random_clip(rng)
         to_the_end = rng.random() < TO_THE_END

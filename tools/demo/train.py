@@ -175,7 +175,7 @@ def states_of(
     config = model.config
     embedded = model.model.language_model.embed_tokens(batch.ids)
     pads = (batch.ids == config.image_token_id) | (batch.ids == config.video_token_id)
-    embedded = embedded.masked_scatter(pads[..., None], seen.to(embedded.dtype))
+    embedded = embedded.masked_scatter(pads[..., None], seen)
     made = model.model.language_model(
         inputs_embeds=embedded,
         attention_mask={"full_attention": batch.visible},

@@ -104,18 +104,17 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, rng: random.Ran
         shown = [marks.COLOURS[name] for name in clips.colours_of(example.clip)]
         turns = shown + [0] * (MOST_TURNS - len(shown))
     coded = _tokens(_pieces(example, rng), items, seen, held, (counts, turns), tokenizer)
+    pictured = coded.places[:, 0] != UNLEARNED
     if example.kind != "read" and (example.marks or example.clip is not None):
         told = marks.found(example.marks, turns if example.clip is not None else None)
         _tell(coded, told, tokenizer)
     if example.clip is not None:
-        shown = coded.places[:, 0] != UNLEARNED
-        numbered = [_numbered(each, part) for each, part in zip(example.marks, seen, strict=True)]
-        coded.nth[shown] = np.concatenate(numbered)[:, :2]
-        coded.before[shown] = np.concatenate(numbered)[:, 2]
-    if example.kind == "read":
-        coded.spelled[coded.places[:, 0] != UNLEARNED] = marks.spelled(
-            seen[0].reshape(-1, MERGE**2, len(marks.CLASSES))
+        numbered = np.concatenate(
+            [_numbered(each, part) for each, part in zip(example.marks, seen, strict=True)]
         )
+        coded.nth[pictured], coded.before[pictured] = numbered[:, :2], numbered[:, 2]
+    if example.kind == "read":
+        coded.spelled[pictured] = marks.spelled(seen[0].reshape(-1, MERGE**2, len(marks.CLASSES)))
     return coded
 
 

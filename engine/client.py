@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,12 +15,15 @@ from multiprocessing.process import BaseProcess
 
 from engine.environment import variables
 from engine.errors import EngineDead, RequestRefused
+from engine.frames import FrameReceiver, frame_pipe
 from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
 from engine.parallel.processes import Followers
 from engine.process import run_engine, run_process
 from engine.request import Output, Request
 from engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
 
 # OpenMP reads this when torch is loaded: waiting threads spin from one operation to the next, but
 # not much longer. The default is fifteen times as long.
@@ -30,8 +34,9 @@ STOP_SECONDS = 0.5  # what a stopped engine process may take to leave by itself
 class EngineClient:
     """Starts the engine process and carries requests and outputs, all on the event loop.
 
-    Sending is done by a thread of its own, so that a full pipe (large images, an engine in a long
-    step) never stops the loop.
+    Requests go through a blocking pipe of their own by a thread of its own, so that a full pipe
+    (large images, an engine in a long step) never stops the loop; outputs come as frames through
+    another. The loop watches that one alone: what it does to a descriptor cannot reach the sender.
     """
 
     def __init__(self, options: EngineOptions, *, in_process: bool = False) -> None:
@@ -45,7 +50,7 @@ class EngineClient:
         self._process: BaseProcess | None = None
         self._thread: threading.Thread | None = None
         self._followers = Followers(options)
-        self._connection: Connection | None = None
+        self._outputs: FrameReceiver | None = None
         self._outbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._streams: dict[str, OutputStream] = {}
         self._reason: str | None = None
@@ -62,7 +67,8 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self._started, self._ended = loop.create_future(), loop.create_future()
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        to_engine, requests = context.Pipe()
+        self._outputs, outputs = frame_pipe()
         level = logging.getLogger().getEffectiveLevel()
         with variables(ENVIRONMENT):
             self._followers.start(level)
@@ -70,7 +76,7 @@ class EngineClient:
             if self._in_process:
                 self._thread = threading.Thread(
                     target=run_engine,
-                    args=(self.options, theirs, links),
+                    args=(self.options, requests, outputs, links),
                     name="engine",
                     daemon=True,
                 )
@@ -78,18 +84,21 @@ class EngineClient:
             else:
                 self._process = context.Process(
                     target=run_process,
-                    args=(self.options, theirs, level, links),
+                    args=(self.options, requests, outputs, level, links),
                     name="engine",
                     daemon=True,
                 )
                 self._process.start()
-                theirs.close()
+                requests.close()
+                outputs.close()
                 self._followers.close_links()
         for process in self._followers.processes:
             loop.add_reader(process.sentinel, self._follower_ended)
-        os.set_blocking(self._connection.fileno(), True)
-        loop.add_reader(self._connection.fileno(), self._read)
-        threading.Thread(target=self._send, name="to-engine", daemon=True).start()
+        loop.add_reader(self._outputs.fileno(), self._read)
+        sender = threading.Thread(
+            target=self._send, args=(to_engine, loop), name="to-engine", daemon=True
+        )
+        sender.start()
         await self._started
 
     def submit(self, request: Request) -> OutputStream:
@@ -120,7 +129,7 @@ class EngineClient:
     async def stop(self) -> None:
         """End the process; what still runs there is lost."""
         self._stopping = True
-        if self._connection is None:
+        if self._outputs is None:
             return
         self._outbox.put(None)
         loop = asyncio.get_running_loop()
@@ -136,30 +145,39 @@ class EngineClient:
             await loop.run_in_executor(None, process.join, 5)
         self._close("the engine was stopped")
 
-    def _send(self) -> None:
-        connection = self._connection
-        assert connection is not None
-        while True:
-            message = self._outbox.get()
+    def _send(self, requests: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        message: ToEngine = None
+        with requests:
             try:
-                connection.send(message)
-                if isinstance(message, Request):
-                    for tensors in message.shared:
-                        tensors.send(connection, self.pid or os.getpid())
-            except (OSError, ValueError):
-                return  # the reader notices and says so
-            if message is None:
-                return
+                while (message := self._outbox.get()) is not None:
+                    requests.send(message)
+                    if isinstance(message, Request):
+                        for tensors in message.shared:
+                            tensors.send(requests, self.pid or os.getpid())
+                requests.send(None)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the engine is gone: the reader notices and says why
+            except Exception:  # whatever it is, without this thread no request is ever answered
+                logger.exception("requests can no longer be sent to the engine")
+                with contextlib.suppress(RuntimeError):  # the loop has ended before
+                    loop.call_soon_threadsafe(self._close, "requests do not reach the engine")
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take what is there, up to a bound; whether there was a whole message."""
+        if self._outputs is None:
+            return False
         try:
-            while self._connection is not None and self._connection.poll():
-                self._take(self._connection.recv())
+            messages = self._outputs.receive()
         except (EOFError, OSError):
             self._close(self._reason or self._failure())
+            return False
+        for message in messages:
+            self._take(message)
+        return bool(messages)
 
     def _follower_ended(self) -> None:
-        self._read()  # rank 0 may have said why
+        while self._read():  # rank 0 may have said why
+            pass
         self._close(self._reason or self._failure())
 
     def _failure(self) -> str:
@@ -192,17 +210,17 @@ class EngineClient:
                             del self._streams[output.request_id]
 
     def _close(self, reason: str) -> None:
-        if self._connection is None:
+        if self._outputs is None:
             return
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._connection.fileno())
-        self._connection.close()
+        loop.remove_reader(self._outputs.fileno())
+        self._outputs.close()
         for process in self._followers.processes:
             loop.remove_reader(process.sentinel)
         if self._followers.processes and self._process is not None:
             self._process.kill()  # it may be waiting for a rank that is gone
         self._followers.kill()
-        self._connection = None
+        self._outputs = None
         self.phase, self._reason = "dead", reason
         self._outbox.put(None)
         error = EngineDead(reason)

@@ -1,4 +1,4 @@
-"""The engine behind a pipe, usually in a process of its own.
+"""The engine behind two pipes, usually in a process of its own.
 
 Torch and the model are imported there and only there: the server that spawns it stays light.
 """
@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from engine.errors import DeviceLost, EngineError, RequestRefused
+from engine.frames import FrameSender
 from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
 from engine.parallel.exits import PEER_GONE
@@ -29,7 +30,11 @@ STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
 
 
 def run_process(
-    options: EngineOptions, connection: Connection, log_level: int, links: Sequence[Connection] = ()
+    options: EngineOptions,
+    requests: Connection,
+    outputs: FrameSender,
+    log_level: int,
+    links: Sequence[Connection] = (),
 ) -> None:
     """Body of the engine process. `links` lead to the processes of the other ranks."""
     set_up(log_level)
@@ -38,7 +43,7 @@ def run_process(
 
         end_with(links)
     try:
-        run_engine(options, connection, links, prepare=keep_memory)
+        run_engine(options, requests, outputs, links, prepare=keep_memory)
     except DeviceLost:
         if not links:
             raise
@@ -48,81 +53,85 @@ def run_process(
 
 def run_engine(
     options: EngineOptions,
-    connection: Connection,
+    requests: Connection,
+    outputs: FrameSender,
     links: Sequence[Connection] = (),
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Load, then step for as long as the other end is there. `prepare` runs between the two."""
-    with connection:
-        _run_engine(options, connection, links, prepare)
+    """Load, then step for as long as the other ends are there. `prepare` runs between the two."""
+    with requests, contextlib.closing(outputs):
+        _run_engine(options, requests, outputs, links, prepare)
 
 
 def _run_engine(
     options: EngineOptions,
-    connection: Connection,
+    requests: Connection,
+    outputs: FrameSender,
     links: Sequence[Connection],
     prepare: Callable[[], None],
 ) -> None:
     from engine.core import Engine
 
     def report(name: str, fraction: float) -> None:
-        connection.send(Phase(name, fraction))
+        outputs.send(Phase(name, fraction))
 
     try:
         engine = Engine(options, report, links=links)
     except EngineError as error:
-        connection.send(Failed(str(error)))
+        outputs.send(Failed(str(error)))
         return
     except (OSError, RuntimeError, ValueError):
         logger.exception("the engine did not start")
-        connection.send(Failed("the model could not be loaded; the log says why"))
+        outputs.send(Failed("the model could not be loaded; the log says why"))
         return
     prepare()
-    connection.send(Phase("ready", 1.0))
+    outputs.send(Phase("ready", 1.0))
     try:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            for message in _messages(engine, connection):
-                _receive(engine, connection, message)
+            for message in _messages(engine, requests, outputs):
+                _receive(engine, outputs, message)
     except DeviceLost as error:
         if not links:  # of several ranks it may be another's fault: their exit codes tell
-            connection.send(Failed(str(error)))
+            outputs.send(Failed(str(error)))
         raise  # the process ends with an exit code for its supervisor
     engine.close()
 
 
-def _messages(engine: Engine, connection: Connection) -> Iterator[Request | Abort]:
+def _messages(
+    engine: Engine, requests: Connection, outputs: FrameSender
+) -> Iterator[Request | Abort]:
     """Steps the engine while there is work; yields what arrives between steps."""
     reported = 0.0
     while True:
-        outputs = engine.step()
+        added = engine.step()
         now = time.monotonic()
-        if outputs or now - reported > STATS_INTERVAL or not engine.has_work():
-            connection.send(Stepped(outputs, engine.stats(), engine.encodes()))
+        if added or now - reported > STATS_INTERVAL or not engine.has_work():
+            outputs.send(Stepped(added, engine.stats(), engine.encodes()))
             reported = now
         wait = None if not engine.has_work() else 0  # with nothing to do, until something comes
-        while connection.poll(wait):
-            message: ToEngine = connection.recv()
+        while requests.poll(wait):
+            message: ToEngine = requests.recv()
             if message is None:
                 return
             if isinstance(message, Request):
                 for tensors in message.shared:
-                    tensors.receive(connection)
+                    tensors.receive(requests)
             yield message
             wait = 0
 
 
-def _receive(engine: Engine, connection: Connection, message: Request | Abort) -> None:
+def _receive(engine: Engine, outputs: FrameSender, message: Request | Abort) -> None:
     if isinstance(message, Abort):
         engine.abort(message.request_id, message.index)
         return
     try:
         engine.add(message)
     except RequestRefused as error:
-        connection.send(Refused(message.id, str(error)))
+        outputs.send(Refused(message.id, str(error)))
     except Exception:
         logger.exception("request %s could not be taken", message.id)
         failed = [
             Output(message.id, index, [], "error", error="the engine could not take this request")
             for index in range(message.n)
         ]
-        connection.send(Stepped(failed, engine.stats(), []))
+        outputs.send(Stepped(failed, engine.stats(), []))

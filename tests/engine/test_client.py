@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from engine.client import EngineClient
 from engine.core import Engine
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
-from engine.request import Request
+from engine.request import Request, SamplingOptions
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 
 Folder = Callable[[str], Path]
@@ -87,6 +89,38 @@ def test_a_killed_process_ends_every_stream_and_says_so(checkpoint: Folder) -> N
         assert client.phase == "dead"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_pipe_that_is_full_in_either_direction_loses_nothing(
+    checkpoint: Folder, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """More than a socket holds: requests for an engine that stands still, and a large answer."""
+
+    async def scenario() -> None:
+        client = EngineClient(engine_options(checkpoint("llama")))
+        await client.start()
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)  # as in a step that takes long
+        requests = [Request(f"r{i}", [5 + i % 90] * 500, greedy(1)) for i in range(400)]
+        streams = [client.submit(request) for request in requests]
+        await asyncio.sleep(1)
+        os.kill(client.pid, signal.SIGCONT)
+        for stream in streams:
+            assert [output async for output in stream][-1].finish_reason == "length"
+
+        everything = SamplingOptions(1, temperature=0.0, prompt_logprobs=90)
+        outputs = [o async for o in client.submit(Request("large", [5] * 500, everything))]
+        noted = outputs[-1].prompt_logprobs
+        assert noted is not None
+        assert len(noted) == 500
+        assert len(pickle.dumps(outputs[-1])) > 400_000
+        again = [o async for o in client.submit(Request("again", [5, 6, 7], greedy(3)))]
+        assert again[-1].finish_reason == "length"
+        await client.stop()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_checkpoint_that_cannot_be_served_gives_the_reason(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from engine.batch import Batch
 from engine.client import EngineClient
 from engine.core import Engine
 from engine.errors import DeviceLost, EngineDead
+from engine.frames import frame_pipe
 from engine.messages import Failed
 from engine.platform import Host, HostCopy
 from engine.process import run_engine
@@ -262,11 +263,12 @@ def test_the_engine_process_of_a_lost_device_exits_with_an_error(
         raise DeviceLost("the device failed while computing")
 
     monkeypatch.setattr(Engine, "step", failing)
-    ours, theirs = multiprocessing.Pipe()
+    _, requests = multiprocessing.Pipe()
+    ours, theirs = frame_pipe()
     with pytest.raises(DeviceLost):  # out of the process's body: exit code 1
-        run_engine(engine_options(checkpoint("llama")), theirs)
+        run_engine(engine_options(checkpoint("llama")), requests, theirs)
     received = []
     with contextlib.suppress(EOFError):
         while True:
-            received.append(ours.recv())
+            received += ours.receive()
     assert received[-1] == Failed("the device failed while computing")

@@ -82,3 +82,14 @@ def metric(server: Server, name: str) -> float:
     with urllib.request.urlopen(server.base_url + "/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_an_answer_larger_than_a_pipe_holds_ends_nobody(tiny_llama: Server) -> None:
+    for length in (200, 400, 500):
+        answer = tiny_llama.client.completions.create(
+            model="tiny", prompt=[7] * length, echo=True, logprobs=5, max_tokens=1, temperature=0
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert len(logprobs.token_logprobs or []) == length + 1
+    assert tiny_llama.status("/readyz") == 200

@@ -28,7 +28,7 @@ import torch
 from bench.gpu_checks import kernel_checks, model_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
 from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
-from engine.platform import Cuda, Platform
+from engine.device.platform import Cuda, Platform
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording
 

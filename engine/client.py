@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from engine.environment import variables
+from engine.device.environment import variables
 from engine.errors import EngineDead, RequestRefused
 from engine.frames import FrameReceiver, frame_pipe
 from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine

@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from engine.batch import build_batch
+from engine.device.platform import Platform, platform_for
+from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.flight import Choice, Flight
 from engine.loader import Progress, load_model
@@ -20,13 +22,11 @@ from engine.page_pool import PagePool
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
 from engine.plan import admission, span_admission
-from engine.platform import Platform, platform_for
 from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
 from engine.scheduler import Scheduler, Slice
 from engine.sequence import Sequence, in_flight
 from engine.stats import EngineStats
-from engine.threads import ThreadGovernor
 
 logger = logging.getLogger(__name__)
 

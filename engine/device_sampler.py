@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.platform import Platform
+from engine.device.platform import Platform
 from engine.sampler import forbidden, uniform
 from engine.sequence import Sequence
 

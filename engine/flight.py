@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.device.platform import HostCopy
 from engine.logprobs import LogprobRows
-from engine.platform import HostCopy
 from engine.scheduler import Slice
 from engine.sequence import Sequence
 

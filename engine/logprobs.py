@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.platform import Platform
+from engine.device.platform import Platform
 from engine.request import TokenLogprob
 
 

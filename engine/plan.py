@@ -9,9 +9,9 @@ from pathlib import Path
 from engine import card_memory
 from engine.attention.limits import unsupported
 from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
-from engine.devices import card
+from engine.device.cards import card
+from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import EngineError
-from engine.memory import available_memory, cpu_has_native
 from engine.models.sound_chunks import AT_ONCE
 from engine.options import PROMPT_ROWS
 from engine.parallel.shares import share_of, undivided

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.device.platform import Measured, Platform
 from engine.device_sampler import DeviceSampler
 from engine.exercise import (
     MOST_LOGPROBS,
@@ -25,7 +26,6 @@ from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.plan import PlanError, arithmetic, helpful_keys, plan, size
-from engine.platform import Measured, Platform
 from engine.runner import Runner
 from engine.sampler import Sampler
 from engine.vision_attention import VISION_ATTENTION, attend_with

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from engine.device.process_setup import keep_memory, set_up
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.frames import FrameSender
 from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
 from engine.parallel.exits import PEER_GONE
 from engine.request import Output, Request
-from engine.standing import keep_memory, set_up
 
 if TYPE_CHECKING:
     from engine.core import Engine

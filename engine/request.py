@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.shared_tensors import SharedTensors
+from engine.device.shared_tensors import SharedTensors
 
 if TYPE_CHECKING:
     import numpy

@@ -13,6 +13,7 @@ from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.batch import Batch
 from engine.decoder import Decoder, TransformersDecoder
+from engine.device.platform import Platform
 from engine.device_sampler import resolve
 from engine.encoder_cache import EncoderCache
 from engine.errors import EngineError, ModelUnsupported
@@ -25,7 +26,6 @@ from engine.options import EngineOptions
 from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
-from engine.platform import Platform
 from engine.request import MediaItem
 
 

@@ -28,7 +28,7 @@ from appliance.media.prepare import MediaTask, Options
 from appliance.media.reader import MediaReader
 from appliance.media.sources import Source, sources
 from appliance.metrics import Metrics
-from engine.shared_tensors import SharedTensors
+from engine.device.shared_tensors import SharedTensors
 
 Made = TypeVar("Made")
 

@@ -28,8 +28,8 @@ from appliance.media.nursery import NurseryProcess
 from appliance.media.prepare import PARAM, MediaTask
 from appliance.media.worker import READY, Nursery, Order
 from appliance.metrics import Metrics
+from engine.device.shared_tensors import SharedTensors, write
 from engine.errors import EngineError
-from engine.shared_tensors import SharedTensors, write
 
 logger = logging.getLogger("appliance.media")
 

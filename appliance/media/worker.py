@@ -30,8 +30,8 @@ from PIL import Image
 
 from appliance.errors import ApplianceError, media_undecodable
 from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
+from engine.device.shared_tensors import SharedTensors
 from engine.models.registry import family_for
-from engine.shared_tensors import SharedTensors
 
 logger = logging.getLogger("appliance.media")
 

@@ -9,13 +9,13 @@ import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from engine.device.process_setup import keep_memory, set_up
 from engine.errors import EngineError
 from engine.options import EngineOptions
-from engine.standing import keep_memory, set_up
 
 if TYPE_CHECKING:
+    from engine.device.platform import Platform
     from engine.parallel.ranks import Ranks
-    from engine.platform import Platform
     from engine.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ def follow(
     """
     import torch
 
+    from engine.device.platform import platform_for
     from engine.exercise import pages_needed
     from engine.parallel.ranks import Ranks
     from engine.parallel.shard import load_share
-    from engine.platform import platform_for
     from engine.runner import Runner
 
     torch.set_num_threads(options.threads)

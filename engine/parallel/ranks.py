@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from engine.environment import variables
+from engine.device.environment import variables
 from engine.errors import DeviceMissing, EngineError
 from engine.linear import Linear
 from engine.parallel.exits import PEER_GONE

@@ -11,9 +11,9 @@ import torch
 
 from engine.batch import Batch, no_spans
 from engine.core import Engine
+from engine.device.platform import Host
 from engine.errors import RequestRefused
 from engine.plan import PlanError, plan
-from engine.platform import Host
 from engine.request import Request
 from engine.scheduler import Budget, Scheduler
 from engine.sequence import Sequence

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.device.shared_tensors import SEALS, SharedTensors
 from engine.request import MediaItem, Request, SamplingOptions
-from engine.shared_tensors import SEALS, SharedTensors
 
 TENSORS = {
     "pixels": torch.arange(3 * 5 * 7, dtype=torch.uint8).view(3, 5, 7),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.threads import ThreadGovernor, idle_seconds
+from engine.device.threads import ThreadGovernor, idle_seconds
 
 
 @pytest.fixture(autouse=True)

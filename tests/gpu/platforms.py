@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine.core import Engine
-from engine.platform import Event, Graph, Host
+from engine.device.platform import Event, Graph, Host
 from tests.engine.harness import engine_options
 from tests.gpu import torch_flashinfer
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.device.platform import Host
 from engine.device_sampler import DeviceSampler, resolve
-from engine.platform import Host
 from engine.sampler import Sampler
 from engine.sequence import Sequence, in_flight
 from tests.engine.test_sampler import VOCABULARY, options, rows, sequence

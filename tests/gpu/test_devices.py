@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import devices
+from engine.device import cards as devices
 from engine.errors import DeviceMissing
 from tests.config.conftest import CHECKOUT
 

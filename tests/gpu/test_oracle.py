@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from engine.core import Engine
+from engine.device.platform import Host
 from engine.errors import ModelUnsupported
-from engine.platform import Host
 from engine.request import Request
 from tests.engine.harness import (
     TOLERANCE,

@@ -14,10 +14,10 @@ import torch
 from engine.batch import Batch
 from engine.client import EngineClient
 from engine.core import Engine
+from engine.device.platform import Host, HostCopy
 from engine.errors import DeviceLost, EngineDead
 from engine.frames import frame_pipe
 from engine.messages import Failed
-from engine.platform import Host, HostCopy
 from engine.process import run_engine
 from engine.request import Output, Request
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images

@@ -20,12 +20,12 @@ from engine.attention.flashinfer import check_supported
 from engine.batch import Batch
 from engine.card_memory import measured_pages
 from engine.core import Engine
-from engine.devices import Card
+from engine.device.cards import Card
+from engine.device.platform import Graph, Host
 from engine.errors import ModelUnsupported
 from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
 from engine.models.registry import family_for
 from engine.plan import PlanError, plan
-from engine.platform import Graph, Host
 from engine.request import MediaItem, Request
 from engine.runner import Runner
 from tests.engine.harness import (

@@ -11,8 +11,8 @@ from PIL import Image
 
 from appliance.media.cache import MediaCache
 from appliance.media.pool import Ready
+from engine.device.shared_tensors import SharedTensors
 from engine.models.qwen2_vl import Qwen2VL
-from engine.shared_tensors import SharedTensors
 from tests.checkpoints import write_qwen2_vl
 from tests.media.desk import Desk, desk, part
 from tests.media.origin import Call, content, serving

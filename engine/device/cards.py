@@ -1,6 +1,6 @@
 """Which CUDA card there is, or what is missing for one. Runs as a process of its own.
 
-`python -m engine.devices` prints one JSON object. The server asks through it, so that the server
+`python -m engine.device.cards` prints one JSON object. The server asks through it, so that the server
 itself neither imports torch nor takes memory on the card.
 """
 
@@ -48,8 +48,8 @@ class Card:
 
 def card() -> Card:
     """Ask for the card in a process of its own. Raises DeviceMissing, in one line."""
-    command = [sys.executable, "-m", "engine.devices"]
-    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "engine.device.cards"]
+    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=root, check=False

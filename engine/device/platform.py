@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from engine.devices import require_card
+from engine.device.cards import require_card
 
 ALIGNMENT = 64  # elements of 4 bytes: parts of one transfer start where kernels like it
 

@@ -14,12 +14,12 @@ import transformers
 
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.flashinfer import FlashInferAttention
-from engine.batch import Batch
 from engine.core import Engine
 from engine.device.platform import Platform
 from engine.kernels import FlashInferKernels, Norm
 from engine.loader import LoadedModel, Progress, load_model
 from engine.request import Request
+from engine.scheduling.batch import Batch
 from tests import checkpoints
 from tests.engine.harness import (
     Recorder,

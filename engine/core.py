@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from engine.batch import build_batch
 from engine.device.platform import Platform, platform_for
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
@@ -18,14 +17,15 @@ from engine.flight import Choice, Flight
 from engine.loader import Progress, load_model
 from engine.logprobs import LogprobRows
 from engine.options import EngineOptions
-from engine.page_pool import PagePool
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
 from engine.plan import admission, span_admission
 from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
-from engine.scheduler import Scheduler, Slice
-from engine.sequence import Sequence, in_flight
+from engine.scheduling.batch import build_batch
+from engine.scheduling.page_pool import PagePool
+from engine.scheduling.scheduler import Scheduler, Slice
+from engine.scheduling.sequence import Sequence, in_flight
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)

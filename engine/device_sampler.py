@@ -12,7 +12,7 @@ import torch
 
 from engine.device.platform import Platform
 from engine.sampler import forbidden, uniform
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 
 def resolve(token_ids: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from engine.batch import Batch, build_batch
 from engine.models.family import Family
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request, SamplingOptions
-from engine.scheduler import Slice
-from engine.sequence import Sequence
+from engine.scheduling.batch import Batch, build_batch
+from engine.scheduling.scheduler import Slice
+from engine.scheduling.sequence import Sequence
 
 LONGEST_SOUND = 240  # seconds: eight chunks of thirty
 LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself

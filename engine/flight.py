@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from engine.device.platform import HostCopy
 from engine.logprobs import LogprobRows
-from engine.scheduler import Slice
-from engine.sequence import Sequence
+from engine.scheduling.scheduler import Slice
+from engine.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True, frozen=True)

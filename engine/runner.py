@@ -11,7 +11,6 @@ import torch
 from engine.attention.backend import KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
-from engine.batch import Batch
 from engine.decoder import Decoder, TransformersDecoder
 from engine.device.platform import Platform
 from engine.device_sampler import resolve
@@ -27,6 +26,7 @@ from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
 from engine.request import MediaItem
+from engine.scheduling.batch import Batch
 
 
 def no_progress(phase: str, fraction: float) -> None:

@@ -8,7 +8,7 @@ import struct
 
 import torch
 
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 
 class Sampler:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy
 import torch
 
-from engine.batch import Batch
+from engine.scheduling.batch import Batch
 
 
 @dataclass(slots=True, frozen=True)

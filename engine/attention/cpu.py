@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.backend import AttentionShape, KVCache
-from engine.batch import Batch
+from engine.scheduling.batch import Batch
 
 PADDING = 1.25  # a group's longest member is at most this much longer than its shortest
 

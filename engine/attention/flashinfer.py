@@ -15,9 +15,9 @@ import torch
 
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.limits import PLAN_BYTES, unsupported, workspace_bytes
-from engine.batch import Batch
 from engine.device.platform import Event, Platform, send
 from engine.errors import ModelUnsupported
+from engine.scheduling.batch import Batch
 
 TENSOR_CORE_GROUP = 4  # from this many query heads a key head on, tensor cores decode faster
 LARGEST_FP8 = 448.0  # of float8_e4m3fn; torch makes larger ones NaN

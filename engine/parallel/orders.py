@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy
 import torch
 
-from engine.batch import Batch
+from engine.scheduling.batch import Batch
 
 HEADER = 8  # of a run: kind, eager, rows of positions, tokens, slices, pages, logit rows, spans
 

@@ -10,11 +10,11 @@ import torch
 import transformers
 from PIL import Image
 
-from engine.batch import Batch
 from engine.core import Engine
 from engine.models.registry import family_for
 from engine.options import EngineOptions
 from engine.request import MediaItem, Output, Request, SamplingOptions
+from engine.scheduling.batch import Batch
 
 TOLERANCE = 1e-4  # float32 logits
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Batch, no_spans
 from engine.core import Engine
 from engine.device.platform import Host
 from engine.errors import RequestRefused
 from engine.plan import PlanError, plan
 from engine.request import Request
-from engine.scheduler import Budget, Scheduler
-from engine.sequence import Sequence
+from engine.scheduling.batch import Batch, no_spans
+from engine.scheduling.scheduler import Budget, Scheduler
+from engine.scheduling.sequence import Sequence
 from tests.engine.harness import (
     TOLERANCE,
     Recorder,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Batch
 from engine.core import Engine
 from engine.errors import ModelUnsupported, RequestRefused
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request
+from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 
 Folder = Callable[[str], Path]

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.page_pool import PagePool
 from engine.request import MediaItem, Request, SamplingOptions
-from engine.scheduler import Scheduler
-from engine.sequence import Sequence
+from engine.scheduling.page_pool import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence
 
 PAGE = 4
 

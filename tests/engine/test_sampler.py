@@ -16,7 +16,7 @@ from transformers import (
 
 from engine.request import Request, SamplingOptions
 from engine.sampler import Sampler
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 VOCABULARY = 50
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.device.platform import Host
 from engine.device_sampler import DeviceSampler, resolve
 from engine.sampler import Sampler
-from engine.sequence import Sequence, in_flight
+from engine.scheduling.sequence import Sequence, in_flight
 from tests.engine.test_sampler import VOCABULARY, options, rows, sequence
 from tests.gpu import torch_flashinfer
 

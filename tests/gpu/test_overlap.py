@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Batch
 from engine.client import EngineClient
 from engine.core import Engine
 from engine.device.platform import Host, HostCopy
@@ -20,6 +19,7 @@ from engine.frames import frame_pipe
 from engine.messages import Failed
 from engine.process import run_engine
 from engine.request import Output, Request
+from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.test_oracle import words
 from tests.gpu import torch_flashinfer

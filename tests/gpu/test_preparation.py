@@ -17,7 +17,6 @@ from engine import options as engine_options_module
 from engine import plan as planning
 from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
-from engine.batch import Batch
 from engine.card_memory import measured_pages
 from engine.core import Engine
 from engine.device.cards import Card
@@ -28,6 +27,7 @@ from engine.models.registry import family_for
 from engine.plan import PlanError, plan
 from engine.request import MediaItem, Request
 from engine.runner import Runner
+from engine.scheduling.batch import Batch
 from tests.engine.harness import (
     TOLERANCE,
     Recorder,

@@ -11,7 +11,6 @@ import torch
 from appliance.config.compose import compose
 from appliance.planning import engine_options as planned_options
 from appliance.planning import plan_recipe
-from engine.batch import Batch, build_batch
 from engine.checkpoint import read_checkpoint
 from engine.core import Engine
 from engine.errors import DeviceMissing, ModelUnsupported
@@ -22,6 +21,7 @@ from engine.parallel.shard import VocabularyPart, load_share, part
 from engine.parallel.shares import undivided
 from engine.plan import GIB, PlanError, plan
 from engine.request import Request
+from engine.scheduling.batch import Batch, build_batch
 from tests.engine.harness import Recorder, engine_options, greedy
 from tests.engine.test_oracle import words
 
@@ -135,8 +135,8 @@ def test_orders_arrive_as_they_were_given(checkpoint: Folder) -> None:
 
 def test_what_is_told_of_a_decode_step_is_small() -> None:
     """A header, seven numbers a sequence and its pages: no tokens of before, no text."""
-    from engine.scheduler import Slice
-    from engine.sequence import Sequence
+    from engine.scheduling.scheduler import Slice
+    from engine.scheduling.sequence import Sequence
 
     slices = []
     for index in range(8):

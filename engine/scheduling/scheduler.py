@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass
 
-from engine.page_pool import PagePool
-from engine.sequence import Sequence
+from engine.scheduling.page_pool import PagePool
+from engine.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True, frozen=True)

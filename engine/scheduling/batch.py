@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.scheduler import Slice
+from engine.scheduling.scheduler import Slice
 
 
 def no_spans() -> torch.Tensor:

@@ -17,7 +17,7 @@ from engine.attention.flashinfer import FlashInferAttention
 from engine.core import Engine
 from engine.device.platform import Platform
 from engine.kernels import FlashInferKernels, Norm
-from engine.loader import LoadedModel, Progress, load_model
+from engine.models.loader import LoadedModel, Progress, load_model
 from engine.request import Request
 from engine.scheduling.batch import Batch
 from tests import checkpoints

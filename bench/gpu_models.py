@@ -12,7 +12,7 @@ import transformers
 
 from engine.core import Engine
 from engine.device.platform import Platform
-from engine.loader import LoadedModel, Progress, as_loaded
+from engine.models.loader import LoadedModel, Progress, as_loaded
 from engine.models.registry import family_for
 from engine.options import EngineOptions
 

@@ -14,8 +14,8 @@ from engine.device.platform import Platform, platform_for
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.flight import Choice, Flight
-from engine.loader import Progress, load_model
 from engine.logprobs import LogprobRows
+from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share

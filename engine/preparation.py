@@ -21,8 +21,8 @@ from engine.exercise import (
     with_prompt_rows,
     with_spans,
 )
-from engine.loader import LoadedModel, Progress, load_model
 from engine.logprobs import LogprobRows
+from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.plan import PlanError, arithmetic, helpful_keys, plan, size

@@ -20,7 +20,7 @@ from engine.fuse import FusedDecoder, fusible
 from engine.graphs import DecodeGraphs
 from engine.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.linear import linear_for
-from engine.loader import LoadedModel, Progress
+from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
 from engine.parallel.ranks import Ranks

@@ -20,7 +20,7 @@ from engine.attention.backend import AttentionShape
 from engine.checkpoint import stored_dtype
 from engine.errors import ModelUnsupported
 from engine.fuse import fusible
-from engine.loader import LoadedModel, Progress, load_model
+from engine.models.loader import LoadedModel, Progress, load_model
 from engine.parallel.shares import undivided
 
 BY_ROWS = (

@@ -14,7 +14,7 @@ from appliance.planning import plan_recipe
 from engine.checkpoint import read_checkpoint
 from engine.core import Engine
 from engine.errors import DeviceMissing, ModelUnsupported
-from engine.loader import load_model
+from engine.models.loader import load_model
 from engine.parallel.orders import Kind, kind_of, numbers_of, order, run_of, run_order
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart, load_share, part

@@ -20,8 +20,8 @@ from typing import Any
 from filelock import FileLock
 
 from appliance.config.errors import WeightsError
-from engine.checkpoint import tensor_files
 from engine.errors import ModelUnsupported
+from engine.memory.checkpoint import tensor_files
 
 PARTS = {"text_model_id": "text_config", "audio_model_id": "audio_config"}
 PREFIXES = {"text_model_id": "language_model.", "audio_model_id": "audio_tower."}

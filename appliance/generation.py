@@ -24,8 +24,8 @@ from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.sampling_defaults import SamplingDefaults
 from engine.errors import EngineDead, RequestRefused
+from engine.memory.plan import admission
 from engine.models.family import Family
-from engine.plan import admission
 from engine.request import MediaItem, Output, Request, SamplingOptions
 
 logger = logging.getLogger("appliance.generation")

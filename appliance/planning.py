@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from appliance.config.schema import Config, EngineConfig, MediaConfig
+from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.options import EngineOptions
-from engine.plan import GIB, Plan, PlanError, plan, resolve_dtype
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
 KV_DTYPES = {"auto": None, "fp8": "float8_e4m3fn"}

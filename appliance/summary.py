@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.config.compose import Composed
 from appliance.config.schema import Config, ImageConfig, MediaConfig, VideoConfig
-from engine.plan import Plan, size
+from engine.memory.plan import Plan, size
 
 
 def render(composed: Composed, plan: Plan, address: str | None = None) -> str:

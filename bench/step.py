@@ -21,10 +21,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.workload import Prompts, Workload
-from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.core import Engine
+from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.memory.plan import plan, resolve_dtype
 from engine.options import EngineOptions
-from engine.plan import plan, resolve_dtype
 from engine.request import Request, SamplingOptions
 
 PAGE_SIZE = 16

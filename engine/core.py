@@ -15,11 +15,11 @@ from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.flight import Choice, Flight
 from engine.logprobs import LogprobRows
+from engine.memory.plan import admission, span_admission
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.plan import admission, span_admission
 from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
 from engine.scheduling.batch import build_batch

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, Wrapper
-from engine.card_memory import graph_sizes
 from engine.device.platform import Graph, Platform, Recorder, pack
 from engine.errors import EngineError
+from engine.memory.card_memory import graph_sizes
 from engine.scheduling.batch import Batch
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ class EngineOptions:
     device: str  # cpu or cuda
     threads: int
     page_size: int
-    pages: int  # size of the KV pool, from engine.plan
+    pages: int  # size of the KV pool, from engine.memory.plan
     max_len: int
     max_tokens_per_step: int
     max_sequences: int

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.device.platform import Measured, Platform
 from engine.device_sampler import DeviceSampler
 from engine.exercise import (
@@ -22,10 +21,11 @@ from engine.exercise import (
     with_spans,
 )
 from engine.logprobs import LogprobRows
+from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
-from engine.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.runner import Runner
 from engine.sampler import Sampler
 from engine.vision_attention import VISION_ATTENTION, attend_with

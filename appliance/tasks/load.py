@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.generation import Generation
     from appliance.media.intake import Intake
     from engine.client import EngineClient
-    from engine.plan import Plan
+    from engine.memory.plan import Plan
 
 Made = TypeVar("Made")
 

@@ -7,7 +7,7 @@ from appliance.config.errors import ConfigurationError
 from appliance.planning import plan_recipe
 from appliance.weights import resolve
 from engine.errors import EngineError
-from engine.plan import Plan, size
+from engine.memory.plan import Plan, size
 
 
 def run(composed: Composed) -> int:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from engine.checkpoint import with_defaults
 from engine.errors import ModelUnsupported
+from engine.memory.checkpoint import with_defaults
 from engine.models.pixels import Normaliser, as_bytes, processor_options
 from engine.models.square_images import SquareImages
 

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.functional import embedding, pad
 
 from engine.attention.backend import AttentionShape
-from engine.checkpoint import stored_dtype
 from engine.errors import ModelUnsupported
 from engine.fuse import fusible
+from engine.memory.checkpoint import stored_dtype
+from engine.memory.shares import undivided
 from engine.models.loader import LoadedModel, Progress, load_model
-from engine.parallel.shares import undivided
 
 BY_ROWS = (
     "self_attn.q_proj",

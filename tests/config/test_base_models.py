@@ -14,8 +14,8 @@ from transformers import WhisperForConditionalGeneration as Whisper
 
 import appliance.weights
 from appliance.config.errors import WeightsError
+from engine.memory.plan import plan
 from engine.models.loader import load_model
-from engine.plan import plan
 from tests.checkpoints import write_ultravox
 from tests.config.test_weights import configured, resolve
 from tests.engine.harness import engine_options

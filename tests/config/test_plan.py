@@ -17,11 +17,11 @@ from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
 from appliance.planning import plan_recipe
 from appliance.tasks import plan as plan_task
-from engine.checkpoint import read_checkpoint
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import ModelUnsupported
+from engine.memory.checkpoint import read_checkpoint
+from engine.memory.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
 from engine.models.registry import family_for
-from engine.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
 from tests.config.conftest import Launch
 

@@ -12,7 +12,7 @@ import torch
 from engine.core import Engine
 from engine.device.platform import Host
 from engine.errors import RequestRefused
-from engine.plan import PlanError, plan
+from engine.memory.plan import PlanError, plan
 from engine.request import Request
 from engine.scheduling.batch import Batch, no_spans
 from engine.scheduling.scheduler import Budget, Scheduler

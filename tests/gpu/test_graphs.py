@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from engine.attention.flashinfer import Rows
-from engine.card_memory import graph_sizes
 from engine.core import Engine
 from engine.device.platform import Graph
 from engine.graphs import DecodeGraphs
+from engine.memory.card_memory import graph_sizes
 from engine.request import Request
 from engine.runner import Runner
 from tests.engine.harness import Recorder, greedy

@@ -14,17 +14,17 @@ import transformers
 from appliance.config.compose import compose
 from appliance.planning import check_device_keys, engine_options, plan_recipe
 from engine import options as engine_options_module
-from engine import plan as planning
 from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
-from engine.card_memory import measured_pages
 from engine.core import Engine
 from engine.device.cards import Card
 from engine.device.platform import Graph, Host
 from engine.errors import ModelUnsupported
 from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.memory import plan as planning
+from engine.memory.card_memory import measured_pages
+from engine.memory.plan import PlanError, plan
 from engine.models.registry import family_for
-from engine.plan import PlanError, plan
 from engine.request import MediaItem, Request
 from engine.runner import Runner
 from engine.scheduling.batch import Batch

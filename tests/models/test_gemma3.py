@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from engine.checkpoint import read_checkpoint
 from engine.errors import ModelUnsupported
+from engine.memory.checkpoint import read_checkpoint
 from engine.models.gemma3 import Gemma3
 from tests.models.pictures import media_item, picture, processed, tower_inputs
 

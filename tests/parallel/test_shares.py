@@ -11,15 +11,15 @@ import torch
 from appliance.config.compose import compose
 from appliance.planning import engine_options as planned_options
 from appliance.planning import plan_recipe
-from engine.checkpoint import read_checkpoint
 from engine.core import Engine
 from engine.errors import DeviceMissing, ModelUnsupported
+from engine.memory.checkpoint import read_checkpoint
+from engine.memory.plan import GIB, PlanError, plan
+from engine.memory.shares import undivided
 from engine.models.loader import load_model
 from engine.parallel.orders import Kind, kind_of, numbers_of, order, run_of, run_order
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart, load_share, part
-from engine.parallel.shares import undivided
-from engine.plan import GIB, PlanError, plan
 from engine.request import Request
 from engine.scheduling.batch import Batch, build_batch
 from tests.engine.harness import Recorder, engine_options, greedy

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine import card_memory
 from engine.attention.limits import unsupported
-from engine.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.device.cards import card
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import EngineError
+from engine.memory import card_memory
+from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.memory.shares import share_of, undivided
 from engine.models.sound_chunks import AT_ONCE
 from engine.options import PROMPT_ROWS
-from engine.parallel.shares import share_of, undivided
 
 GIB = 1 << 30
 KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.attention.limits import MIB, PLAN_BYTES, workspace_bytes
-from engine.checkpoint import Checkpoint
+from engine.memory.checkpoint import Checkpoint
 from engine.options import PROMPT_ROWS
 
 CONTEXT_BYTES = 600 * MIB  # what CUDA, its libraries and all kernels take of a card

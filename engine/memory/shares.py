@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from engine.checkpoint import Checkpoint
+from engine.memory.checkpoint import Checkpoint
 
 
 def share_of(checkpoint: Checkpoint, ranks: int) -> Checkpoint:

@@ -16,7 +16,7 @@ from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.flashinfer import FlashInferAttention
 from engine.core import Engine
 from engine.device.platform import Platform
-from engine.kernels import FlashInferKernels, Norm
+from engine.layers.kernels import FlashInferKernels, Norm
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.request import Request
 from engine.scheduling.batch import Batch

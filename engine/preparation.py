@@ -20,6 +20,7 @@ from engine.exercise import (
     with_prompt_rows,
     with_spans,
 )
+from engine.layers.vision_attention import VISION_ATTENTION, attend_with
 from engine.logprobs import LogprobRows
 from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
@@ -28,7 +29,6 @@ from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.runner import Runner
 from engine.sampler import Sampler
-from engine.vision_attention import VISION_ATTENTION, attend_with
 
 Load = Callable[[str, str, str, tuple[str, ...], Progress, str], LoadedModel]
 

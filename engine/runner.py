@@ -11,15 +11,15 @@ import torch
 from engine.attention.backend import KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
-from engine.decoder import Decoder, TransformersDecoder
 from engine.device.platform import Platform
 from engine.device_sampler import resolve
 from engine.encoder_cache import EncoderCache
 from engine.errors import EngineError, ModelUnsupported
-from engine.fuse import FusedDecoder, fusible
 from engine.graphs import DecodeGraphs
-from engine.kernels import FlashInferKernels, Kernels, TorchKernels
-from engine.linear import linear_for
+from engine.layers.decoder import Decoder, TransformersDecoder
+from engine.layers.fuse import FusedDecoder, fusible
+from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
+from engine.layers.linear import linear_for
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders

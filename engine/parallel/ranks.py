@@ -16,7 +16,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from engine.device.environment import variables
 from engine.errors import DeviceMissing, EngineError
-from engine.linear import Linear
+from engine.layers.linear import Linear
 from engine.parallel.exits import PEER_GONE
 
 LOOPBACK = "127.0.0.1"

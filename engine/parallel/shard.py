@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, pad
 
 from engine.attention.backend import AttentionShape
 from engine.errors import ModelUnsupported
-from engine.fuse import fusible
+from engine.layers.fuse import fusible
 from engine.memory.checkpoint import stored_dtype
 from engine.memory.shares import undivided
 from engine.models.loader import LoadedModel, Progress, load_model

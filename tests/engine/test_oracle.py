@@ -16,7 +16,7 @@ import torch
 
 from engine.attention.flashinfer import FlashInferAttention
 from engine.core import Engine
-from engine.fuse import FusedDecoder
+from engine.layers.fuse import FusedDecoder
 from engine.request import Request
 from tests.engine.harness import (
     TOLERANCE,

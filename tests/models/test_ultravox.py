@@ -16,7 +16,7 @@ from transformers import WhisperFeatureExtractor
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.exercise import largest_sounds
-from engine.fuse import FusedDecoder
+from engine.layers.fuse import FusedDecoder
 from engine.models.log_mel import LogMel
 from engine.models.ultravox import Ultravox
 from engine.models.ultravox_model import Tower

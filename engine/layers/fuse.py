@@ -15,8 +15,8 @@ from torch import nn
 from transformers.activations import GELUTanh, SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
-from engine.kernels import Activation, Angles, Kernels, Norm
-from engine.linear import Linear, fuse_linears
+from engine.layers.kernels import Activation, Angles, Kernels, Norm
+from engine.layers.linear import Linear, fuse_linears
 from engine.parallel.ranks import Ranks, SummedLinear
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.device.platform import HostCopy
-from engine.logprobs import LogprobRows
+from engine.sampling.logprobs import LogprobRows
 from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence
 

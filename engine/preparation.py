@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from engine.device.platform import Measured, Platform
-from engine.device_sampler import DeviceSampler
 from engine.exercise import (
     MOST_LOGPROBS,
     largest_decode,
@@ -21,14 +20,15 @@ from engine.exercise import (
     with_spans,
 )
 from engine.layers.vision_attention import VISION_ATTENTION, attend_with
-from engine.logprobs import LogprobRows
 from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.runner import Runner
-from engine.sampler import Sampler
+from engine.sampling.device_sampler import DeviceSampler
+from engine.sampling.logprobs import LogprobRows
+from engine.sampling.sampler import Sampler
 
 Load = Callable[[str, str, str, tuple[str, ...], Progress, str], LoadedModel]
 

@@ -12,7 +12,6 @@ from engine.attention.backend import KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.device.platform import Platform
-from engine.device_sampler import resolve
 from engine.encoder_cache import EncoderCache
 from engine.errors import EngineError, ModelUnsupported
 from engine.graphs import DecodeGraphs
@@ -26,6 +25,7 @@ from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
 from engine.request import MediaItem
+from engine.sampling.device_sampler import resolve
 from engine.scheduling.batch import Batch
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from engine.request import Request, SamplingOptions
-from engine.sampler import Sampler
+from engine.sampling.sampler import Sampler
 from engine.scheduling.sequence import Sequence
 
 VOCABULARY = 50

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.device.platform import Host
-from engine.device_sampler import DeviceSampler, resolve
-from engine.sampler import Sampler
+from engine.sampling.device_sampler import DeviceSampler, resolve
+from engine.sampling.sampler import Sampler
 from engine.scheduling.sequence import Sequence, in_flight
 from tests.engine.test_sampler import VOCABULARY, options, rows, sequence
 from tests.gpu import torch_flashinfer

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.device.platform import Platform
-from engine.sampler import forbidden, uniform
+from engine.sampling.sampler import forbidden, uniform
 from engine.scheduling.sequence import Sequence
 
 

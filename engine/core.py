@@ -13,14 +13,14 @@ import torch
 from engine.device.platform import Platform, platform_for
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
-from engine.flight import Choice, Flight
 from engine.memory.plan import admission, span_admission
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.preparation import Load, prepare
 from engine.request import Output, Request, TokenLogprob
+from engine.running.flight import Choice, Flight
+from engine.running.preparation import Load, prepare
 from engine.sampling.logprobs import LogprobRows
 from engine.scheduling.batch import build_batch
 from engine.scheduling.page_pool import PagePool

@@ -16,7 +16,7 @@ from engine.options import EngineOptions
 if TYPE_CHECKING:
     from engine.device.platform import Platform
     from engine.parallel.ranks import Ranks
-    from engine.runner import Runner
+    from engine.running.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ def follow(
     import torch
 
     from engine.device.platform import platform_for
-    from engine.exercise import pages_needed
     from engine.parallel.ranks import Ranks
     from engine.parallel.shard import load_share
-    from engine.runner import Runner
+    from engine.running.exercise import pages_needed
+    from engine.running.runner import Runner
 
     torch.set_num_threads(options.threads)
     link.poll(None)  # rank 0 speaks once it has seen that there is a card for each

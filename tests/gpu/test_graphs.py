@@ -13,10 +13,10 @@ import torch
 from engine.attention.flashinfer import Rows
 from engine.core import Engine
 from engine.device.platform import Graph
-from engine.graphs import DecodeGraphs
 from engine.memory.card_memory import graph_sizes
 from engine.request import Request
-from engine.runner import Runner
+from engine.running.graphs import DecodeGraphs
+from engine.running.runner import Runner
 from tests.engine.harness import Recorder, greedy
 from tests.engine.test_oracle import words
 from tests.gpu.platforms import Recording, cuda_path, standing_in

@@ -20,13 +20,13 @@ from engine.core import Engine
 from engine.device.cards import Card
 from engine.device.platform import Graph, Host
 from engine.errors import ModelUnsupported
-from engine.exercise import largest_decode, largest_images, largest_prefill, pages_needed
 from engine.memory import plan as planning
 from engine.memory.card_memory import measured_pages
 from engine.memory.plan import PlanError, plan
 from engine.models.registry import family_for
 from engine.request import MediaItem, Request
-from engine.runner import Runner
+from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.running.runner import Runner
 from engine.scheduling.batch import Batch
 from tests.engine.harness import (
     TOLERANCE,

@@ -15,12 +15,12 @@ from transformers import WhisperFeatureExtractor
 
 from engine.core import Engine
 from engine.errors import ModelUnsupported
-from engine.exercise import largest_sounds
 from engine.layers.fuse import FusedDecoder
 from engine.models.log_mel import LogMel
 from engine.models.ultravox import Ultravox
 from engine.models.ultravox_model import Tower
 from engine.request import Request
+from engine.running.exercise import largest_sounds
 from tests.checkpoints import write_ultravox
 from tests.engine.harness import TOLERANCE, Recorder, compare, engine_options, greedy
 from tests.models.sounds import ComposedUltravox, prompt_with_sounds, sound, sound_item

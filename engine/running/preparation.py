@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from engine.device.platform import Measured, Platform
-from engine.exercise import (
+from engine.layers.vision_attention import VISION_ATTENTION, attend_with
+from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
+from engine.models.loader import LoadedModel, Progress, load_model
+from engine.options import EngineOptions
+from engine.parallel.ranks import Ranks
+from engine.running.exercise import (
     MOST_LOGPROBS,
     largest_decode,
     largest_images,
@@ -19,13 +25,7 @@ from engine.exercise import (
     with_prompt_rows,
     with_spans,
 )
-from engine.layers.vision_attention import VISION_ATTENTION, attend_with
-from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
-from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
-from engine.models.loader import LoadedModel, Progress, load_model
-from engine.options import EngineOptions
-from engine.parallel.ranks import Ranks
-from engine.runner import Runner
+from engine.running.runner import Runner
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.logprobs import LogprobRows
 from engine.sampling.sampler import Sampler

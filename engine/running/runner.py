@@ -12,9 +12,7 @@ from engine.attention.backend import KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.device.platform import Platform
-from engine.encoder_cache import EncoderCache
 from engine.errors import EngineError, ModelUnsupported
-from engine.graphs import DecodeGraphs
 from engine.layers.decoder import Decoder, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, fusible
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
@@ -25,6 +23,8 @@ from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
 from engine.request import MediaItem
+from engine.running.encoder_cache import EncoderCache
+from engine.running.graphs import DecodeGraphs
 from engine.sampling.device_sampler import resolve
 from engine.scheduling.batch import Batch
 

@@ -1,0 +1,1 @@
+"""One step: a batch through towers, decoder and head."""

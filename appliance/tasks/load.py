@@ -20,8 +20,8 @@ from appliance.config.compose import Composed
 if TYPE_CHECKING:
     from appliance.generation import Generation
     from appliance.media.intake import Intake
-    from engine.client import EngineClient
     from engine.memory.plan import Plan
+    from engine.process.client import EngineClient
 
 Made = TypeVar("Made")
 
@@ -108,7 +108,7 @@ class Loader:
 
     def _make_client(self, folder: Path, plan: Plan) -> EngineClient:
         from appliance.planning import engine_options
-        from engine.client import EngineClient
+        from engine.process.client import EngineClient
 
         return EngineClient(
             engine_options(self._composed.config, folder, plan), in_process=self._in_process

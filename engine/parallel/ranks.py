@@ -17,7 +17,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from engine.device.environment import variables
 from engine.errors import DeviceMissing, EngineError
 from engine.layers.linear import Linear
-from engine.parallel.exits import PEER_GONE
+from engine.parallel.exit_codes import PEER_GONE
 
 LOOPBACK = "127.0.0.1"
 # Ranks that die are noticed by their processes' end; this is for a fabric that hangs.

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from engine.client import EngineClient
 from engine.core import Engine
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
+from engine.process.client import EngineClient
 from engine.request import Request, SamplingOptions
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 

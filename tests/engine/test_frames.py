@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from engine.frames import CHUNK, FrameReceiver, frame_pipe
+from engine.process.frames import CHUNK, FrameReceiver, frame_pipe
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])

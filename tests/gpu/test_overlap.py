@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.client import EngineClient
 from engine.core import Engine
 from engine.device.platform import Host, HostCopy
 from engine.errors import DeviceLost, EngineDead
-from engine.frames import frame_pipe
-from engine.messages import Failed
-from engine.process import run_engine
+from engine.process.client import EngineClient
+from engine.process.engine_process import run_engine
+from engine.process.frames import frame_pipe
+from engine.process.messages import Failed
 from engine.request import Output, Request
 from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images

@@ -15,8 +15,8 @@ import transformers
 
 from engine.core import Engine
 from engine.options import EngineOptions
-from engine.parallel.follower import follow
-from engine.parallel.processes import Followers
+from engine.process.follower import follow
+from engine.process.followers import Followers
 from tests import checkpoints
 from tests.engine.harness import Recorder
 from tests.gpu.platforms import Recording

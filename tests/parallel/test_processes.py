@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.client import EngineClient
 from engine.core import Engine
 from engine.errors import EngineDead, EngineError
 from engine.options import EngineOptions
+from engine.process.client import EngineClient
 from engine.request import Request
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 

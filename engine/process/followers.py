@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from engine.options import EngineOptions
-from engine.parallel.exits import PEER_GONE
-from engine.parallel.follower import run_follower
+from engine.parallel.exit_codes import PEER_GONE
+from engine.process.follower import run_follower
 
 REAP_SECONDS = 0.2  # what a process that has ended may take to be known as such
 

@@ -15,11 +15,11 @@ from multiprocessing.process import BaseProcess
 
 from engine.device.environment import variables
 from engine.errors import EngineDead, RequestRefused
-from engine.frames import FrameReceiver, frame_pipe
-from engine.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
-from engine.parallel.processes import Followers
-from engine.process import run_engine, run_process
+from engine.process.engine_process import run_engine, run_process
+from engine.process.followers import Followers
+from engine.process.frames import FrameReceiver, frame_pipe
+from engine.process.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.request import Output, Request
 from engine.stats import EngineStats
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from engine.device.process_setup import keep_memory, set_up
 from engine.errors import DeviceLost, EngineError, RequestRefused
-from engine.frames import FrameSender
-from engine.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.options import EngineOptions
-from engine.parallel.exits import PEER_GONE
+from engine.parallel.exit_codes import PEER_GONE
+from engine.process.frames import FrameSender
+from engine.process.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
 from engine.request import Output, Request
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ class Loader:
                 os.kill(self.client.pid, signal.SIGKILL)
 
     def _fetch(self) -> Path:
-        from appliance.weights import resolve
+        from appliance.weights.source import resolve
 
         config = self._composed.config
         return resolve(config.model, config.cache, self._tell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
 from appliance.planning import plan_recipe
-from appliance.weights import resolve
+from appliance.weights.source import resolve
 from engine.errors import EngineError
 from engine.memory.plan import Plan, size
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 from transformers import WhisperForConditionalGeneration as Whisper
 
-import appliance.weights
 from appliance.config.errors import WeightsError
+from appliance.weights import source as weights
 from engine.memory.plan import plan
 from engine.models.loader import load_model
 from tests.checkpoints import write_ultravox
@@ -156,7 +156,7 @@ def test_a_hub_id_is_fetched_by_the_same_code(parts: Path, monkeypatch: pytest.M
         asked.append((name, revision))
         return parts / "text"
 
-    monkeypatch.setattr(appliance.weights, "from_hub", from_hub)
+    monkeypatch.setattr(weights, "from_hub", from_hub)
     name(parts / "own", audio_model_id=None)
     config = json.loads((parts / "own" / "config.json").read_text())
     config |= {"text_model_id": "meta-llama/Llama-tiny", "audio_model_id": str(parts / "audio")}
@@ -171,7 +171,7 @@ def test_a_hub_that_refuses_is_told_with_who_asked_for_it(
     def from_hub(name: str, revision: str | None, cache: Path) -> Path:
         raise WeightsError(f"'{name}' is gated: accept its licence and log in to the hub")
 
-    monkeypatch.setattr(appliance.weights, "from_hub", from_hub)
+    monkeypatch.setattr(weights, "from_hub", from_hub)
     config = json.loads((parts / "own" / "config.json").read_text())
     config["text_model_id"] = "meta-llama/Llama-tiny"
     (parts / "own" / "config.json").write_text(json.dumps(config))

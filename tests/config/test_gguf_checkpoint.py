@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.config.errors import ConfigurationError
-from appliance.gguf_checkpoint import INNER, OUTER, halves_from_pairs, write_checkpoint
+from appliance.weights.gguf_checkpoint import INNER, OUTER, halves_from_pairs, write_checkpoint
 from tests.checkpoints import CORPUS, byte_level_tokenizer
 
 HEADS, KV_HEADS, HIDDEN, INTERMEDIATE, LAYERS = 4, 2, 64, 96, 2

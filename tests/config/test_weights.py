@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance import weights
 from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
+from appliance.weights import source as weights
 from tests.checkpoints import write_llama
 from tests.config.test_gguf_checkpoint import write_gguf
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config.compose import compose
-from appliance.weights import WeightsError, resolve
+from appliance.weights.source import WeightsError, resolve
 from tests.checkpoints import write_llama
 from tools.demo import seal
 

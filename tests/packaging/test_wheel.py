@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.weights import write_manifest
+from appliance.weights.source import write_manifest
 from tests.checkpoints import write_llama
 
 CHECKOUT = Path(__file__).resolve().parents[2]

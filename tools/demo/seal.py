@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from appliance.weights import sealed_files, write_manifest
+from appliance.weights.source import sealed_files, write_manifest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MOST_BYTES = 16_000_000  # of the weights, so that they can ship in the wheel

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from appliance.base_models import with_bases
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
+from appliance.weights.base_models import with_bases
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def converted(
             with original as file:
                 check_sha256(file, sha256)
                 logger.info("converting %s", file.name)
-                from appliance.gguf_checkpoint import write_checkpoint  # imports torch
+                from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
 
                 write_checkpoint(file, partial, progress)
         except BaseException:

@@ -1,0 +1,1 @@
+"""From `model.path` to a checkpoint folder on this machine."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.answers import Answers, Delta
 from appliance.api.auth import owner
 from appliance.api.chat_chunks import ChatChunks
 from appliance.api.chat_request import ChatRequest
@@ -21,9 +20,10 @@ from appliance.api.service import Service
 from appliance.api.usage import usage
 from appliance.api.validation import unsupported
 from appliance.errors import bad_request
+from appliance.generation.answers import Answers, Delta
 
 if TYPE_CHECKING:
-    from appliance.generation import Generation  # loads the model's libraries
+    from appliance.generation.generation import Generation  # loads the model's libraries
 
 
 class Chat:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from appliance.answers import Answers, Delta
 from appliance.api.logprobs import chat_logprobs
 from appliance.api.usage import usage
+from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

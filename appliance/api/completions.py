@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.answers import Answers
 from appliance.api.completion_chunks import CompletionChoices, CompletionChunks
 from appliance.api.completion_request import CompletionRequest
 from appliance.api.event_stream import EventStream
@@ -16,9 +15,10 @@ from appliance.api.fields import UNBUILT_COMPLETION
 from appliance.api.replies import accept, head, json_response, whole, wish
 from appliance.api.service import Service
 from appliance.api.usage import usage
+from appliance.generation.answers import Answers
 
 if TYPE_CHECKING:
-    from appliance.generation import Generation  # loads the model's libraries
+    from appliance.generation.generation import Generation  # loads the model's libraries
 
 
 class Completions:

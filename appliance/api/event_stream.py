@@ -10,10 +10,10 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from appliance.answers import Answers, Delta
 from appliance.api.exchange import note
 from appliance.api.faults import fault_response
 from appliance.errors import ApplianceError
+from appliance.generation.answers import Answers, Delta
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

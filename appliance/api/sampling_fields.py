@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.errors import ApplianceError, bad_request
-from appliance.sampling_defaults import SamplingDefaults
+from appliance.generation.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
     from engine.request import SamplingOptions  # imports torch

@@ -12,7 +12,7 @@ from appliance.errors import not_found, overloaded
 from appliance.metrics import Metrics
 
 if TYPE_CHECKING:
-    from appliance.generation import Generation  # loads the model's libraries
+    from appliance.generation.generation import Generation  # loads the model's libraries
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.answers import Answers
+from appliance.generation.answers import Answers
 
 
 def usage(answers: Answers, generated: int | None = None) -> dict[str, Any]:

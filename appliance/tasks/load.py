@@ -18,7 +18,7 @@ from appliance.api.service import Service
 from appliance.config.compose import Composed
 
 if TYPE_CHECKING:
-    from appliance.generation import Generation
+    from appliance.generation.generation import Generation
     from appliance.media.intake import Intake
     from engine.memory.plan import Plan
     from engine.process.client import EngineClient
@@ -148,11 +148,11 @@ class Loader:
         threads: ThreadPoolExecutor,
         intake: Intake | None,
     ) -> Generation:
-        from appliance.generation import Generation, Limits
+        from appliance.generation.generation import Generation, Limits
+        from appliance.generation.sampling_defaults import sampling_defaults
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
-        from appliance.sampling_defaults import sampling_defaults
         from engine.models.registry import family_for
 
         config = self._composed.config

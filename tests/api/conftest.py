@@ -18,12 +18,12 @@ from appliance.api.app import create_app
 from appliance.api.service import Service
 from appliance.config.compose import compose
 from appliance.config.schema import Config
-from appliance.generation import Generation, Limits
+from appliance.generation.generation import Generation, Limits
+from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
-from appliance.sampling_defaults import SamplingDefaults
 from engine.models.family import Family
 from engine.models.registry import family_for
 from tests.api.asgi_client import AsgiClient

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.api.chat_request import ChatRequest
 from appliance.config.schema import SamplingConfig
-from appliance.sampling_defaults import SamplingDefaults, sampling_defaults
+from appliance.generation.sampling_defaults import SamplingDefaults, sampling_defaults
 from engine.request import SamplingOptions
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from appliance.answers import Answers, AnswerText, PromptScore, TokenClock, Wish
 from appliance.errors import bad_request, context_length_exceeded, engine_failed
+from appliance.generation.answers import Answers, AnswerText, PromptScore, TokenClock, Wish
+from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.media.intake import Intake, LoadedItem
 from appliance.media.sources import modality_of
 from appliance.metrics import EngineSource, Metrics
@@ -22,13 +23,12 @@ from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
-from appliance.sampling_defaults import SamplingDefaults
 from engine.errors import EngineDead, RequestRefused
 from engine.memory.plan import admission
 from engine.models.family import Family
 from engine.request import MediaItem, Output, Request, SamplingOptions
 
-logger = logging.getLogger("appliance.generation")
+logger = logging.getLogger("appliance.generation.generation")
 
 LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
 

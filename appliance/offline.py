@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from appliance.api.app import create_app
-from appliance.api.service import Service
 from appliance.config.compose import compose
 from appliance.errors import ApplianceError
-from appliance.tasks.load import Loader
+from appliance.loading import Loader
+from appliance.service import Service
 
 Made = TypeVar("Made")
 Body = dict[str, Any]

@@ -17,8 +17,8 @@ from appliance.api.exchange import CLIENT_GONE, Exchange
 from appliance.api.faults import fault_response, on_fault, on_http_exception
 from appliance.api.models import Models
 from appliance.api.probes import Probes
-from appliance.api.service import Service
 from appliance.errors import ApplianceError, internal
+from appliance.service import Service
 
 
 def routes(service: Service) -> list[Route]:

@@ -16,11 +16,11 @@ from appliance.api.fields import UNBUILT_CHAT
 from appliance.api.logprobs import chat_logprobs
 from appliance.api.media_options import read_media_options
 from appliance.api.replies import accept, head, json_response, whole, wish
-from appliance.api.service import Service
 from appliance.api.usage import usage
 from appliance.api.validation import unsupported
 from appliance.errors import bad_request
 from appliance.generation.answers import Answers, Delta
+from appliance.service import Service
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation  # loads the model's libraries

@@ -13,9 +13,9 @@ from appliance.api.completion_request import CompletionRequest
 from appliance.api.event_stream import EventStream
 from appliance.api.fields import UNBUILT_COMPLETION
 from appliance.api.replies import accept, head, json_response, whole, wish
-from appliance.api.service import Service
 from appliance.api.usage import usage
 from appliance.generation.answers import Answers
+from appliance.service import Service
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation  # loads the model's libraries

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.faults import fault_response
-from appliance.api.service import Service
 from appliance.errors import internal
+from appliance.service import Service
 
 logger = logging.getLogger("appliance.requests")
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.replies import json_response
-from appliance.api.service import Service
+from appliance.service import Service
 
 
 class Models:

@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from appliance import __version__
 from appliance.api.replies import json_response
-from appliance.api.service import Service
 from appliance.errors import ApplianceError
 from appliance.metrics import CONTENT_TYPE
+from appliance.service import Service
 
 
 class Probes:

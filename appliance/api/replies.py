@@ -19,9 +19,9 @@ from appliance.api.body import read_json
 from appliance.api.event_stream import close_when_gone
 from appliance.api.exchange import note
 from appliance.api.sampling_fields import SamplingFields
-from appliance.api.service import Service
 from appliance.api.validation import parse
 from appliance.generation.answers import Answers, Delta, Wish
+from appliance.service import Service
 
 logger = logging.getLogger("appliance.api")
 

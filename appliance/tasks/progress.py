@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-from appliance.api.lifecycle import Lifecycle
+from appliance.lifecycle import Lifecycle
 
 logger = logging.getLogger("appliance.serve")
 

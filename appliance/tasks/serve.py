@@ -15,12 +15,12 @@ import uvicorn
 
 from appliance.api.app import create_app
 from appliance.api.http_protocol import HttpProtocol
-from appliance.api.service import Service
 from appliance.config.compose import Composed
 from appliance.config.errors import USAGE_ERROR, ConfigurationError
 from appliance.config.schema import ServerConfig
 from appliance.errors import ApplianceError
 from appliance.log_lines import configure
+from appliance.service import Service
 from appliance.tasks import progress
 from engine.errors import EngineError
 
@@ -232,7 +232,7 @@ def serve(composed: Composed) -> int:
     """Serve the composed recipe until told to stop; returns the exit code."""
     import uvloop
 
-    from appliance.tasks.load import Loader
+    from appliance.loading import Loader
 
     config = composed.config
     configure(config.logging)

@@ -15,7 +15,6 @@ import pytest
 from starlette.types import ASGIApp
 
 from appliance.api.app import create_app
-from appliance.api.service import Service
 from appliance.config.compose import compose
 from appliance.config.schema import Config
 from appliance.generation.generation import Generation, Limits
@@ -24,6 +23,7 @@ from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
+from appliance.service import Service
 from engine.models.family import Family
 from engine.models.registry import family_for
 from tests.api.asgi_client import AsgiClient

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from appliance.api.app import create_app
-from appliance.api.service import Service
 from appliance.media.assembly import intake_for
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
+from appliance.service import Service
 from engine.models.registry import family_for
 from tests.api.asgi_client import AsgiClient
 from tests.api.conftest import Kitchen, PromptSide, configuration, generation

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from appliance.api.http_protocol import MAX_HEADER_BYTES
-from appliance.api.service import Service
+from appliance.service import Service
 from appliance.tasks.serve import Serving, bind
 from engine.errors import EngineDead
 from engine.request import Output, Request, TokenLogprob

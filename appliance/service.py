@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from appliance.api.lifecycle import Lifecycle
 from appliance.config.schema import Config
 from appliance.errors import not_found, overloaded
+from appliance.lifecycle import Lifecycle
 from appliance.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from appliance.api.lifecycle import Lifecycle
-from appliance.api.service import Service
 from appliance.config.compose import Composed
+from appliance.lifecycle import Lifecycle
+from appliance.service import Service
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation

@@ -9,12 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from appliance.api.auth import Authentication, Keys
 from appliance.api.chat import Chat
 from appliance.api.completions import Completions
-from appliance.api.cors import CrossOrigin
-from appliance.api.exchange import CLIENT_GONE, Exchange
-from appliance.api.faults import fault_response, on_fault, on_http_exception
+from appliance.api.http.auth import Authentication, Keys
+from appliance.api.http.cors import CrossOrigin
+from appliance.api.http.exchange import CLIENT_GONE, Exchange
+from appliance.api.http.faults import fault_response, on_fault, on_http_exception
 from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.errors import ApplianceError, internal

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from appliance.api.completion_chunks import CompletionChoices, CompletionChunks
 from appliance.api.completion_request import CompletionRequest
-from appliance.api.event_stream import EventStream
 from appliance.api.fields import UNBUILT_COMPLETION
+from appliance.api.http.event_stream import EventStream
 from appliance.api.replies import accept, head, json_response, whole, wish
 from appliance.api.usage import usage
 from appliance.generation.answers import Answers

@@ -14,7 +14,7 @@ from typing import Protocol
 import uvicorn
 
 from appliance.api.app import create_app
-from appliance.api.http_protocol import HttpProtocol
+from appliance.api.http.protocol import HttpProtocol
 from appliance.config.compose import Composed
 from appliance.config.errors import USAGE_ERROR, ConfigurationError
 from appliance.config.schema import ServerConfig

@@ -11,7 +11,7 @@ import pytest
 from openai.types import Model
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.api.faults import fault_response
+from appliance.api.http.faults import fault_response
 from appliance.errors import internal
 from engine.request import Output, Request
 from tests.api.asgi_client import AsgiClient, chat_body
@@ -303,7 +303,7 @@ async def test_a_bug_is_a_500_with_the_request_id(
 
 
 async def test_outside_the_routes_a_bug_is_a_500_too(cook: Cook) -> None:
-    from appliance.api.exchange import Exchange
+    from appliance.api.http.exchange import Exchange
 
     kitchen = cook()
 

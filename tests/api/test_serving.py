@@ -16,7 +16,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from appliance.api.http_protocol import MAX_HEADER_BYTES
+from appliance.api.http.protocol import MAX_HEADER_BYTES
 from appliance.service import Service
 from appliance.tasks.serve import Serving, bind
 from engine.errors import EngineDead

@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api.faults import fault_response
+from appliance.api.http.faults import fault_response
 from appliance.errors import internal
 from appliance.service import Service
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.exchange import note
-from appliance.api.faults import fault_response
+from appliance.api.http.exchange import note
+from appliance.api.http.faults import fault_response
 from appliance.errors import ApplianceError
 from appliance.generation.answers import Answers, Delta
 

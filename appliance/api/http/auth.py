@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.api.faults import fault_response
+from appliance.api.http.faults import fault_response
 from appliance.errors import ApplianceError, unauthorized
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health"})

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
 
-from appliance.api.sampling_fields import SamplingFields
+from appliance.api.fields.sampling import SamplingFields
 from appliance.errors import bad_request
 
 MAX_ANSWERS = 1024

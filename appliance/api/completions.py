@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from appliance.api.completion_chunks import CompletionChoices, CompletionChunks
 from appliance.api.completion_request import CompletionRequest
-from appliance.api.fields import UNBUILT_COMPLETION
+from appliance.api.fields.unbuilt import UNBUILT_COMPLETION
 from appliance.api.http.event_stream import EventStream
 from appliance.api.replies import accept, head, json_response, whole, wish
 from appliance.api.usage import usage

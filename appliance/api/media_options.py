@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from appliance.api.validation import unsupported
+from appliance.api.fields.validation import unsupported
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
 

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from appliance.api.text_field import read_text
+from appliance.api.fields.text import read_text
 from appliance.errors import ApplianceError, bad_request
 
 Part = dict[str, Any]

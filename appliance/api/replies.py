@@ -15,11 +15,11 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.validation import parse
 from appliance.api.http.body import read_json
 from appliance.api.http.event_stream import close_when_gone
 from appliance.api.http.exchange import note
-from appliance.api.sampling_fields import SamplingFields
-from appliance.api.validation import parse
 from appliance.generation.answers import Answers, Delta, Wish
 from appliance.service import Service
 

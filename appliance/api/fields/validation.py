@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from appliance.api.fields import HINTS, harmless
+from appliance.api.fields.unbuilt import HINTS, harmless
 from appliance.errors import ApplianceError, bad_request
 
 logger = logging.getLogger("appliance.api")

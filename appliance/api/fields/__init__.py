@@ -1,0 +1,1 @@
+"""Fields that requests of several routes have, and how bodies are validated."""

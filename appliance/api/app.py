@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from appliance.api.chat import Chat
+from appliance.api.chat.route import Chat
 from appliance.api.completions import Completions
 from appliance.api.http.auth import Authentication, Keys
 from appliance.api.http.cors import CrossOrigin

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from appliance.api.media_options import read_media_options
-from appliance.api.messages import read_messages
+from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.messages import read_messages
 from appliance.config.compose import compose
 from appliance.errors import ApplianceError
 from appliance.media.sources import Source, sources

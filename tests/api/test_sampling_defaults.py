@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.api.chat_request import ChatRequest
+from appliance.api.chat.request import ChatRequest
 from appliance.config.schema import SamplingConfig
 from appliance.generation.sampling_defaults import SamplingDefaults, sampling_defaults
 from engine.request import SamplingOptions

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from appliance.api.messages import read_messages
+from appliance.api.chat.messages import read_messages
 from appliance.config.errors import ConfigurationError
 from appliance.errors import ApplianceError
 from appliance.media.limits import VideoPolicy

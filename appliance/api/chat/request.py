@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, ValidationInfo
 
+from appliance.api.chat.messages import Message, read_messages
 from appliance.api.fields.sampling import SamplingFields
-from appliance.api.messages import Message, read_messages
 from appliance.errors import bad_request
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.chat_chunks import ChatChunks
-from appliance.api.chat_request import ChatRequest
+from appliance.api.chat.chunks import ChatChunks
+from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
 from appliance.api.fields.validation import unsupported
 from appliance.api.http.auth import owner
 from appliance.api.http.event_stream import EventStream
 from appliance.api.logprobs import chat_logprobs
-from appliance.api.media_options import read_media_options
 from appliance.api.replies import accept, head, json_response, whole, wish
 from appliance.api.usage import usage
 from appliance.errors import bad_request

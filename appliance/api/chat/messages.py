@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.api.chat.media_parts import read_media_part
 from appliance.api.fields.text import read_text
 from appliance.api.fields.validation import unsupported
-from appliance.api.media_parts import read_media_part
 from appliance.errors import bad_request
 from appliance.media.sources import KINDS
 

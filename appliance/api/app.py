@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
-from appliance.api.completions import Completions
+from appliance.api.completions.route import Completions
 from appliance.api.http.auth import Authentication, Keys
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.completion_chunks import CompletionChoices, CompletionChunks
-from appliance.api.completion_request import CompletionRequest
+from appliance.api.completions.chunks import CompletionChoices, CompletionChunks
+from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_COMPLETION
 from appliance.api.http.event_stream import EventStream
 from appliance.api.replies import accept, head, json_response, whole, wish

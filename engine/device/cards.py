@@ -1,7 +1,7 @@
 """Which CUDA card there is, or what is missing for one. Runs as a process of its own.
 
-`python -m engine.device.cards` prints one JSON object. The server asks through it, so that the server
-itself neither imports torch nor takes memory on the card.
+`python -m engine.device.cards` prints one JSON object. The server asks through it, so that the
+server itself neither imports torch nor takes memory on the card.
 """
 
 from __future__ import annotations

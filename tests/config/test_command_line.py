@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.config.conftest import Launch
+from tests.conftest import Launch
 
 MISTAKES = [
     (["recipe=smolm2"], "unknown recipe 'smolm2' (did you mean 'smollm2'?)"),

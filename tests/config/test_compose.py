@@ -131,7 +131,7 @@ def test_bounds_are_told_as_they_are_checked() -> None:
     for name, value, fine in [
         ("server.port", 65536, False),
         ("server.port", 65535, True),
-        ("engine.device.threads", 0, False),
+        ("engine.threads", 0, False),
         ("engine.kv_cache_gb", 0, False),
         ("engine.kv_cache_gb", 0.001, True),
         ("engine.page_size", 1025, False),

@@ -14,7 +14,7 @@ import torch
 
 from engine.device import cards as devices
 from engine.errors import DeviceMissing
-from tests.config.conftest import CHECKOUT
+from tests.conftest import CHECKOUT
 
 without_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
 

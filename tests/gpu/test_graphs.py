@@ -18,7 +18,7 @@ from engine.request import Request
 from engine.running.graphs import DecodeGraphs
 from engine.running.runner import Runner
 from tests.engine.harness import Recorder, greedy
-from tests.engine.test_oracle import words
+from tests.engine.running.test_oracle import words
 from tests.gpu.platforms import Recording, cuda_path, standing_in
 from tests.gpu.torch_flashinfer import BatchDecodeWithPagedKVCacheWrapper
 

@@ -1,6 +1,6 @@
 """What only the path of a CUDA device does; torch stands in FlashInfer's place.
 
-That its logits are transformers' is tested with the CPU's, in `tests/engine/test_oracle.py`.
+That its logits are transformers' is tested with the CPU's: `tests/engine/running/test_oracle.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.engine.harness import (
     engine_options,
     greedy,
 )
-from tests.engine.test_oracle import words
+from tests.engine.running.test_oracle import words
 from tests.gpu.platforms import cuda_path, standing_in
 from tests.gpu.torch_flashinfer import (
     BatchDecodeWithPagedKVCacheWrapper,

@@ -21,7 +21,7 @@ from engine.process.messages import Failed
 from engine.request import Output, Request
 from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
-from tests.engine.test_oracle import words
+from tests.engine.running.test_oracle import words
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording, cuda_path
 

@@ -16,7 +16,7 @@ import pytest
 
 from engine.request import Request
 from tests.engine.harness import Recorder, greedy, picture, prompt_with_images
-from tests.engine.test_oracle import words
+from tests.engine.running.test_oracle import words
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording, cuda_path
 

@@ -14,10 +14,10 @@ from appliance.media.pool import Ready
 from engine.device.shared_tensors import SharedTensors
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
+from tests.engine.models.pictures import picture
 from tests.media.desk import Desk, desk, part
 from tests.media.origin import Call, content, serving
 from tests.media.test_image import encoded
-from tests.models.pictures import picture
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from appliance.errors import ApplianceError
 from appliance.media.image import ImagePolicy, load_image
-from tests.models.pictures import picture
+from tests.engine.models.pictures import picture
 
 POLICY = ImagePolicy(limit=4)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

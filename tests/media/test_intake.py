@@ -13,9 +13,9 @@ from appliance.media.prepare import MediaSettings
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_llava, write_qwen2_vl
+from tests.engine.models.pictures import picture
 from tests.media.desk import Desk, desk, part, text
 from tests.media.test_image import encoded, see_through
-from tests.models.pictures import picture
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from appliance.errors import ApplianceError
 from appliance.media.prepare import MediaTask
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
+from tests.engine.models.pictures import picture
 from tests.media.desk import Desk, desk, part
 from tests.media.test_cache import open_memory
 from tests.media.test_image import encoded
-from tests.models.pictures import picture
 
 SMALL = encoded(picture(60, 60))
 

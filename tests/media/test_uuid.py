@@ -10,9 +10,9 @@ from appliance.errors import ApplianceError
 from appliance.media.bindings import Bindings
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
+from tests.engine.models.pictures import picture
 from tests.media.desk import Desk, desk, part, text
 from tests.media.test_image import encoded
-from tests.models.pictures import picture
 
 RED, BLUE = (encoded(picture(60, 60, seed=seed)) for seed in (1, 2))
 ALICE, BOB = b"alice", b"bob"

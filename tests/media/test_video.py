@@ -20,9 +20,9 @@ from appliance.offline import with_urls
 from engine.models.family import VideoOptions
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
+from tests.engine.models.pictures import picture
 from tests.media.clips import number_of, video
 from tests.media.desk import Desk, desk
-from tests.models.pictures import picture
 
 POLICY = VideoPolicy(limit=1)
 PARAM = "messages[0].content[0].video_url.url"

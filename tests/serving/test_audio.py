@@ -17,7 +17,7 @@ from appliance.prompt.build import build_chat
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from engine.models.registry import family_for
-from tests.models.sounds import RATE, ComposedUltravox, Samples, digest, sound, sound_item
+from tests.engine.models.sounds import RATE, ComposedUltravox, Samples, digest, sound, sound_item
 from tests.serving.conftest import Server, serving
 
 TEXT = "What do you hear?"

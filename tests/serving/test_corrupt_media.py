@@ -19,7 +19,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.models.pictures import picture
+from tests.engine.models.pictures import picture
 from tests.serving.conftest import Server, serving
 
 MARGIN = 200 << 20  # bytes of memory

@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.models.pictures import picture
+from tests.engine.models.pictures import picture
 from tests.serving.conftest import Server
 from tests.serving.test_images import data_url
 

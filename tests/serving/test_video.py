@@ -20,9 +20,9 @@ from transformers.video_utils import read_video_pyav
 from engine.models.registry import family_for
 from engine.request import MediaItem
 from tests.engine.harness import Reference, picture
+from tests.engine.models.pictures import media_item
+from tests.engine.models.video_processor import VideoProcessor
 from tests.media.clips import sound_with_cover, video
-from tests.models.pictures import media_item
-from tests.models.video_processor import VideoProcessor
 from tests.serving.conftest import Server, serving
 
 TEXT = "What happens here?"

@@ -19,7 +19,7 @@ from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
 from appliance.weights import source as weights
 from tests.checkpoints import write_llama
-from tests.config.test_gguf_checkpoint import write_gguf
+from tests.weights.test_gguf_checkpoint import write_gguf
 
 
 def configured(cache: Path, path: str, **model: str) -> Config:

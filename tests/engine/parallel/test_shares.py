@@ -23,7 +23,7 @@ from engine.parallel.shard import VocabularyPart, load_share, part
 from engine.request import Request
 from engine.scheduling.batch import Batch, build_batch
 from tests.engine.harness import Recorder, engine_options, greedy
-from tests.engine.test_oracle import words
+from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]
 

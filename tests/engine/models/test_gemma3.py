@@ -11,7 +11,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
 from engine.models.gemma3 import Gemma3
-from tests.models.pictures import media_item, picture, processed, tower_inputs
+from tests.engine.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [(56, 56), (1, 1), (2, 3), (57, 90), (640, 480), (333, 1000), (2000, 31)]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import reference
-from tests.parallel import ranked
+from tests.engine.parallel import ranked
 
-__all__ = ["checkpoint", "reference"]
+__all__ = ["checkpoint", "reference"]  # of its own: a session has one for each `checkpoint`
 
 
 @pytest.fixture(scope="session")

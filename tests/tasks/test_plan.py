@@ -23,7 +23,7 @@ from engine.memory.checkpoint import read_checkpoint
 from engine.memory.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
 from engine.models.registry import family_for
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
-from tests.config.conftest import Launch
+from tests.conftest import Launch
 
 ROOM = 4 * GIB
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

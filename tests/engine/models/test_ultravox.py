@@ -23,7 +23,7 @@ from engine.request import Request
 from engine.running.exercise import largest_sounds
 from tests.checkpoints import write_ultravox
 from tests.engine.harness import TOLERANCE, Recorder, compare, engine_options, greedy
-from tests.models.sounds import ComposedUltravox, prompt_with_sounds, sound, sound_item
+from tests.engine.models.sounds import ComposedUltravox, prompt_with_sounds, sound, sound_item
 
 # Samples: shorter than two hops, odd and even numbers of frames, more than one chunk, more than two
 LENGTHS = (100, 3_333, 8_000, 15_999, 25_600, 27_000, 52_345)

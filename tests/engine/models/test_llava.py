@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from engine.models.llava import Llava
-from tests.models.pictures import media_item, picture, processed, tower_inputs
+from tests.engine.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [
     (56, 56), (1, 1), (2, 3), (57, 90), (640, 480), (333, 1000), (100, 101), (55, 56), (56, 200),

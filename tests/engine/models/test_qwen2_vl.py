@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from engine.models.qwen2_vl import Qwen2VL
 from engine.request import MediaItem
 from tests.checkpoints import write_qwen2_vl
-from tests.models.pictures import media_item, picture, processed, tower_inputs
+from tests.engine.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [
     (56, 56), (1, 1), (2, 3), (1, 200), (200, 1), (27, 29), (28, 28), (640, 480), (481, 333),

@@ -12,8 +12,8 @@ from PIL import Image
 from engine.models.family import VideoOptions
 from engine.models.qwen2_vl import Qwen2VL
 from engine.request import MediaItem
-from tests.models.pictures import media_item, picture, tower_inputs
-from tests.models.video_processor import VideoProcessor
+from tests.engine.models.pictures import media_item, picture, tower_inputs
+from tests.engine.models.video_processor import VideoProcessor
 
 PLAIN = VideoOptions()
 

@@ -21,8 +21,8 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
-from tests.engine.test_oracle import VISION, words
-from tests.parallel.ranked import of_ranks, of_two_ranks_on_a_card
+from tests.engine.parallel.ranked import of_ranks, of_two_ranks_on_a_card
+from tests.engine.running.test_oracle import VISION, words
 
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen2_vl", "llava"]
 Folder = Callable[[str], Path]

@@ -17,8 +17,8 @@ from appliance.weights import source as weights
 from engine.memory.plan import plan
 from engine.models.loader import load_model
 from tests.checkpoints import write_ultravox
-from tests.config.test_weights import configured, resolve
 from tests.engine.harness import engine_options
+from tests.weights.test_weights import configured, resolve
 
 PROCESSOR = "preprocessor_config.json"
 

@@ -12,7 +12,7 @@ import openai
 import psutil
 import pytest
 
-from tests.parallel.test_processes import gone
+from tests.engine.parallel.test_processes import gone
 from tests.serving.conftest import Server, serving
 
 Folder = Callable[[str], Path]

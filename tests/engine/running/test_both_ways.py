@@ -27,7 +27,7 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
-from tests.engine.test_oracle import requests_for, words
+from tests.engine.running.test_oracle import requests_for, words
 from tests.gpu.platforms import cuda_path, engine_on, standing_in
 from tests.gpu.torch_flashinfer import BatchPrefillWithCausalBidirectionalRangesWrapper
 

@@ -13,9 +13,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from engine.models.family import VideoOptions
 from engine.models.qwen2_vl import Qwen2VL
-from tests.models.pictures import picture, processed
-from tests.models.test_qwen2_vl_video import clip, frames_of, tower_inputs
-from tests.models.video_processor import VideoProcessor
+from tests.engine.models.pictures import picture, processed
+from tests.engine.models.test_qwen2_vl_video import clip, frames_of, tower_inputs
+from tests.engine.models.video_processor import VideoProcessor
 
 Bounds = tuple[int, int]
 BOUNDS = [(19600, 19600), (138**2, 142**2), (15680, 23520)]

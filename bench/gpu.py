@@ -28,7 +28,7 @@ import torch
 from bench.gpu_checks import kernel_checks, model_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
 from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
-from engine.device.platform import Cuda, Platform
+from engine.running.platform import CudaPlatform, Platform
 from tests.gpu import torch_flashinfer
 from tests.gpu.platforms import Recording
 
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        platform, exact = Cuda(), Cuda(library=torch_flashinfer)
+        platform, exact = CudaPlatform(), CudaPlatform(library=torch_flashinfer)
     title = heading(platform)
     print(title, flush=True)
     run = Run(platform, exact, tiny=options.dry_run, minutes=options.minutes)

@@ -13,12 +13,11 @@ import torch
 import transformers
 
 from engine.attention.backend import AttentionShape, KVCache
-from engine.attention.flashinfer import FlashInferAttention
 from engine.core import Engine
-from engine.device.platform import Platform
 from engine.layers.kernels import FlashInferKernels, Norm
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.request import Request
+from engine.running.platform import Platform
 from engine.scheduling.batch import Batch
 from tests import checkpoints
 from tests.engine.harness import (
@@ -120,8 +119,9 @@ def _attention_check(
     outputs = []
     for each in (platform, standing_in):
         cache = KVCache(shape, 63, 16, kv_dtype, each.device)
-        cache.layers[0].copy_(stored.to(kv_dtype))
-        backend = FlashInferAttention(shape, cache, each, dtype)
+        for part, content in zip(cache.layers[0], stored, strict=True):
+            part.copy_(content.to(kv_dtype))
+        backend = each.attention(shape, cache, dtype)
         backend.plan(batch)
         outputs.append(backend.run(0, *(p.to(each.device, dtype) for p in parts)).float().cpu())
     return Check(name, _far(*outputs), _rounding(dtype))
@@ -186,7 +186,7 @@ def _small_kernel_checks(
         outputs = []
         for each in (platform, standing_in):
             at = partial(_placed, device=each.device, dtype=dtype)
-            outputs.append(work(FlashInferKernels(each.library), at, gemma).float().cpu())
+            outputs.append(work(each.kernels(), at, gemma).float().cpu())
         name = f"{work.__name__}, Gemma's" if gemma else work.__name__
         yield Check(name, _far(*outputs), _rounding(dtype))
     yield from _sampling_checks(platform, standing_in, noise(5, 1000) * 3)
@@ -200,7 +200,6 @@ def _sampling_checks(
     top_p = torch.tensor([0.1, 0.5, 0.9, 0.99, 1.0])
     found: dict[str, list[torch.Tensor]] = {}
     for each in (platform, standing_in):
-        assert each.library is not None
         sampling = each.library.sampling
         device = each.device
         even = sampling.softmax(logits.to(device), temperature.to(device))
@@ -212,7 +211,6 @@ def _sampling_checks(
         yield Check(f"sampling: {name}", (ours - theirs).abs().max().item(), 1e-4)
     many = torch.full((4096, 4), 0.0)
     many[:] = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    assert platform.library is not None
     numbers = [torch.tensor([n], device=platform.device) for n in (7, 4)]
     drawn = platform.library.sampling.sampling_from_probs(
         many.to(platform.device), seed=numbers[0], offset=numbers[1]

@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from engine.core import Engine
-from engine.device.platform import Platform
 from engine.models.loader import LoadedModel, Progress, as_loaded
 from engine.models.registry import family_for
 from engine.options import EngineOptions
+from engine.running.platform import Platform
 
 PAGE_SIZE = 16
 VOCABULARY = 152064

@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu_models import Shape, engine_for, random_text_model, write_folder
 from engine.core import Engine
-from engine.device.platform import Platform
 from engine.models.registry import family_for
 from engine.request import Request, SamplingOptions
 from engine.running.exercise import images
+from engine.running.platform import Platform
 
 DTYPE = torch.bfloat16
 ITEMSIZE = 2

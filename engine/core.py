@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from engine.device.platform import Platform, platform_for
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.memory.plan import admission, span_admission
@@ -20,6 +19,7 @@ from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
 from engine.request import Output, Request, TokenLogprob
 from engine.running.flight import Choice, Flight
+from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
 from engine.sampling.logprobs import LogprobRows
 from engine.scheduling.batch import build_batch
@@ -51,7 +51,6 @@ class Engine:
         self._governor = ThreadGovernor(options.threads)
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
-        self._overlaps = self._platform.library is not None
         if len(links) != options.tensor_parallel - 1:
             raise EngineError("every rank but the first needs a process and a pipe to it")
         self._ranks: Ranks | None = None
@@ -168,7 +167,7 @@ class Engine:
             return self._land_previous() + self._one_by_one(slices, error)
         outputs = self._land_previous()
         self._flight = flight
-        return outputs if self._overlaps else outputs + self._land_previous()
+        return outputs if self._platform.overlaps else outputs + self._land_previous()
 
     def encodes(self) -> list[tuple[str, float]]:
         """Modality and seconds of each item that went through its tower since the last call."""

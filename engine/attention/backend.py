@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy
 import torch
 
+from engine.attention.rows import DeviceRows, Rows
+from engine.device.device import Device, Event
 from engine.scheduling.batch import Batch
+
+PAGED_ATTENTION = "appliance_paged"  # what transformers knows our attention by
 
 
 @dataclass(slots=True, frozen=True)
@@ -17,7 +22,8 @@ class AttentionShape:
     """Shape of one decoder's attention; the same for all its layers but for the window.
 
     `windows[layer]` is how many of the last keys a token sees, its own included; None: all.
-    `soft_cap` bounds scores by cap * tanh(score / cap).
+    `soft_cap` bounds scores by cap * tanh(score / cap). Values are of `value_dim`, None meaning
+    the size of keys.
     """
 
     layers: int
@@ -27,6 +33,12 @@ class AttentionShape:
     scale: float
     windows: tuple[int | None, ...] = ()  # empty: none in any layer
     soft_cap: float | None = None
+    value_dim: int | None = None
+
+    @property
+    def stored(self) -> tuple[tuple[int, int], ...]:
+        """Heads and head size of each tensor that a layer keeps of a token: its key, its value."""
+        return (self.kv_heads, self.head_dim), (self.kv_heads, self.value_dim or self.head_dim)
 
     def window_left(self, layer: int) -> int:
         """Earlier keys that a token of this layer sees; -1: all."""
@@ -35,9 +47,11 @@ class AttentionShape:
 
 
 class KVCache:
-    """Keys and values: per layer one tensor `[2, pages + 1, page_size, kv_heads, head_dim]`.
+    """What the layers keep of computed tokens, in pages; page 0 is nobody's.
 
-    Page 0 is nobody's. A layer's `[0]` and `[1]` are FlashInfer's (k, v) pair in NHD layout.
+    `layers` has for each layer one tensor `[pages + 1, page_size, heads, head_dim]` for each of
+    the shape's `stored`: FlashInfer's (k, v) pair in NHD layout. Attention over something else than
+    the sequence itself, a picture say, has a cache of its own, with a backend of its own.
     """
 
     def __init__(
@@ -50,8 +64,19 @@ class KVCache:
     ) -> None:
         self.pages = pages
         self.page_size = page_size
-        size = (2, pages + 1, page_size, shape.kv_heads, shape.head_dim)
-        self.layers = [zeros(size, dtype, device) for _ in range(shape.layers)]
+        self.layers = [
+            tuple(zeros((pages + 1, page_size, *size), dtype, device) for size in shape.stored)
+            for _ in range(shape.layers)
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0][0].dtype
+
+    @property
+    def page_bytes(self) -> int:
+        """What one page takes in all layers."""
+        return sum(tensor[0].nbytes for layer in self.layers for tensor in layer)
 
 
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -68,6 +93,12 @@ class AttentionBackend(Protocol):
     A layer's window bounds how far back a token sees, inside its span too; not how far ahead.
     """
 
+    def store(self, cache: KVCache) -> None:
+        """Keep keys and values there from now on."""
+
+    def release(self) -> None:
+        """Let go of the cache; nothing runs until `store`."""
+
     def plan(self, batch: Batch) -> None:
         """Prepare what all layers of this step share."""
 
@@ -76,6 +107,42 @@ class AttentionBackend(Protocol):
     ) -> torch.Tensor:
         """Store key and value in the slots of the planned batch, then attend.
 
-        query `[tokens, heads, head_dim]`, key and value `[tokens, kv_heads, head_dim]`; returns
-        `[tokens, heads * head_dim]`.
+        query `[tokens, heads, head_dim]`, key `[tokens, kv_heads, head_dim]`, value `[tokens,
+        kv_heads, value_dim]`; returns `[tokens, heads * value_dim]`.
         """
+
+
+@dataclass(slots=True)
+class PlannedKernel:
+    """A kernel of the library for all layers of one window, planned anew for each batch.
+
+    `staged` is when its last plan has left the host.
+    """
+
+    kernel: Any
+    kind: Literal["decode", "prefill", "both ways"]
+    window: int
+    staged: Event
+
+
+@runtime_checkable
+class RecordableAttention(AttentionBackend, Protocol):
+    """A backend whose decoding can be recorded: its plans stay in memory that is given to it.
+
+    `windows` are those that its layers have; each needs a kernel of its own.
+    """
+
+    device: Device
+    windows: list[int]
+
+    def decode_kernel(self, window: int, rows: DeviceRows | None = None) -> PlannedKernel:
+        """A new kernel for decoding; with `rows`, its plans stay in these tensors."""
+
+    def share_plans(self, kernels: list[PlannedKernel]) -> None:
+        """Let kernels of which one is planned and run at a time plan into the same memory."""
+
+    def plan_kernel(self, kernel: PlannedKernel, rows: Rows, page_indices: torch.Tensor) -> None:
+        """Plan for these rows, whose `page_indices` lie on the device already."""
+
+    def use(self, there: DeviceRows, kernels: Mapping[int, PlannedKernel]) -> None:
+        """Let `run` read these rows by these planned kernels, one for each window."""

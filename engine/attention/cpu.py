@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.backend import AttentionShape, KVCache
+from engine.errors import ModelUnsupported
 from engine.scheduling.batch import Batch
 
 PADDING = 1.25  # a group's longest member is at most this much longer than its shortest
@@ -63,16 +64,29 @@ class CpuAttention:
     """`AttentionBackend` over a `KVCache` on the CPU."""
 
     def __init__(self, shape: AttentionShape, cache: KVCache) -> None:
+        """Raises ModelUnsupported for a score cap."""
+        if shape.soft_cap is not None:
+            raise ModelUnsupported(
+                "attention with a score cap runs on a card only: engine.device=cuda"
+            )
         self.shape = shape
-        self.page_size = cache.page_size
-        self.dtype = cache.layers[0].dtype
-        self._paged = [layer.view(2, layer.shape[1], -1) for layer in cache.layers]
-        self._slots = [layer.view(2, -1, *layer.shape[3:]) for layer in cache.layers]
+        self.store(cache)
         # kept from step to step: fresh memory of this size costs a page fault every 4 KiB
-        self._gathered = torch.empty(2, 0, self._paged[0].shape[2], dtype=self.dtype)
+        self._gathered = [torch.empty(0, dtype=self.dtype) for _ in shape.stored]
         self._batch_slots = torch.empty(0, dtype=torch.int64)
         self._window_of = [shape.window_left(layer) for layer in range(shape.layers)]
         self._plans: dict[int, Plan] = {}
+
+    def store(self, cache: KVCache) -> None:
+        """Keep keys and values there from now on."""
+        self.page_size = cache.page_size
+        self.dtype = cache.dtype
+        self._paged = [tuple(part.flatten(1) for part in layer) for layer in cache.layers]
+        self._slots = [tuple(part.flatten(0, 1) for part in layer) for layer in cache.layers]
+
+    def release(self) -> None:
+        """Let go of the cache; nothing runs until `store`."""
+        self._paged, self._slots = [], []
 
     def plan(self, batch: Batch) -> None:
         self._batch_slots = batch.slots
@@ -137,13 +151,12 @@ class CpuAttention:
     def run(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        slots = self._slots[layer]
-        slots[0].index_copy_(0, self._batch_slots, key)
-        slots[1].index_copy_(0, self._batch_slots, value)
+        for slots, new in zip(self._slots[layer], (key, value), strict=True):
+            slots.index_copy_(0, self._batch_slots, new)
         plan = self._plans[self._window_of[layer]]
         if len(plan.groups) == 1 and plan.groups[0].rows is None:
             return self._decode(layer, query, plan.groups[0])
-        output = query.new_empty(query.shape[0], self.shape.heads * self.shape.head_dim)
+        output = query.new_empty(query.shape[0], self.shape.heads * value.shape[-1])
         for group in plan.groups:
             assert group.rows is not None
             output[group.rows] = self._decode(layer, query[group.rows], group)
@@ -154,11 +167,9 @@ class CpuAttention:
 
     def _decode(self, layer: int, query: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
         shape, members = self.shape, group.members
-        gathered = self._gather(layer, group.pages)
         keys, values = (  # [members, kv_heads, longest, head_dim]
-            gathered.view(2, members, -1, shape.kv_heads, shape.head_dim)[:, :, : group.longest]
-            .transpose(2, 3)
-            .unbind()
+            part.view(members, -1, *size)[:, : group.longest].transpose(1, 2)
+            for part, size in zip(self._gather(layer, group.pages), shape.stored, strict=True)
         )
         folded = query.reshape(members, shape.kv_heads, -1, shape.head_dim)
         attended = scaled_dot_product_attention(
@@ -166,16 +177,16 @@ class CpuAttention:
         )
         return attended.reshape(members, -1)
 
-    def _gather(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """Keys and values of these pages, one after the other: `[2, pages, page content]`."""
-        count = len(pages)
-        if count > self._gathered.shape[1]:
-            self._gathered = self._gathered.new_empty(2, 2 * count, self._gathered.shape[2])
-        # both halves contiguous, whatever the count
-        gathered = self._gathered.view(-1)[: 2 * count * self._gathered.shape[2]]
-        gathered = gathered.view(2, count, -1)
-        for source, target in zip(self._paged[layer], gathered, strict=True):
+    def _gather(self, layer: int, pages: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of these pages, one after the other: `[pages, page content]` each."""
+        gathered = []
+        for place, source in enumerate(self._paged[layer]):
+            size = len(pages) * source.shape[1]
+            if size > len(self._gathered[place]):
+                self._gathered[place] = source.new_empty(2 * size)
+            target = self._gathered[place][:size].view(len(pages), -1)
             torch.index_select(source, 0, pages, out=target)
+            gathered.append(target)
         return gathered
 
     def _prefill(
@@ -187,8 +198,12 @@ class CpuAttention:
         prefill: Prefill,
     ) -> torch.Tensor:
         if prefill.pages is not None:
-            gathered = self._gather(layer, prefill.pages)
-            key, value = gathered.view(2, -1, *key.shape[1:])[:, : prefill.length].unbind()
+            key, value = (
+                part.view(-1, *size)[: prefill.length]
+                for part, size in zip(
+                    self._gather(layer, prefill.pages), self.shape.stored, strict=True
+                )
+            )
         attended = scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             key.transpose(0, 1)[None],

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import AttentionInterface
 
-from engine.attention.backend import AttentionBackend
+from engine.attention.backend import PAGED_ATTENTION, AttentionBackend
 
-PAGED_ATTENTION = "appliance_paged"
+
+@dataclass(slots=True, frozen=True)
+class LayerFeature:
+    """What is added to the hidden states of some tokens behind a layer: a tower's, as a rule."""
+
+    rows: slice  # of the batch
+    values: torch.Tensor  # [rows, hidden]
+
+
+@dataclass(slots=True, frozen=True)
+class DecoderInput:
+    """A packed batch as the decoder sees it; `features` are by the layer that they come behind."""
+
+    embeddings: torch.Tensor  # [tokens, hidden]
+    positions: torch.Tensor  # [rows, tokens]; one row, or three for M-RoPE
+    features: Mapping[int, Sequence[LayerFeature]] = field(default_factory=dict)
 
 
 class Decoder(Protocol):
-    """Embeddings of a packed batch to final hidden states."""
+    """A packed batch to final hidden states."""
 
-    def __call__(self, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """embeddings `[tokens, hidden]`, positions `[rows, tokens]`; returns `[tokens, hidden]`."""
+    def __call__(self, batch: DecoderInput) -> torch.Tensor:
+        """Final hidden states `[tokens, hidden]`."""
 
 
 class TransformersDecoder:
@@ -31,13 +50,31 @@ class TransformersDecoder:
             if hasattr(module, "layer_idx") and hasattr(module, "scaling"):
                 module.paged_attention = backend
 
-    def __call__(self, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        position_ids = positions if positions.shape[0] == 1 else positions[:, None]
-        output = self._stack(
-            inputs_embeds=embeddings[None], position_ids=position_ids, use_cache=False
-        )
+    def __call__(self, batch: DecoderInput) -> torch.Tensor:
+        positions = batch.positions
+        hooks = [
+            self._stack.layers[layer].register_forward_hook(partial(_add_features, features))
+            for layer, features in batch.features.items()
+        ]
+        try:
+            output = self._stack(
+                inputs_embeds=batch.embeddings[None],
+                position_ids=positions if positions.shape[0] == 1 else positions[:, None],
+                use_cache=False,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+
+def _add_features(
+    features: Sequence[LayerFeature], module: nn.Module, inputs: Any, output: torch.Tensor
+) -> torch.Tensor:
+    for feature in features:
+        output[0, feature.rows] += feature.values
+    return output
 
 
 def _paged_attention(

@@ -7,6 +7,7 @@ layer up to rounding; a stack that is not of the pattern is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import nn
 from transformers.activations import GELUTanh, SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape
+from engine.layers.decoder import DecoderInput
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
-from engine.layers.linear import Linear, fuse_linears
-from engine.parallel.ranks import Ranks, SummedLinear
+from engine.layers.linear import fuse_linears
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
@@ -25,6 +26,13 @@ MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 GEMMA_NORM = "Gemma3RMSNorm"
 INNER_NORMS = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+def whole(product: torch.Tensor) -> torch.Tensor:
+    """What `Reduce` is where one process has all of a layer."""
+    return product
 
 
 class FusedDecoder:
@@ -40,34 +48,36 @@ class FusedDecoder:
         shape: AttentionShape,
         backend: AttentionBackend,
         kernels: Kernels,
-        ranks: Ranks | None = None,
+        reduce: Reduce = whole,
     ) -> None:
-        """With `ranks`, `stack` holds this rank's share and `shape` is its own."""
+        """`reduce` sums `[tokens, hidden]` over the processes that have a share of each layer.
+
+        Then `stack` holds this one's, and `shape` is its own.
+        """
         self._rotaries = rotaries(stack.rotary_emb)
         kinds = stack.config.layer_types if None not in self._rotaries else []
         self._kinds: list[str | None] = list(kinds) or [None] * len(stack.layers)
         self._kernels = kernels
         self._layers = [
-            FusedLayer(layer, i, shape, backend, kernels, ranks)
+            FusedLayer(layer, i, shape, backend, kernels, reduce)
             for i, layer in enumerate(stack.layers)
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
         self._norms = [norm_of(norm) for norm in norms]
 
-    def __call__(self, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """embeddings `[tokens, hidden]`, positions `[rows, tokens]`; returns `[tokens, hidden]`.
-
-        The embeddings are overwritten.
-        """
-        kernels = self._kernels
+    def __call__(self, batch: DecoderInput) -> torch.Tensor:
+        """Final hidden states `[tokens, hidden]`; the embeddings are overwritten."""
+        kernels, embeddings = self._kernels, batch.embeddings
         angles = {
-            kind: kernels.angles(rotary, embeddings, positions)
+            kind: kernels.angles(rotary, embeddings, batch.positions)
             for kind, rotary in self._rotaries.items()
         }
         normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
-        for layer, kind, norm in zip(self._layers, self._kinds, self._norms[1:], strict=True):
-            added, residual = layer(normed, residual, angles[kind])
-            normed, residual = kernels.add_norm(added, residual, norm)
+        for i, layer in enumerate(self._layers):
+            added, residual = layer(normed, residual, angles[self._kinds[i]])
+            for feature in batch.features.get(i, ()):
+                residual[feature.rows] += feature.values
+            normed, residual = kernels.add_norm(added, residual, self._norms[i + 1])
         return normed
 
 
@@ -81,17 +91,19 @@ class FusedLayer:
         shape: AttentionShape,
         backend: AttentionBackend,
         kernels: Kernels,
-        ranks: Ranks | None = None,
+        reduce: Reduce = whole,
     ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
         self._backend = backend
         self._kernels = kernels
         self._heads, self._kv_heads, self._head_dim = shape.heads, shape.kv_heads, shape.head_dim
-        self._qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._output = _summed(fuse_linears(attention.o_proj), ranks)
-        self._gate_up = fuse_linears(mlp.gate_proj, mlp.up_proj)
-        self._down = _summed(fuse_linears(mlp.down_proj), ranks)
+        self._reduce = reduce
+        make = kernels.linear
+        self._qkv = fuse_linears(make, attention.q_proj, attention.k_proj, attention.v_proj)
+        self._output = fuse_linears(make, attention.o_proj)
+        self._gate_up = fuse_linears(make, mlp.gate_proj, mlp.up_proj)
+        self._down = fuse_linears(make, mlp.down_proj)
         self._activation: Activation = "gelu_tanh" if isinstance(mlp.act_fn, GELUTanh) else "silu"
         self._qk_norms: tuple[Norm, Norm] | None = None
         if hasattr(attention, "q_norm"):
@@ -115,18 +127,14 @@ class FusedLayer:
             rotated = kernels.norm_heads(rotated, heads, self._qk_norms)
         rotated = kernels.rotate(rotated, angles)
         attended = self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
-        added = self._output(attended)
+        added = self._reduce(self._output(attended))
         if self._attended_norm is not None:
             added = kernels.norm(added, self._attended_norm)
         normed, residual = kernels.add_norm(added, residual, self._mlp_norm)
-        added = self._down(kernels.gate(self._gate_up(normed), self._activation))
+        added = self._reduce(self._down(kernels.gate(self._gate_up(normed), self._activation)))
         if self._gated_norm is not None:
             added = kernels.norm(added, self._gated_norm)
         return added, residual
-
-
-def _summed(linear: Linear, ranks: Ranks | None) -> Linear | SummedLinear:
-    return linear if ranks is None else SummedLinear(linear, ranks)
 
 
 def norm_of(module: Any) -> Norm:

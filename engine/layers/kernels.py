@@ -1,4 +1,4 @@
-"""The operations between matrix products, as the fused layers ask for them.
+"""The operations of a fused layer but attention: products, norms, gates, rotation.
 
 Two sets: torch's own operators, and FlashInfer's kernels, which do each of these in one pass.
 """
@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch.nn.functional import gelu, rms_norm, silu
+
+from engine.layers.linear import Linear, torch_linear
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 Activation = Literal["silu", "gelu_tanh"]
@@ -25,7 +27,10 @@ class Norm:
 
 
 class Kernels(Protocol):
-    """What a fused decoder layer needs beside products and attention."""
+    """What a fused decoder layer needs beside attention."""
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        """A product with this weight `[out, in]`, which it may keep in a layout of its own."""
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The norm of x."""
@@ -64,6 +69,9 @@ def cos_and_sin(
 
 class TorchKernels:
     """`Kernels` on any device."""
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return torch_linear(weight, bias)
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         weight = norm.weight
@@ -104,6 +112,9 @@ class FlashInferKernels:
 
     def __init__(self, library: Any) -> None:
         self._library = library
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return torch_linear(weight, bias)
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         kernel = self._library.gemma_rmsnorm if norm.from_one else self._library.rmsnorm

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import nn
 
@@ -38,10 +41,19 @@ class PlainLinear(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-Linear = PackedLinear | PlainLinear
+class Linear(Protocol):
+    """A product with a weight of its own."""
+
+    out_features: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x `[tokens, in_features]` to `[tokens, out_features]`."""
 
 
-def fuse_linears(*linears: nn.Linear) -> Linear:
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]  # weight, bias
+
+
+def fuse_linears(make: MakeLinear, *linears: nn.Linear) -> Linear:
     """One product with the outputs of several `nn.Linear` side by side; theirs are emptied."""
     weights = [linear.weight.data for linear in linears]
     biases = [linear.bias for linear in linears]
@@ -56,11 +68,11 @@ def fuse_linears(*linears: nn.Linear) -> Linear:
         )
     for linear in linears:
         linear.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
-    return linear_for(weight, bias)
+    return make(weight, bias)
 
 
-def linear_for(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest product for this weight's device."""
+def torch_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """The fastest of torch's products for this weight's device."""
     packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if packed and (weight.dtype == torch.float32 or _packs_half(weight.dtype)):
         return PackedLinear(weight, bias)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from engine.attention.backend import AttentionShape
+from engine.attention.backend import PAGED_ATTENTION, AttentionShape
 from engine.errors import ModelUnsupported
-from engine.layers.decoder import PAGED_ATTENTION
 from engine.models.family import Family
 from engine.models.registry import family_for
 

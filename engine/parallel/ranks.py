@@ -16,7 +16,6 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from engine.device.environment import variables
 from engine.errors import DeviceMissing, EngineError
-from engine.layers.linear import Linear
 from engine.parallel.exit_codes import PEER_GONE
 
 LOOPBACK = "127.0.0.1"
@@ -98,17 +97,6 @@ class Ranks:
 
     def _connect(self) -> Store:
         return TCPStore(LOOPBACK, int(self.await_order()), self.size, is_master=False)
-
-
-class SummedLinear:
-    """A product whose inner dimension is split among the ranks."""
-
-    def __init__(self, linear: Linear, ranks: Ranks) -> None:
-        self._linear = linear
-        self._ranks = ranks
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._ranks.sum(self._linear(x))
 
 
 def end_with(links: Sequence[Connection]) -> None:

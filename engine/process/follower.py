@@ -14,8 +14,8 @@ from engine.errors import EngineError
 from engine.options import EngineOptions
 
 if TYPE_CHECKING:
-    from engine.device.platform import Platform
     from engine.parallel.ranks import Ranks
+    from engine.running.platform import Platform
     from engine.running.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ def follow(
     """
     import torch
 
-    from engine.device.platform import platform_for
     from engine.parallel.ranks import Ranks
     from engine.parallel.shard import load_share
     from engine.running.exercise import pages_needed
+    from engine.running.platform import platform_for
     from engine.running.runner import Runner
 
     torch.set_num_threads(options.threads)
@@ -65,8 +65,8 @@ def follow(
     loaded = load_share(
         options.model_path, options.dtype, str(platform.device), rank=rank, ranks=ranks.size
     )
-    # on a card rank 0 tries steps first and then says how many pages there are
-    pages = options.pages if platform.library is None else pages_needed(options)
+    # rank 0 may try steps first and then say how many pages there are
+    pages = pages_needed(options) if platform.warms_up else options.pages
     runner = Runner(loaded, options, platform, pages, ranks)
     keep_memory()
     with contextlib.suppress(EOFError):

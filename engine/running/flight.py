@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.device.platform import HostCopy
+from engine.device.device import HostCopy
 from engine.sampling.logprobs import LogprobRows
 from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence

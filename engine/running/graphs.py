@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention.flashinfer import DeviceRows, FlashInferAttention, Rows, Wrapper
-from engine.device.platform import Graph, Platform, Recorder, pack
+from engine.attention.backend import PlannedKernel, RecordableAttention
+from engine.attention.rows import DeviceRows, Rows
+from engine.device.device import Device, Graph, Recorder, pack
 from engine.errors import EngineError
 from engine.memory.card_memory import graph_sizes
 from engine.scheduling.batch import Batch
@@ -29,15 +30,15 @@ Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # token ids, pos
 class Recording:
     """One size's work."""
 
-    wrappers: dict[int, Wrapper]
+    kernels: dict[int, PlannedKernel]
     graph: Graph
 
 
 class StepMemory:
     """What a step of decoding reads, at the same place in every step; one transfer fills it."""
 
-    def __init__(self, size: int, pages: int, position_rows: int, platform: Platform) -> None:
-        self._platform = platform
+    def __init__(self, size: int, pages: int, position_rows: int, device: Device) -> None:
+        self._device = device
         self._position_rows = position_rows
         parts = [
             torch.zeros(size, dtype=torch.int32),
@@ -46,7 +47,7 @@ class StepMemory:
             torch.zeros(pages, dtype=torch.int32),
         ]
         packed, self._starts = pack(parts)
-        self._memory = packed.to(platform.device)
+        self._memory = packed.to(device.device)
 
     def token_ids(self, size: int) -> torch.Tensor:
         return self._part(0, size)
@@ -68,7 +69,7 @@ class StepMemory:
         packed = torch.zeros(end, dtype=torch.int32)
         for start, part in zip(self._starts, parts, strict=True):
             packed[start : start + len(part)] = part
-        self._memory[:end].copy_(self._platform.pinned(packed), non_blocking=True)
+        self._memory[:end].copy_(self._device.pinned(packed), non_blocking=True)
         return self.page_indices(len(rows.page_indices))
 
     def _part(self, index: int, count: int) -> torch.Tensor:
@@ -81,7 +82,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        backend: FlashInferAttention,
+        backend: RecordableAttention,
         compute: Compute,
         *,
         limit: int,
@@ -91,25 +92,25 @@ class DecodeGraphs:
     ) -> None:
         """`max_pages` is what `limit` sequences can hold together, shared pages counted often."""
         self._backend = backend
-        assert isinstance(backend.platform, Recorder)
-        self._platform: Recorder = backend.platform
+        assert isinstance(backend.device, Recorder)
+        self._device: Recorder = backend.device
         self._compute = compute
         self._sizes: list[int] = []
         self._recordings: dict[int, Recording] = {}
         self._limit = limit
         pages = max_pages + limit  # dummies have one each
-        self._memory = StepMemory(limit, pages, position_rows, self._platform)
+        self._memory = StepMemory(limit, pages, position_rows, self._device)
 
         def buffer(count: int) -> torch.Tensor:
-            return torch.zeros(count, dtype=torch.int32, device=self._platform.device)
+            return torch.zeros(count, dtype=torch.int32, device=self._device.device)
 
         self._page_start = buffer(limit + 1)
         self._page_indices = buffer(pages)
         self._last_page_length = buffer(limit)
         # one for all sizes: what a recording allocates itself stays its own
-        self._logits = torch.empty(limit, vocabulary, device=self._platform.device)
-        self._pool = self._platform.graph_pool()
-        self._owners = torch.arange(limit, dtype=torch.int32, device=self._platform.device)
+        self._logits = torch.empty(limit, vocabulary, device=self._device.device)
+        self._pool = self._device.graph_pool()
+        self._owners = torch.arange(limit, dtype=torch.int32, device=self._device.device)
 
     def record(
         self, sizes: list[int] | None, progress: Callable[[float], None], strict: bool = False
@@ -120,17 +121,17 @@ class DecodeGraphs:
         raises EngineError.
         """
         sizes = graph_sizes(self._limit) if sizes is None else sorted(sizes)
-        wrappers = [self._wrappers(size) for size in sizes]
+        kernels = [self._kernels(size) for size in sizes]
         for window in self._backend.windows:
-            self._backend.share_plans([group[window] for group in wrappers])
-        pairs = list(zip(sizes, wrappers, strict=True))
+            self._backend.share_plans([group[window] for group in kernels])
+        pairs = list(zip(sizes, kernels, strict=True))
         for done, (size, group) in enumerate(reversed(pairs)):
             try:
                 self._recordings[size] = self._record(size, group)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                if self._platform.lost():
+                if self._device.lost():
                     raise
                 if strict:
                     raise EngineError(
@@ -173,15 +174,15 @@ class DecodeGraphs:
             torch.nn.functional.pad(batch.positions, (0, missing)),
             rows,
         )
-        for wrapper in recording.wrappers.values():
-            self._backend.plan_wrapper(wrapper, rows, pages)
+        for planned in recording.kernels.values():
+            self._backend.plan_kernel(planned, rows, pages)
         recording.graph.replay()
         return self._logits[: batch.tokens]
 
-    def _wrappers(self, size: int) -> dict[int, Wrapper]:
+    def _kernels(self, size: int) -> dict[int, PlannedKernel]:
         rows = self._device_rows(size)
         return {
-            window: self._backend.decode_wrapper(window, rows) for window in self._backend.windows
+            window: self._backend.decode_kernel(window, rows) for window in self._backend.windows
         }
 
     def _device_rows(self, size: int) -> DeviceRows:
@@ -193,15 +194,15 @@ class DecodeGraphs:
             positions=self._memory.key_positions(size),
         )
 
-    def _record(self, size: int, wrappers: dict[int, Wrapper]) -> Recording:
+    def _record(self, size: int, kernels: dict[int, PlannedKernel]) -> Recording:
         rows, there = Rows.dummies(size), self._device_rows(size)
         token_ids, positions = self._memory.token_ids(size), self._memory.positions(size)
         pages = self._memory.fill(torch.zeros(size), torch.zeros_like(positions.cpu()), rows)
-        for wrapper in wrappers.values():
-            self._backend.plan_wrapper(wrapper, rows, pages)
+        for planned in kernels.values():
+            self._backend.plan_kernel(planned, rows, pages)
 
         def work() -> None:
-            self._backend.use(there, wrappers)
+            self._backend.use(there, kernels)
             self._logits[:size].copy_(self._compute(token_ids, positions))
 
-        return Recording(wrappers, self._platform.capture(work, self._pool))
+        return Recording(kernels, self._device.capture(work, self._pool))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.device.platform import Measured, Platform
-from engine.layers.vision_attention import VISION_ATTENTION, attend_with
+from engine.device.device import Device, Measured
+from engine.layers.vision_attention import VISION_ATTENTION
 from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
@@ -25,8 +25,8 @@ from engine.running.exercise import (
     with_prompt_rows,
     with_spans,
 )
+from engine.running.platform import Platform
 from engine.running.runner import Runner
-from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.logprobs import LogprobRows
 from engine.sampling.sampler import Sampler
 
@@ -41,7 +41,7 @@ class Prepared:
 
     loaded: LoadedModel
     runner: Runner
-    sampler: Sampler | DeviceSampler
+    sampler: Sampler
 
 
 def prepare(
@@ -78,13 +78,13 @@ def _prepare(
         "sdpa" if options.vision_attention == "sdpa" else VISION_ATTENTION,
     )
     least = options.vision_attention_from if options.vision_attention == "auto" else 0
-    attend_with(platform.library, loaded.model, least)
+    platform.prepare_towers(loaded.model, least)
     progress("preparing", 0.0)
-    if platform.library is None:
-        runner = Runner(loaded, options, platform, options.pages, ranks)
-        return Prepared(loaded, runner, Sampler(loaded.eos_ids, runner.vocabulary))
-    runner = Runner(loaded, options, platform, pages_needed(options), ranks)
-    prepared = Prepared(loaded, runner, DeviceSampler(loaded.eos_ids, runner.vocabulary, platform))
+    pages = pages_needed(options) if platform.warms_up else options.pages
+    runner = Runner(loaded, options, platform, pages, ranks)
+    prepared = Prepared(loaded, runner, platform.sampler(loaded.eos_ids, runner.vocabulary))
+    if not platform.warms_up:
+        return prepared
     pages = options.pages
     if options.memory_fraction is None:
         exercise(prepared, options, platform)  # compiles what prefill and sampling need
@@ -97,7 +97,7 @@ def _prepare(
     return prepared
 
 
-def exercise(prepared: Prepared, options: EngineOptions, platform: Platform) -> None:
+def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None:
     """Compute the largest steps there can be; their tokens are nobody's."""
     runner, family = prepared.runner, prepared.loaded.family
     prefill, decode = largest_prefill(options, family), largest_decode(options, family)
@@ -109,12 +109,12 @@ def exercise(prepared: Prepared, options: EngineOptions, platform: Platform) -> 
         sequences = [item.sequence for item in batch.slices]
         logits = runner.run(batch)
         if prompt_rows:
-            chosen = platform.upload(torch.zeros(prompt_rows, dtype=torch.int64))
-            LogprobRows(logits[:prompt_rows], chosen, MOST_LOGPROBS, platform)
+            chosen = device.upload(torch.zeros(prompt_rows, dtype=torch.int64))
+            LogprobRows(logits[:prompt_rows], chosen, MOST_LOGPROBS, device)
         logits = logits[prompt_rows:]
         tokens = prepared.sampler.choose(logits, sequences, runner.latest)
         most = sequences[0].sampling.logprobs or 0
-        LogprobRows(logits, tokens, most, platform).entries([most] * len(sequences))
+        LogprobRows(logits, tokens, most, device).entries([most] * len(sequences))
 
 
 def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured) -> int:

@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention.backend import KVCache
-from engine.attention.cpu import CpuAttention
-from engine.attention.flashinfer import FlashInferAttention, check_supported
-from engine.device.platform import Platform
+from engine.attention.backend import KVCache, RecordableAttention
 from engine.errors import EngineError, ModelUnsupported
-from engine.layers.decoder import Decoder, TransformersDecoder
-from engine.layers.fuse import FusedDecoder, fusible
-from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
-from engine.layers.linear import linear_for
+from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
+from engine.layers.fuse import FusedDecoder, fusible, whole
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
@@ -25,6 +20,7 @@ from engine.parallel.shard import VocabularyPart
 from engine.request import MediaItem
 from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
+from engine.running.platform import Platform
 from engine.sampling.device_sampler import resolve
 from engine.scheduling.batch import Batch
 
@@ -58,34 +54,23 @@ class Runner:
         self._ranks = ranks
         self._follows = ranks is not None and ranks.rank > 0
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
-        self._overlaps = platform.library is not None
         self._graphs: DecodeGraphs | None = None
-        self._backend: CpuAttention | FlashInferAttention
         self._cache = self._new_cache(pages)
-        if platform.library is None:
-            if loaded.shape.soft_cap is not None:
-                raise ModelUnsupported(
-                    "attention with a score cap runs on a card only: engine.device=cuda"
-                )
-            kernels: Kernels = TorchKernels()
-            self._backend = CpuAttention(loaded.shape, self._cache)
-        else:
-            if platform.limited:
-                check_supported(loaded.shape, loaded.dtype)
-            kernels = FlashInferKernels(platform.library)
-            self._backend = FlashInferAttention(loaded.shape, self._cache, platform, loaded.dtype)
+        self._backend = platform.attention(loaded.shape, self._cache, loaded.dtype)
+        kernels = platform.kernels()
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
-            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels, ranks)
+            reduce = whole if ranks is None else ranks.sum
+            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels, reduce)
         elif ranks is not None:
             raise ModelUnsupported(
                 f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
             )
         else:
             self._decoder = TransformersDecoder(loaded.stack, self._backend)
-        self._head = linear_for(loaded.model.get_output_embeddings().weight.data)
+        self._head = kernels.linear(loaded.model.get_output_embeddings().weight.data, None)
 
     @property
     def vocabulary(self) -> int:
@@ -104,11 +89,10 @@ class Runner:
     @property
     def page_bytes(self) -> int:
         """What one page takes in all layers."""
-        return sum(layer[:, :1].nbytes for layer in self._cache.layers)
+        return self._cache.page_bytes
 
     def store(self, pages: int) -> None:
         """Have a cache of that many pages, empty. Nothing may have been recorded."""
-        assert isinstance(self._backend, FlashInferAttention)
         self._order(orders.order(orders.Kind.STORE, pages))
         self._backend.release()
         del self._cache
@@ -118,7 +102,8 @@ class Runner:
     @torch.inference_mode()
     def record(self, sizes: list[int] | None = None, progress: Progress = no_progress) -> None:
         """Record decoding for batches of `sizes`; none are needed for it to work."""
-        assert isinstance(self._backend, FlashInferAttention)
+        if not isinstance(self._backend, RecordableAttention):
+            raise EngineError("this device's attention cannot be recorded: set engine.graphs=false")
         self._order(orders.order(orders.Kind.RECORD, *(sizes or [])))
         options, family = self._options, self.loaded.family
         pages = -(-options.max_len // options.page_size)
@@ -194,7 +179,7 @@ class Runner:
         logit_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         ranks = self._ranks
-        if self._overlaps:
+        if self._platform.overlaps:
             if ranks is not None:
                 ranks.share(self.latest)
             token_ids = resolve(token_ids, self.latest)
@@ -203,7 +188,7 @@ class Runner:
             embeddings[rows] = embedded
         if ranks is not None:
             ranks.sum(embeddings)
-        hidden = self._decoder(embeddings, positions)
+        hidden = self._decoder(DecoderInput(embeddings, positions))
         if logit_rows is not None:
             hidden = hidden.index_select(0, logit_rows)
         logits: torch.Tensor = self._head(hidden)

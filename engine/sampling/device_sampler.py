@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.device.platform import Platform
+from engine.device.device import Device
 from engine.sampling.sampler import forbidden, uniform
 from engine.scheduling.sequence import Sequence
 
@@ -21,18 +21,20 @@ def resolve(token_ids: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
 
 
 class DeviceSampler:
-    """The same choice as `Sampler`'s, by FlashInfer's kernels.
+    """The same choice as `HostSampler`'s, by FlashInfer's kernels.
 
-    A seeded row inverts its own distribution at its own number, as `Sampler` does, since the
+    A seeded row inverts its own distribution at its own number, as `HostSampler` does, since the
     kernels' random numbers depend on the row's place in the batch.
     """
 
-    def __init__(self, eos_ids: frozenset[int], vocabulary: int, platform: Platform) -> None:
-        assert platform.library is not None
+    def __init__(
+        self, eos_ids: frozenset[int], vocabulary: int, device: Device, kernels: Any
+    ) -> None:
+        """`kernels` is FlashInfer's module `sampling`, or has its interface."""
         self._eos_ids = sorted(eos_ids)
         self._vocabulary = vocabulary
-        self._platform = platform
-        self._kernels: Any = platform.library.sampling
+        self._device = device
+        self._kernels = kernels
         self._seed = int.from_bytes(torch.randint(2**31, (1,)).numpy().tobytes(), "little")
         self._draws = 0
 
@@ -52,7 +54,7 @@ class DeviceSampler:
         return torch.where(greedy, best, drawn.to(best.dtype))
 
     def _column(self, values: list[Any], dtype: torch.dtype) -> torch.Tensor:
-        return self._platform.upload(torch.tensor(values, dtype=dtype))
+        return self._device.upload(torch.tensor(values, dtype=dtype))
 
     def _adjusted(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
@@ -110,7 +112,7 @@ class DeviceSampler:
         tokens = self._column([token for text in texts for token in text], torch.int64)
         counts = torch.zeros(len(texts), self._vocabulary, device=latest.device)
         ones = torch.ones(len(tokens), device=latest.device)
-        places = (self._platform.upload(rows), resolve(tokens, latest.long()))
+        places = (self._device.upload(rows), resolve(tokens, latest.long()))
         return counts.index_put_(places, ones, accumulate=True)
 
     def _probabilities(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:

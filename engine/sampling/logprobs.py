@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.device.platform import Platform
+from engine.device.device import Device
 from engine.request import TokenLogprob
 
 
@@ -16,13 +16,13 @@ class LogprobRows:
     """
 
     def __init__(
-        self, logits: torch.Tensor, chosen: torch.Tensor, most: int, platform: Platform
+        self, logits: torch.Tensor, chosen: torch.Tensor, most: int, device: Device
     ) -> None:
         self.count = len(chosen)
         logprobs = logits.log_softmax(dim=-1)
         own = logprobs.gather(1, chosen.long()[:, None])[:, 0]
         values, tokens = logprobs.topk(max(most, 1), dim=-1)
-        self._copies = [platform.download(part) for part in (chosen, own, values, tokens)]
+        self._copies = [device.download(part) for part in (chosen, own, values, tokens)]
 
     def entries(self, tops: list[int]) -> list[TokenLogprob]:
         """One for each row, with as many of the best tokens as `tops` says."""

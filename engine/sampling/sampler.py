@@ -5,13 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from typing import Protocol
 
 import torch
 
 from engine.scheduling.sequence import Sequence
 
 
-class Sampler:
+class Sampler(Protocol):
+    """Chooses the next tokens of a step."""
+
+    def choose(
+        self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
+    ) -> torch.Tensor:
+        """Next tokens `[sequences]` from logits `[sequences, vocabulary]` (float32).
+
+        `latest` are the tokens that in-flight ones of `sequences` refer to.
+        """
+
+
+class HostSampler:
     """Greedy and random choice with penalties, bias and filters.
 
     A random choice inverts the cumulative distribution at one number drawn from (seed, answer,
@@ -25,7 +38,7 @@ class Sampler:
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
     ) -> torch.Tensor:
-        """`sample` as a tensor `[sequences]`. `latest` is of no use: no token is in flight here."""
+        """`sample` as a tensor. `latest` is of no use: no token is in flight here."""
         return torch.tensor(self.sample(logits, sequences))
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from engine.core import Engine
-from engine.device.platform import Event, Graph, Host
+from engine.device.device import Event, Graph, Host
+from engine.running.platform import FlashInferOffers, Platform
 from tests.engine.harness import engine_options
 from tests.gpu import torch_flashinfer
 
@@ -42,7 +43,15 @@ class LoggedEvent:
         self._log.append(f"wait {self._number}")
 
 
-class Recording(Host):
+class StandIn(FlashInferOffers, Host):
+    """The CPU with FlashInfer's interface, by the torch implementation unless told otherwise."""
+
+    def __init__(self, library: object = torch_flashinfer) -> None:
+        super().__init__()
+        self.library = library
+
+
+class Recording(StandIn):
     """The CPU with the torch implementation, "recording" graphs and logging what happens."""
 
     def __init__(self, library: object = torch_flashinfer) -> None:
@@ -68,9 +77,9 @@ def standing_in(**replaced: object) -> SimpleNamespace:
     return SimpleNamespace(**(members | replaced))
 
 
-def cuda_path(folder: Path, platform: Host | None = None, **changes: object) -> Engine:
+def cuda_path(folder: Path, platform: Platform | None = None, **changes: object) -> Engine:
     """An engine that takes the path of a CUDA device, on the CPU."""
-    return Engine(engine_options(folder, **changes), platform=platform or Host(torch_flashinfer))
+    return Engine(engine_options(folder, **changes), platform=platform or StandIn())
 
 
 # the paths through the engine, and what each needs of its options

@@ -6,18 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.device.platform import Host
+from engine.device.device import Host
 from engine.sampling.device_sampler import DeviceSampler, resolve
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import HostSampler
 from engine.scheduling.sequence import Sequence, in_flight
 from tests.engine.sampling.test_sampler import VOCABULARY, options, rows, sequence
-from tests.gpu import torch_flashinfer
+from tests.gpu import torch_sampling
 
 NONE = torch.zeros(8, dtype=torch.int64)
 
 
 def device_sampler(eos: frozenset[int] = frozenset()) -> DeviceSampler:
-    return DeviceSampler(eos, VOCABULARY, Host(torch_flashinfer))
+    return DeviceSampler(eos, VOCABULARY, Host(), torch_sampling)
 
 
 def choose(sampler: DeviceSampler, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
@@ -51,7 +51,7 @@ def test_a_seeded_batch_gives_the_tokens_of_the_cpu(
     ]
     logits = rows(len(wanted), seed)
     kept = logits.clone()
-    expected = Sampler(frozenset({11}), VOCABULARY).sample(logits, sequences)
+    expected = HostSampler(frozenset({11}), VOCABULARY).sample(logits, sequences)
     assert choose(device_sampler(frozenset({11})), logits, sequences) == expected
     assert torch.equal(logits, kept)
 

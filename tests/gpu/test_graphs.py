@@ -12,7 +12,7 @@ import torch
 
 from engine.attention.flashinfer import Rows
 from engine.core import Engine
-from engine.device.platform import Graph
+from engine.device.device import Graph
 from engine.memory.card_memory import graph_sizes
 from engine.request import Request
 from engine.running.graphs import DecodeGraphs
@@ -99,13 +99,14 @@ def test_padding_changes_nothing_for_the_others(checkpoint: Folder) -> None:
     recorder.step()
     cache = engine._runner._cache
     free = [page for page in range(1, 65) if engine._pool._references[page] == 0]
-    before = [layer[:, free].clone() for layer in cache.layers]
+    parts = [part for layer in cache.layers for part in layer]
+    before = [part[free] for part in parts]
     used = [page for page in range(1, 65) if page not in free]
-    written = [layer[:, used].clone() for layer in cache.layers]
+    written = [part[used] for part in parts]
     recorder.step()
-    for layer, kept, old in zip(cache.layers, before, written, strict=True):
-        assert torch.equal(layer[:, free], kept)
-        assert not torch.equal(layer[:, used], old)
+    for part, kept, old in zip(parts, before, written, strict=True):
+        assert torch.equal(part[free], kept)
+        assert not torch.equal(part[used], old)
 
 
 def test_each_plan_waits_for_its_staging_buffer_and_comes_before_its_replay(

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from engine.core import Engine
-from engine.device.platform import Host
 from engine.errors import ModelUnsupported
 from engine.request import Request
 from tests.engine.harness import (
@@ -26,7 +25,7 @@ from tests.engine.harness import (
     greedy,
 )
 from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import cuda_path, standing_in
+from tests.gpu.platforms import StandIn, cuda_path, standing_in
 from tests.gpu.torch_flashinfer import (
     BatchDecodeWithPagedKVCacheWrapper,
     apply_rope_with_cos_sin_cache_inplace,
@@ -73,6 +72,6 @@ def test_wrong_pages_and_wrong_angles_are_noticed(checkpoint: Folder, reference:
         {"BatchDecodeWithPagedKVCacheWrapper": Shuffled},
         {"apply_rope_with_cos_sin_cache_inplace": turned},
     ):
-        recorder = Recorder(cuda_path(checkpoint("llama"), Host(standing_in(**replaced))))
+        recorder = Recorder(cuda_path(checkpoint("llama"), StandIn(standing_in(**replaced))))
         recorder.run(request)
         assert compare(recorder, reference("llama"), [request]) > 100 * TOLERANCE

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.core import Engine
-from engine.device.platform import Host, HostCopy
+from engine.device.device import HostCopy
 from engine.errors import DeviceLost, EngineDead
 from engine.process.client import EngineClient
 from engine.process.engine_process import run_engine
@@ -22,8 +22,7 @@ from engine.request import Output, Request
 from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
-from tests.gpu import torch_flashinfer
-from tests.gpu.platforms import Recording, cuda_path
+from tests.gpu.platforms import Recording, StandIn, cuda_path
 
 Folder = Callable[[str], Path]
 
@@ -170,13 +169,13 @@ def test_a_step_that_raises_ends_one_request_only(engine: Engine) -> None:
 
 
 def test_a_lost_device_ends_the_engine_and_nothing_is_tried_again(checkpoint: Folder) -> None:
-    class Failing(Host):
+    class Failing(StandIn):
         broken = False
 
         def lost(self) -> bool:
             return self.broken
 
-    platform = Failing(torch_flashinfer)
+    platform = Failing()
     engine = cuda_path(checkpoint("llama"), platform)
     run, launches = engine._runner.run, []
 
@@ -200,11 +199,11 @@ def test_a_lost_device_ends_the_engine_and_nothing_is_tried_again(checkpoint: Fo
 def test_a_device_lost_while_tokens_are_awaited_is_noticed(
     checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing(Host):
+    class Failing(StandIn):
         def lost(self) -> bool:
             return True
 
-    engine = cuda_path(checkpoint("llama"), Failing(torch_flashinfer))
+    engine = cuda_path(checkpoint("llama"), Failing())
 
     def faulty(copy: HostCopy) -> object:
         raise RuntimeError("an illegal memory access was encountered")

@@ -18,7 +18,7 @@ from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
 from engine.core import Engine
 from engine.device.cards import Card
-from engine.device.platform import Graph, Host
+from engine.device.device import Graph
 from engine.errors import ModelUnsupported
 from engine.memory import plan as planning
 from engine.memory.card_memory import measured_pages
@@ -38,7 +38,7 @@ from tests.engine.harness import (
     prompt_with_images,
 )
 from tests.engine.harness import engine_options as tiny_options
-from tests.gpu.platforms import Recording, cuda_path, standing_in
+from tests.gpu.platforms import Recording, StandIn, cuda_path, standing_in
 from tests.gpu.torch_flashinfer import (
     BatchPrefillWithCausalBidirectionalRangesWrapper,
     single_prefill_with_kv_cache,
@@ -179,7 +179,7 @@ def test_spans_are_tried_at_the_start(checkpoint: Folder) -> None:
     library = standing_in(BatchPrefillWithCausalBidirectionalRangesWrapper=Counted)
     for modalities, expected in ((("image",), [11, 11, -1, 11]), ((), [])):
         runs: list[int] = []
-        cuda_path(checkpoint("gemma3"), Host(library), modalities=modalities)
+        cuda_path(checkpoint("gemma3"), StandIn(library), modalities=modalities)
         assert runs == expected
 
 
@@ -298,7 +298,7 @@ def test_a_tower_attends_with_padded_heads_as_without(
         folder, [[5, 6], picture(60, 90, 1), [7], picture(120, 60, 2), [8]]
     )
     request = Request("r", tokens, greedy(2), media)
-    recorder = Recorder(cuda_path(folder, Host(library), vision_attention="flashinfer"))
+    recorder = Recorder(cuda_path(folder, StandIn(library), vision_attention="flashinfer"))
     recorder.run(request)
     assert set(calls) == {64}  # heads of 16, padded
     assert compare(recorder, reference(family), [request]) < TOLERANCE
@@ -307,7 +307,7 @@ def test_a_tower_attends_with_padded_heads_as_without(
         return single_prefill_with_kv_cache(*parts, causal=causal, sm_scale=64**-0.5)
 
     library = standing_in(single_prefill_with_kv_cache=unscaled)
-    recorder = Recorder(cuda_path(folder, Host(library), vision_attention="flashinfer"))
+    recorder = Recorder(cuda_path(folder, StandIn(library), vision_attention="flashinfer"))
     recorder.run(request)
     assert compare(recorder, reference(family), [request]) > 10 * TOLERANCE  # control
 
@@ -335,7 +335,7 @@ def test_large_pictures_can_attend_otherwise_than_small_ones(
 
         library = standing_in(single_prefill_with_kv_cache=watched)
         engine = cuda_path(
-            folder, Host(library), vision_attention="auto", vision_attention_from=least
+            folder, StandIn(library), vision_attention="auto", vision_attention_from=least
         )
         recorder = Recorder(engine)
         recorder.run(request)

@@ -1,6 +1,6 @@
 """FlashInfer's wrappers and kernels in plain torch, on any device and in any type.
 
-To be put in FlashInfer's place (`Host(library=torch_flashinfer)`): the whole CUDA path but the
+To be put in FlashInfer's place (`StandIn()`): the whole CUDA path but the
 recording of graphs then runs where no card is. It is strict where FlashInfer is (int32 everywhere,
 pages planned before they are read, in-place results) and slow.
 """

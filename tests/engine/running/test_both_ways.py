@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from engine.core import Engine
-from engine.device.platform import Host
 from engine.errors import RequestRefused
 from engine.memory.plan import PlanError, plan
 from engine.request import Request
@@ -28,7 +27,7 @@ from tests.engine.harness import (
     prompt_with_images,
 )
 from tests.engine.running.test_oracle import requests_for, words
-from tests.gpu.platforms import cuda_path, engine_on, standing_in
+from tests.gpu.platforms import StandIn, cuda_path, engine_on, standing_in
 from tests.gpu.torch_flashinfer import BatchPrefillWithCausalBidirectionalRangesWrapper
 
 Folder = Callable[[str], Path]
@@ -160,7 +159,7 @@ def test_a_window_that_ends_at_the_image_is_noticed(checkpoint: Folder, referenc
     tokens, media = prompt_with_images(folder, [words(9, 1), picture(60, 90, 1), words(9, 2)])
     request = Request("r", tokens, greedy(2), media)
     library = standing_in(BatchPrefillWithCausalBidirectionalRangesWrapper=Unbounded)
-    recorder = Recorder(cuda_path(folder, Host(library)))
+    recorder = Recorder(cuda_path(folder, StandIn(library)))
     recorder.run(request)
     assert compare(recorder, reference("gemma3"), [request]) > 10 * TOLERANCE
 

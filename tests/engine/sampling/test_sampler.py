@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from engine.request import Request, SamplingOptions
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import HostSampler
 from engine.scheduling.sequence import Sequence
 
 VOCABULARY = 50
@@ -36,8 +36,8 @@ def rows(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def sampler(eos: frozenset[int] = frozenset()) -> Sampler:
-    return Sampler(eos, VOCABULARY)
+def sampler(eos: frozenset[int] = frozenset()) -> HostSampler:
+    return HostSampler(eos, VOCABULARY)
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-
-from engine.device.cards import require_card
 
 ALIGNMENT = 64  # elements of 4 bytes: parts of one transfer start where kernels like it
 
@@ -44,15 +41,10 @@ class HostCopy:
         return self.tensor().tolist()
 
 
-class Platform(Protocol):
-    """A device and the library of fused kernels on it (None: torch's own operators).
-
-    `limited` says that the library is FlashInfer itself, with kernels for some shapes only.
-    """
+class Device(Protocol):
+    """A device, `device` being torch's name for it."""
 
     device: torch.device
-    library: Any | None
-    limited: bool
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in host memory that the device reads without the host waiting."""
@@ -71,7 +63,7 @@ class Platform(Protocol):
 
 
 @runtime_checkable
-class Recorder(Platform, Protocol):
+class Recorder(Device, Protocol):
     """A device whose work can be recorded."""
 
     def graph_pool(self) -> Any:
@@ -82,7 +74,7 @@ class Recorder(Platform, Protocol):
 
 
 @runtime_checkable
-class Measured(Platform, Protocol):
+class Measured(Device, Protocol):
     """A device whose memory can be measured; that of the CPU is planned."""
 
     def free_bytes(self) -> int:
@@ -96,12 +88,10 @@ class Measured(Platform, Protocol):
 
 
 class Host:
-    """`Platform` of the CPU, where nothing is asynchronous and nothing is recorded."""
+    """`Device` of the CPU, where nothing is asynchronous and nothing is recorded."""
 
-    def __init__(self, library: Any | None = None) -> None:
+    def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.library = library
-        self.limited = False
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -120,15 +110,10 @@ class Host:
 
 
 class Cuda:
-    """`Recorder` and `Measured`: one CUDA device. All work goes to the current stream.
+    """`Recorder` and `Measured`: one CUDA device. All work goes to the current stream."""
 
-    Kernels are FlashInfer's unless another library with its interface is given.
-    """
-
-    def __init__(self, index: int = 0, library: Any | None = None) -> None:
+    def __init__(self, index: int = 0) -> None:
         self.device = torch.device("cuda", index)
-        self.limited = library is None
-        self.library = import_module("flashinfer") if library is None else library
         torch.cuda.set_device(self.device)
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -197,14 +182,6 @@ class _Now:
         return None
 
 
-def platform_for(device: str, index: int = 0) -> Platform:
-    """The platform of a configured device. Raises DeviceMissing for a card that is not there."""
-    if device == "cpu":
-        return Host()
-    require_card()
-    return Cuda(index)
-
-
 def pack(parts: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     """Integer tensors end to end as one int32 tensor, aligned, and where each begins."""
     starts, size = [], 0
@@ -217,10 +194,10 @@ def pack(parts: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     return packed, starts
 
 
-def send(platform: Platform, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+def send(device: Device, parts: list[torch.Tensor]) -> list[torch.Tensor]:
     """Small integer tensors to the device as int32, in one transfer."""
     packed, starts = pack(parts)
-    there = platform.upload(packed)
+    there = device.upload(packed)
     return [
         there[start : start + part.numel()].view(part.shape)
         for start, part in zip(starts, parts, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,11 +96,11 @@ def test_leaving_out_one_sum_is_noticed(checkpoint: Folder, reference: Model) ->
             return compare(recorder, reference("llama"), [request])
 
         assert difference("whole") < TOLERANCE
-        for part in ("_output", "_down"):
-            linear = getattr(layer, part)
-            setattr(layer, part, lambda x, linear=linear: unsummed(linear._linear(x)))
-            assert difference(part) > 100 * TOLERANCE
-            setattr(layer, part, linear)
+        for left_out in (0, 1):  # of a layer's two sums, behind attention and behind the MLP
+            turns = itertools.cycle([unsummed if turn == left_out else summed for turn in (0, 1)])
+            layer._reduce = lambda product, turns=turns: next(turns)(product)
+            assert difference(f"sum {left_out}") > 100 * TOLERANCE
+        layer._reduce = summed
         runner._ranks.sum = unsummed  # the embeddings too
         assert difference("all") > 100 * TOLERANCE
         runner._ranks.sum = summed

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from engine.device.device import HostCopy
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.memory.plan import admission, span_admission
@@ -22,6 +23,7 @@ from engine.running.flight import Choice, Flight
 from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
 from engine.sampling.logprobs import LogprobRows
+from engine.sampling.pooling import Pool
 from engine.scheduling.batch import build_batch
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
@@ -78,6 +80,8 @@ class Engine:
         options = self.options
         if not request.prompt_ids:
             raise RequestRefused("the prompt is empty")
+        if (request.sampling.max_tokens > 0) == (request.pooling is not None):
+            raise RequestRefused("either tokens or a pooled vector must be asked for")
         if request.id in self._sequences:
             raise RequestRefused("a request with this id is running")
         if max(request.prompt_ids) >= self._runner.vocabulary or min(request.prompt_ids) < 0:
@@ -126,6 +130,7 @@ class Engine:
                 tokens=list(request.prompt_ids),
                 spans=spans,
                 leader=sequences[0] if sequences else None,
+                constraint=None if request.constraint is None else request.constraint.start(),
             )
             sequences.append(sequence)
             self._scheduler.add(sequence)
@@ -223,8 +228,13 @@ class Engine:
     def _launch(self, slices: list[Slice]) -> Flight:
         """Start computing slices. Afterwards their sequences hold tokens in flight."""
         batch = build_batch(slices, self.options.page_size)
-        logits = self._runner.run(batch)
+        computed = self._runner.run(batch)
+        logits = computed.logits
         flight = Flight()
+        pooled = [item for item in slices if item.sequence.request.pooling is not None]
+        if pooled:
+            assert computed.hidden is not None  # recordings are of decoding alone
+            self._launch_pooling(flight, pooled, computed.hidden)
         rows: list[int] = []  # of logits, one for each choice
         row = 0
         for item in slices:
@@ -245,6 +255,18 @@ class Engine:
         for choice in flight.choices:
             choice.sequence.tokens.append(in_flight(choice.row))
         return flight
+
+    def _launch_pooling(self, flight: Flight, pooled: list[Slice], hidden: torch.Tensor) -> None:
+        """Add rows of hidden states to the vectors that they are part of."""
+        parts = hidden.split([len(item.pooled) for item in pooled])
+        for item, part in zip(pooled, parts, strict=True):
+            sequence = item.sequence
+            if sequence.pool is None or item.start == 0:  # anew after a preemption
+                sequence.pool = Pool()
+            sequence.pool.add(item.start, part)
+            if item.last:
+                vector = self._platform.download(sequence.pool.vector())
+                flight.vectors.append((sequence, vector))
 
     def _choose(self, flight: Flight, logits: torch.Tensor) -> None:
         """Start choosing the next tokens from their rows of logits."""
@@ -294,14 +316,19 @@ class Engine:
                 noted = found.entries([sequence.sampling.prompt_logprobs or 0] * found.count)
                 del sequence.prompt_logprobs[item.start :]  # computed again after a preemption
                 sequence.prompt_logprobs += noted
+        outputs = [
+            self._pooled(sequence, vector)
+            for sequence, vector in flight.vectors
+            if sequence.finish_reason is None
+        ]
         if flight.tokens is None:
-            return []
+            return outputs
         logprobs: dict[int, TokenLogprob] = {}
         if flight.logprobs is not None:
             tops = [choice.sequence.sampling.logprobs or 0 for choice in flight.wanted]
             entries = flight.logprobs.entries(tops)
             logprobs = {c.row: entry for c, entry in zip(flight.wanted, entries, strict=True)}
-        return [
+        return outputs + [
             self._extend(choice, token, logprobs.get(choice.row))
             for choice, token in zip(flight.choices, flight.tokens.tolist(), strict=True)
             if choice.sequence.finish_reason is None
@@ -310,6 +337,8 @@ class Engine:
     def _extend(self, choice: Choice, token: int, logprob: TokenLogprob | None) -> Output:
         sequence = choice.sequence
         sequence.tokens[choice.position] = token
+        if sequence.constraint is not None:
+            sequence.constraint.advance(token)
         generated = choice.position + 1 - sequence.prompt_length
         self._generated_tokens += 1
         prompt_logprobs = None
@@ -330,6 +359,18 @@ class Engine:
             logprobs=None if logprob is None else [logprob],
             prompt_logprobs=prompt_logprobs,
             cached_tokens=sequence.cached_tokens,
+        )
+
+    def _pooled(self, sequence: Sequence, vector: HostCopy) -> Output:
+        self._hit_tokens += sequence.cached_tokens
+        self._end(sequence, "stop")
+        return Output(
+            request_id=sequence.request.id,
+            index=sequence.index,
+            token_ids=[],
+            finish_reason="stop",
+            cached_tokens=sequence.cached_tokens,
+            vector=vector.tensor().numpy(),
         )
 
     def _finish_reason(self, sequence: Sequence, token: int, generated: int) -> str | None:

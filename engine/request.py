@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.device.shared_tensors import SharedTensors
 
 if TYPE_CHECKING:
     import numpy
     import torch
+
+    from engine.sampling.constraint import ConstraintSource
+
+Pooling = Literal["last", "cls", "mean"]  # of the prompt's tokens: the last, the first, all
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,6 +41,9 @@ class SamplingOptions:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the chosen token's and the k best
     prompt_logprobs: int | None = None
+
+
+NO_TOKENS = SamplingOptions(max_tokens=0)
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,15 +87,21 @@ def _media_item(
 
 @dataclass(slots=True, frozen=True)
 class Request:
-    """A prompt and the `n` answers wanted. Lower `priority` runs first; `salt` splits caches."""
+    """A prompt and the `n` answers wanted. Lower `priority` runs first; `salt` splits caches.
+
+    An answer is tokens, to which a `constraint` may apply, or with `pooling` one vector made of the
+    decoder's final hidden states of the prompt.
+    """
 
     id: str
     prompt_ids: list[int]
-    sampling: SamplingOptions
+    sampling: SamplingOptions = NO_TOKENS
     media: list[MediaItem] = field(default_factory=list)
     n: int = 1
     priority: int = 0
     salt: bytes = b""
+    constraint: ConstraintSource | None = None
+    pooling: Pooling | None = None
 
     @property
     def shared(self) -> list[SharedTensors]:
@@ -124,3 +137,4 @@ class Output:
     )
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None
+    vector: numpy.ndarray | None = None  # [hidden], float32: the whole answer, if asked for

@@ -28,3 +28,4 @@ class Flight:
     wanted: list[Choice] = field(default_factory=list)  # those whose log-probabilities are wanted
     logprobs: LogprobRows | None = None  # of every wanted choice
     prompts: list[tuple[Slice, LogprobRows]] = field(default_factory=list)
+    vectors: list[tuple[Sequence, HostCopy]] = field(default_factory=list)  # pooled prompts

@@ -107,7 +107,7 @@ def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None
         steps.append((with_spans(prefill), 0))
     for batch, prompt_rows in steps:
         sequences = [item.sequence for item in batch.slices]
-        logits = runner.run(batch)
+        logits = runner.run(batch).logits
         if prompt_rows:
             chosen = device.upload(torch.zeros(prompt_rows, dtype=torch.int64))
             LogprobRows(logits[:prompt_rows], chosen, MOST_LOGPROBS, device)

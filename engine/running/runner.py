@@ -29,6 +29,14 @@ def no_progress(phase: str, fraction: float) -> None:
     """Report to nobody."""
 
 
+@dataclass(slots=True, frozen=True)
+class Computed:
+    """What a batch gave; it may lie where the next run writes its own."""
+
+    logits: torch.Tensor  # [logit rows, vocabulary] float32
+    hidden: torch.Tensor | None = None  # [hidden rows, hidden] final states; None: recorded
+
+
 class Runner:
     """Owns the loaded model, the key-value cache and the encoder cache.
 
@@ -109,7 +117,7 @@ class Runner:
         pages = -(-options.max_len // options.page_size)
         self._graphs = DecodeGraphs(
             self._backend,
-            self._compute,
+            self._next_logits,
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
             position_rows=len(family.positions([0], [])[0]),
@@ -127,11 +135,8 @@ class Runner:
         self._graphs = None
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values; logits `[logit_rows, vocabulary]` in float32.
-
-        They may lie where the next run writes its own.
-        """
+    def run(self, batch: Batch) -> Computed:
+        """Store the batch's keys and values, and compute what is wanted of its rows."""
         places = media_places(batch)
         media = self._embed_media(places)  # before the other ranks start: it may fail alone
         if self._ranks is None:
@@ -157,26 +162,28 @@ class Runner:
 
     def _run(
         self, batch: Batch, media: list[tuple[slice, torch.Tensor]], eager: bool = False
-    ) -> torch.Tensor:
+    ) -> Computed:
         eager = eager or bool(media)
         if self._graphs is not None and not eager and self._graphs.fits(batch):
-            return self._graphs.run(batch)
+            return Computed(self._graphs.run(batch))
         self._backend.plan(batch)
         upload = self._platform.upload
-        logits = self._compute(
-            upload(batch.token_ids),
-            upload(batch.positions),
-            media,
-            None if len(batch.logit_rows) == batch.tokens else upload(batch.logit_rows),
-        )
-        return logits.float()
+        hidden = self._hidden_states(upload(batch.token_ids), upload(batch.positions), media)
+        rows = batch.hidden_rows
+        pooled = hidden[upload(rows)] if len(rows) else hidden[:0]
+        if len(batch.logit_rows) != batch.tokens:
+            hidden = hidden.index_select(0, upload(batch.logit_rows))
+        return Computed(self._logits(hidden).float(), pooled)
 
-    def _compute(
+    def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits of every row of a batch without media, as recordings compute them."""
+        return self._logits(self._hidden_states(token_ids, positions))
+
+    def _hidden_states(
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         media: Sequence[tuple[slice, torch.Tensor]] = (),
-        logit_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         ranks = self._ranks
         if self._platform.overlaps:
@@ -188,15 +195,15 @@ class Runner:
             embeddings[rows] = embedded
         if ranks is not None:
             ranks.sum(embeddings)
-        hidden = self._decoder(DecoderInput(embeddings, positions))
-        if logit_rows is not None:
-            hidden = hidden.index_select(0, logit_rows)
-        logits: torch.Tensor = self._head(hidden)
+        return self._decoder(DecoderInput(embeddings, positions))
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._head(hidden)
         cap = self.loaded.logit_cap
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        if ranks is not None and len(logits):
-            logits = ranks.gather(logits)[:, : self.vocabulary]
+        if self._ranks is not None and len(logits):
+            logits = self._ranks.gather(logits)[:, : self.vocabulary]
         return logits
 
     def _new_cache(self, pages: int) -> KVCache:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.device.device import Device
+from engine.sampling.constraint import constrained
 from engine.sampling.sampler import forbidden, uniform
 from engine.scheduling.sequence import Sequence
 
@@ -46,6 +47,7 @@ class DeviceSampler:
         `latest` are the tokens that in-flight ones of `sequences` refer to.
         """
         logits = self._adjusted(logits, sequences, latest)
+        logits = constrained(logits, sequences, self._device.upload)
         best = logits.argmax(dim=-1)
         if all(sequence.sampling.temperature == 0 for sequence in sequences):
             return best

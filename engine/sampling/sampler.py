@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from engine.sampling.constraint import constrained
 from engine.scheduling.sequence import Sequence
 
 
@@ -49,6 +50,7 @@ class HostSampler:
                 if adjusted is logits:
                     adjusted = logits.clone()
                 self._adjust(adjusted[row], sequence)
+        adjusted = constrained(adjusted, sequences, _stay)
         chosen = adjusted.argmax(dim=-1)
         rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0]
         if rows:
@@ -107,6 +109,10 @@ class HostSampler:
         # right=True: a token of probability 0 has the same sum as the one before and is never met
         picked = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
         return picked.clamp_(max=logits.shape[-1] - 1)[:, 0]
+
+
+def _stay(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def uniform(sequence: Sequence) -> float:

@@ -14,6 +14,11 @@ def no_spans() -> torch.Tensor:
     return torch.empty(0, 2, dtype=torch.int32)
 
 
+def no_rows() -> torch.Tensor:
+    """Of a batch of which no hidden states are wanted."""
+    return torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(slots=True)
 class Batch:
     """Tokens of all slices, one after the other, and where their keys and values lie.
@@ -37,6 +42,7 @@ class Batch:
     logit_rows: torch.Tensor  # [rows] int64, tokens whose logits are wanted
     page_size: int
     spans: torch.Tensor = field(default_factory=no_spans)  # [tokens, 2] int32; [0, 2]: none
+    hidden_rows: torch.Tensor = field(default_factory=no_rows)  # [rows] int64, to be pooled
 
     @property
     def tokens(self) -> int:
@@ -49,6 +55,7 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
     slots: list[int] = []
     query_start, page_start, page_indices, last_page_length = [0], [0], [], []
     logit_rows: list[int] = []
+    hidden_rows: list[int] = []
     for item in slices:
         sequence, start, end = item.sequence, item.start, item.end
         token_ids += sequence.tokens[start:end]
@@ -59,6 +66,7 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
             logit_rows += range(query_start[-1], query_start[-1] + item.count)
         elif item.samples:
             logit_rows.append(query_start[-1] + item.count - 1)
+        hidden_rows += [query_start[-1] + row for row in item.pooled]
         page_indices += pages
         query_start.append(query_start[-1] + item.count)
         page_start.append(page_start[-1] + len(pages))
@@ -76,6 +84,7 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         page_size=page_size,
         spans=_spans(slices, query_start),
+        hidden_rows=torch.tensor(hidden_rows, dtype=torch.int64),
     )
 
 

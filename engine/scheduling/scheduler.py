@@ -24,7 +24,24 @@ class Slice:
     @property
     def samples(self) -> bool:
         """Whether the step yields this sequence's next token."""
+        return self.last and self.sequence.request.pooling is None
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing of the sequence is left to compute behind it."""
         return self.end == len(self.sequence.tokens)
+
+    @property
+    def pooled(self) -> range:
+        """Which of its tokens' final hidden states are wanted, the first being 0."""
+        match self.sequence.request.pooling:
+            case "last":
+                return range(self.count - 1, self.count) if self.last else range(0)
+            case "cls":
+                return range(1) if self.start == 0 else range(0)
+            case "mean":
+                return range(self.count)
+        return range(0)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -95,7 +112,7 @@ class Scheduler:
         decoding = [
             sequence
             for sequence in self.running
-            if sequence.remaining == 1 and not sequence.exhausted
+            if sequence.remaining == 1 and not sequence.exhausted and not sequence.awaits_token
         ]
         prefilling = [sequence for sequence in self.running if sequence.remaining > 1]
         for sequence in decoding + prefilling:
@@ -163,7 +180,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Share the cached prefix, if the pages for the whole rest of the prompt are there too."""
         hits: list[int] = []
-        if sequence.sampling.prompt_logprobs is None or sequence.generated:
+        if sequence.reuses_prefix:
             blocks = (
                 len(sequence.tokens) - 1
             ) // self.page_size  # the last token's logits are needed

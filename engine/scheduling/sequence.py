@@ -6,10 +6,15 @@ import hashlib
 import struct
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
+
+if TYPE_CHECKING:
+    from engine.sampling.constraint import Constraint
+    from engine.sampling.pooling import Pool
 
 
 @dataclass(slots=True)
@@ -37,6 +42,8 @@ class Sequence:
     leader: Sequence | None = None  # computes the prompt that this sequence will share
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    constraint: Constraint | None = None
+    pool: Pool | None = None  # of the slices computed since the first
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -69,7 +76,19 @@ class Sequence:
     @property
     def exhausted(self) -> bool:
         """Whether no further token may be computed, even if the last one is still in flight."""
-        return self.generated >= self.sampling.max_tokens
+        return self.request.pooling is None and self.generated >= self.sampling.max_tokens
+
+    @property
+    def awaits_token(self) -> bool:
+        """Whether its own last token has to be known before the next one can be chosen."""
+        return self.constraint is not None and self.known < len(self.tokens)
+
+    @property
+    def reuses_prefix(self) -> bool:
+        """Whether tokens whose keys and values are known need not be computed."""
+        if self.request.pooling is not None:
+            return self.request.pooling == "last"
+        return self.sampling.prompt_logprobs is None or self.generated > 0
 
     @property
     def remaining(self) -> int:

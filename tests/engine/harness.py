@@ -14,6 +14,7 @@ from engine.core import Engine
 from engine.models.registry import family_for
 from engine.options import EngineOptions
 from engine.request import MediaItem, Output, Request, SamplingOptions
+from engine.running.runner import Computed
 from engine.scheduling.batch import Batch
 
 TOLERANCE = 1e-4  # float32 logits
@@ -55,17 +56,17 @@ class Recorder:
     def __post_init__(self) -> None:
         run = self.engine._runner.run
 
-        def recorded(batch: Batch) -> torch.Tensor:
-            logits = run(batch)
+        def recorded(batch: Batch) -> Computed:
+            computed = run(batch)
             self.batches.append(batch)
             places = [
                 (item.sequence.request.id, item.sequence.index, position)
                 for item in batch.slices
                 for position in range(item.start, item.end)
             ]
-            for row, place in zip(logits, batch.logit_rows.tolist(), strict=True):
+            for row, place in zip(computed.logits, batch.logit_rows.tolist(), strict=True):
                 self.rows[places[place]] = row.clone()
-            return logits
+            return computed
 
         self.engine._runner.run = recorded  # type: ignore[method-assign]
 
@@ -101,6 +102,12 @@ class Reference:
     def logits(self, tokens: list[int], media: Sequence[MediaItem] = ()) -> torch.Tensor:
         """`[tokens, vocabulary]`"""
         return self.model(**self._inputs(tokens, media)).logits[0]
+
+    @torch.no_grad()
+    def hidden_states(self, tokens: list[int], media: Sequence[MediaItem] = ()) -> torch.Tensor:
+        """The last layer's, normed: `[tokens, hidden]`."""
+        output = self.model(**self._inputs(tokens, media), output_hidden_states=True)
+        return output.hidden_states[-1][0]
 
     @torch.no_grad()
     def generate(self, prompt: list[int], count: int, media: Sequence[MediaItem] = ()) -> list[int]:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.core import Engine
 from engine.errors import ModelUnsupported, RequestRefused
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request
+from engine.running.runner import Computed
 from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 
@@ -84,7 +84,7 @@ def test_a_step_that_raises_ends_one_request_only(engine: Engine) -> None:
     recorder = Recorder(engine)
     run = engine._runner.run
 
-    def failing(batch: Batch) -> torch.Tensor:
+    def failing(batch: Batch) -> Computed:
         if any(item.sequence.request.id == "bad" and item.start > 0 for item in batch.slices):
             raise RuntimeError("planted")
         return run(batch)

@@ -50,7 +50,7 @@ def test_the_largest_size_is_recorded_first_and_all_share_one_pool(
 ) -> None:
     sizes: list[int] = []
     pools: set[int] = set()
-    compute = Runner._compute
+    compute = Runner._hidden_states
 
     def watched(runner: Runner, token_ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         sizes.append(len(token_ids))
@@ -64,7 +64,7 @@ def test_the_largest_size_is_recorded_first_and_all_share_one_pool(
             pools.add(id(pool))
             return super().capture(work, pool)
 
-    monkeypatch.setattr(Runner, "_compute", watched)
+    monkeypatch.setattr(Runner, "_hidden_states", watched)
     cuda_path(checkpoint("llama"), Pooled(), graphs=True, max_sequences=16)
     assert sizes[-5:] == [16, 8, 4, 2, 1]
     assert len(pools) == 1

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.core import Engine
 from engine.device.device import HostCopy
@@ -19,6 +18,7 @@ from engine.process.engine_process import run_engine
 from engine.process.frames import frame_pipe
 from engine.process.messages import Failed
 from engine.request import Output, Request
+from engine.running.runner import Computed
 from engine.scheduling.batch import Batch
 from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
@@ -39,7 +39,7 @@ def test_the_host_asks_for_tokens_only_after_the_next_step_is_launched(
     recorder = Recorder(cuda_path(checkpoint("llama")))
     run, tolist = recorder.engine._runner.run, HostCopy.tolist
 
-    def launched(batch: Batch) -> torch.Tensor:
+    def launched(batch: Batch) -> Computed:
         order.append("launch")
         return run(batch)
 
@@ -152,7 +152,7 @@ def test_a_step_that_raises_ends_one_request_only(engine: Engine) -> None:
     recorder = Recorder(engine)
     run = engine._runner.run
 
-    def failing(batch: Batch) -> torch.Tensor:
+    def failing(batch: Batch) -> Computed:
         if any(item.sequence.request.id == "bad" and item.start > 22 for item in batch.slices):
             raise RuntimeError("planted")
         return run(batch)
@@ -179,7 +179,7 @@ def test_a_lost_device_ends_the_engine_and_nothing_is_tried_again(checkpoint: Fo
     engine = cuda_path(checkpoint("llama"), platform)
     run, launches = engine._runner.run, []
 
-    def faulty(batch: Batch) -> torch.Tensor:
+    def faulty(batch: Batch) -> Computed:
         launches.append(batch)
         if len(launches) == 4:
             platform.broken = True

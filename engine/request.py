@@ -48,7 +48,7 @@ NO_TOKENS = SamplingOptions(max_tokens=0)
 
 @dataclass(slots=True, frozen=True)
 class MediaItem:
-    """One image or video (later: sound) of a prompt.
+    """One image, video or sound of a prompt.
 
     `start` is the index of its first placeholder in the prompt, `length` the number of
     placeholders, and `digest` identifies content and processing: equal digests must mean equal

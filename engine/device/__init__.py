@@ -1,1 +1,1 @@
-"""What the engine stands on: devices, threads, memory and processes of the machine."""
+"""The machine: devices, threads, memory, and how processes of the engine are set up."""

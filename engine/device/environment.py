@@ -1,4 +1,4 @@
-"""Variables for libraries that can be told in no other way."""
+"""Environment variables for libraries that can be configured in no other way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process of the engine stands: signals, log lines, memory."""
+"""Set-up of a process of the engine: signals, log lines, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads a step computes with: as many as told while the cores are there, else one.
+"""How many threads a step computes with: those configured while the cores are free, else one.
 
 Threads that wait for each other at every operation lose far more than the core they share: beside
 one busy process, a decode step on two cores took 230 ms with two threads and 66 with one.
@@ -64,7 +64,7 @@ class ThreadGovernor:
 
 
 def idle_seconds(stat: Path) -> float:
-    """Seconds that the machine's cores have been idle, all together (proc(5)); 0 if not told."""
+    """Seconds that the machine's cores have been idle, all together (proc(5)); 0 if unknown."""
     try:
         fields = stat.read_text().split("\n", 1)[0].split()
     except OSError:

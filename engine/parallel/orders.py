@@ -1,4 +1,4 @@
-"""What rank 0 tells the others to do, as flat numbers: bytes that need no pickling.
+"""What rank 0 has the others do, as flat numbers: bytes that need no pickling.
 
 An order is an int32 array whose first element is its kind. Runs carry the batch: token ids,
 positions, page table, slots, wanted rows and spans; no sequences, no text, no media.

@@ -51,12 +51,12 @@ class Ranks:
             )
 
     def order(self, message: bytes) -> None:
-        """Tell the others (on rank 0). Raises OSError when one is gone."""
+        """Send an order to the others (on rank 0). Raises OSError when one is gone."""
         for link in self._links:
             link.send_bytes(message)
 
     def await_order(self) -> bytes:
-        """What rank 0 tells. Raises EOFError when it is gone."""
+        """The next order of rank 0. Raises EOFError when it is gone."""
         return self._links[0].recv_bytes()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def _run_engine(
             for message in _messages(engine, requests, outputs):
                 _receive(engine, outputs, message)
     except DeviceLost as error:
-        if not links:  # of several ranks it may be another's fault: their exit codes tell
+        if not links:  # of several ranks it may be another's fault: see their exit codes
             outputs.send(Failed(str(error)))
         raise  # the process ends with an exit code for its supervisor
     engine.close()

@@ -1,4 +1,4 @@
-"""The process of a rank other than 0: it loads its share, then does what it is told."""
+"""The process of a rank other than 0: it loads its share, then carries out orders."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def follow(
     keep_memory()
     with contextlib.suppress(EOFError):
         while True:
-            obey(runner, ranks, options.page_size)
+            carry_out_next(runner, ranks, options.page_size)
 
 
-def obey(runner: Runner, ranks: Ranks, page_size: int) -> None:
+def carry_out_next(runner: Runner, ranks: Ranks, page_size: int) -> None:
     """Wait for one order and carry it out."""
     from engine.parallel import orders
 

@@ -44,7 +44,7 @@ class Followers:
         self.links = []
 
     def failure(self, leader: BaseProcess | None) -> str | None:
-        """Which rank ended first, rank 0 being `leader`, and how; None if it cannot be told.
+        """Which rank ended first, rank 0 being `leader`, and how; None if it cannot be known.
 
         Ranks that only left after another one, or after a step that failed, say so by their exit
         code.

@@ -26,7 +26,7 @@ from engine.scheduling.batch import Batch
 
 
 def no_progress(phase: str, fraction: float) -> None:
-    """Report to nobody."""
+    """`Progress` that goes nowhere."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,7 +40,7 @@ class Computed:
 class Runner:
     """Owns the loaded model, the key-value cache and the encoder cache.
 
-    Of several ranks each has one. What rank 0's is told to do, the others' do too.
+    Of several ranks each has one. What rank 0's does, the others' do by its orders.
     """
 
     def __init__(

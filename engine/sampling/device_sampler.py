@@ -109,7 +109,7 @@ class DeviceSampler:
         return logits
 
     def _counts(self, texts: list[list[int]], latest: torch.Tensor) -> torch.Tensor:
-        """How often each token stands in each text, `[texts, vocabulary]` float32."""
+        """How often each token occurs in each text, `[texts, vocabulary]` float32."""
         rows = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
         tokens = self._column([token for text in texts for token in text], torch.int64)
         counts = torch.zeros(len(texts), self._vocabulary, device=latest.device)

@@ -96,7 +96,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda other: other.rank)
 
     def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it stands, and give its pages back."""
+        """Forget a sequence, running or waiting, and give its pages back."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:

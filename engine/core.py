@@ -8,8 +8,6 @@ from collections.abc import Sequence as Several
 from functools import partial
 from multiprocessing.connection import Connection
 
-import torch
-
 from engine.device.device import HostCopy
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
@@ -20,11 +18,9 @@ from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
 from engine.request import Output, Request, TokenLogprob
 from engine.running.flight import Choice, Flight
+from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
-from engine.sampling.logprobs import LogprobRows
-from engine.sampling.pooling import Pool
-from engine.scheduling.batch import build_batch
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
 from engine.scheduling.sequence import Sequence, in_flight
@@ -61,7 +57,8 @@ class Engine:
             load = partial(load_share, rank=0, ranks=options.tensor_parallel, load=load)
         prepared = prepare(options, self._platform, progress, load, self._ranks)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
-        self._runner, self._sampler = prepared.runner, prepared.sampler
+        self._runner = prepared.runner
+        self._launcher = Launcher(self._runner, prepared.sampler, self._platform, options.page_size)
         self._pool = PagePool(self._runner.pages)
         self._scheduler = Scheduler(
             self._pool,
@@ -227,76 +224,12 @@ class Engine:
 
     def _launch(self, slices: list[Slice]) -> Flight:
         """Start computing slices. Afterwards their sequences hold tokens in flight."""
-        batch = build_batch(slices, self.options.page_size)
-        computed = self._runner.run(batch)
-        logits = computed.logits
-        flight = Flight()
-        pooled = [item for item in slices if item.sequence.request.pooling is not None]
-        if pooled:
-            assert computed.hidden is not None  # recordings are of decoding alone
-            self._launch_pooling(flight, pooled, computed.hidden)
-        rows: list[int] = []  # of logits, one for each choice
-        row = 0
-        for item in slices:
-            sequence = item.sequence
-            if item.wants_prompt_logprobs:
-                self._launch_prompt_logprobs(flight, item, logits[row : row + item.count])
-                row += item.count
-            elif item.samples:
-                row += 1
-            if item.samples:
-                choice = Choice(sequence, len(sequence.tokens), len(rows))
-                flight.choices.append(choice)
-                rows.append(row - 1)
-        if flight.choices:
-            self._choose(flight, self._pick(logits, rows))
+        flight = self._launcher.launch(slices)
         for item in slices:
             self._scheduler.computed(item)
         for choice in flight.choices:
             choice.sequence.tokens.append(in_flight(choice.row))
         return flight
-
-    def _launch_pooling(self, flight: Flight, pooled: list[Slice], hidden: torch.Tensor) -> None:
-        """Add rows of hidden states to the vectors that they are part of."""
-        parts = hidden.split([len(item.pooled) for item in pooled])
-        for item, part in zip(pooled, parts, strict=True):
-            sequence = item.sequence
-            if sequence.pool is None or item.start == 0:  # anew after a preemption
-                sequence.pool = Pool()
-            sequence.pool.add(item.start, part)
-            if item.last:
-                vector = self._platform.download(sequence.pool.vector())
-                flight.vectors.append((sequence, vector))
-
-    def _choose(self, flight: Flight, logits: torch.Tensor) -> None:
-        """Start choosing the next tokens from their rows of logits."""
-        sequences = [choice.sequence for choice in flight.choices]
-        latest = self._runner.latest
-        tokens = self._sampler.choose(logits, sequences, latest)
-        latest[: len(tokens)] = tokens
-        flight.tokens = self._platform.download(tokens)
-        flight.wanted = [c for c in flight.choices if c.sequence.sampling.logprobs is not None]
-        if flight.wanted:
-            rows = [choice.row for choice in flight.wanted]
-            most = max(choice.sequence.sampling.logprobs or 0 for choice in flight.wanted)
-            flight.logprobs = LogprobRows(
-                self._pick(logits, rows), self._pick(tokens, rows), most, self._platform
-            )
-
-    def _pick(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        if len(rows) == len(tensor):
-            return tensor
-        return tensor[self._platform.upload(torch.tensor(rows))]
-
-    def _launch_prompt_logprobs(self, flight: Flight, item: Slice, rows: torch.Tensor) -> None:
-        """Row i of a slice gives the log-probability of the prompt token after it."""
-        sequence = item.sequence
-        following = sequence.request.prompt_ids[item.start + 1 : item.end + 1]
-        top = sequence.sampling.prompt_logprobs
-        if following and top is not None:
-            chosen = self._platform.upload(torch.tensor(following))
-            found = LogprobRows(rows[: len(following)], chosen, top, self._platform)
-            flight.prompts.append((item, found))
 
     def _land_previous(self) -> list[Output]:
         flight, self._flight = self._flight, None

@@ -93,8 +93,8 @@ def test_a_step_that_is_tried_again_counts_its_states_once(
     checkpoint: Folder, reference: Model
 ) -> None:
     recorder = Recorder(engine_on("cpu", checkpoint("llama")))
-    engine, failures = recorder.engine, []
-    choose = engine._choose
+    launcher, failures = recorder.engine._launcher, []
+    choose = launcher._choose
 
     def failing(flight, logits) -> None:  # type: ignore[no-untyped-def]
         if len(failures) < 2:
@@ -102,7 +102,7 @@ def test_a_step_that_is_tried_again_counts_its_states_once(
             raise RuntimeError("planted")
         choose(flight, logits)
 
-    engine._choose = failing  # type: ignore[method-assign]
+    launcher._choose = failing  # type: ignore[method-assign]
     prompt = words(150, 1)
     recorder.run(Request("tokens", words(9, 3), greedy(1)), Request("m", prompt, pooling="mean"))
     assert len(failures) == 2

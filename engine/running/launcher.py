@@ -1,0 +1,93 @@
+"""A step as far as it goes without waiting for the device."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.device.device import Device
+from engine.running.flight import Choice, Flight
+from engine.running.runner import Runner
+from engine.sampling.logprobs import LogprobRows
+from engine.sampling.pooling import Pool
+from engine.sampling.sampler import Sampler
+from engine.scheduling.batch import build_batch
+from engine.scheduling.scheduler import Slice
+
+
+class Launcher:
+    """Has slices computed, and what is wanted of them: tokens, log-probabilities, vectors."""
+
+    def __init__(self, runner: Runner, sampler: Sampler, device: Device, page_size: int) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._device = device
+        self._page_size = page_size
+
+    def launch(self, slices: list[Slice]) -> Flight:
+        """Start computing slices, and choosing the tokens that come next."""
+        batch = build_batch(slices, self._page_size)
+        computed = self._runner.run(batch)
+        logits = computed.logits
+        flight = Flight()
+        pooled = [item for item in slices if item.sequence.request.pooling is not None]
+        if pooled:
+            assert computed.hidden is not None  # recordings are of decoding alone
+            self._pool(flight, pooled, computed.hidden)
+        rows: list[int] = []  # of logits, one for each choice
+        row = 0
+        for item in slices:
+            sequence = item.sequence
+            if item.wants_prompt_logprobs:
+                self._score_prompt(flight, item, logits[row : row + item.count])
+                row += item.count
+            elif item.samples:
+                row += 1
+            if item.samples:
+                choice = Choice(sequence, len(sequence.tokens), len(rows))
+                flight.choices.append(choice)
+                rows.append(row - 1)
+        if flight.choices:
+            self._choose(flight, self._pick(logits, rows))
+        return flight
+
+    def _pool(self, flight: Flight, pooled: list[Slice], hidden: torch.Tensor) -> None:
+        """Add rows of hidden states to the vectors that they are part of."""
+        parts = hidden.split([len(item.pooled) for item in pooled])
+        for item, part in zip(pooled, parts, strict=True):
+            sequence = item.sequence
+            if sequence.pool is None or item.start == 0:  # anew after a preemption
+                sequence.pool = Pool()
+            sequence.pool.add(item.start, part)
+            if item.last:
+                vector = self._device.download(sequence.pool.vector())
+                flight.vectors.append((sequence, vector))
+
+    def _choose(self, flight: Flight, logits: torch.Tensor) -> None:
+        """Start choosing the next tokens from their rows of logits."""
+        sequences = [choice.sequence for choice in flight.choices]
+        latest = self._runner.latest
+        tokens = self._sampler.choose(logits, sequences, latest)
+        latest[: len(tokens)] = tokens
+        flight.tokens = self._device.download(tokens)
+        flight.wanted = [c for c in flight.choices if c.sequence.sampling.logprobs is not None]
+        if flight.wanted:
+            rows = [choice.row for choice in flight.wanted]
+            most = max(choice.sequence.sampling.logprobs or 0 for choice in flight.wanted)
+            flight.logprobs = LogprobRows(
+                self._pick(logits, rows), self._pick(tokens, rows), most, self._device
+            )
+
+    def _pick(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if len(rows) == len(tensor):
+            return tensor
+        return tensor[self._device.upload(torch.tensor(rows))]
+
+    def _score_prompt(self, flight: Flight, item: Slice, rows: torch.Tensor) -> None:
+        """Row i of a slice gives the log-probability of the prompt token after it."""
+        sequence = item.sequence
+        following = sequence.request.prompt_ids[item.start + 1 : item.end + 1]
+        top = sequence.sampling.prompt_logprobs
+        if following and top is not None:
+            chosen = self._device.upload(torch.tensor(following))
+            found = LogprobRows(rows[: len(following)], chosen, top, self._device)
+            flight.prompts.append((item, found))

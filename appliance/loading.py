@@ -48,7 +48,7 @@ class Loader:
         lifecycle.phase = "planning"
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"
-        self.client = client = await in_daemon(self._make_client, folder, plan)
+        self.client = client = await in_daemon(self._make_client, plan)
         prompt_side = asyncio.create_task(self._prompt_side(folder, plan, service))
         watch = asyncio.create_task(self._follow_phase())
         try:
@@ -106,13 +106,10 @@ class Loader:
 
         return render(self._composed, plan, address)
 
-    def _make_client(self, folder: Path, plan: Plan) -> EngineClient:
-        from appliance.planning import engine_options
+    def _make_client(self, plan: Plan) -> EngineClient:
         from engine.process.client import EngineClient
 
-        return EngineClient(
-            engine_options(self._composed.config, folder, plan), in_process=self._in_process
-        )
+        return EngineClient(plan.resolved, in_process=self._in_process)
 
     async def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
         threads = ThreadPoolExecutor(MEDIA_THREADS, "media")

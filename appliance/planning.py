@@ -23,60 +23,48 @@ def allowed_modalities(media: MediaConfig) -> tuple[str, ...]:
     return tuple(modality for modality, limit in limits.items() if limit > 0)
 
 
-def plan_recipe(config: Config, folder: Path) -> Plan:
-    """Plan the checkpoint in `folder` as configured.
+def engine_options(config: Config, folder: Path) -> EngineOptions:
+    """The engine's settings as configured; what the plan finds is still open.
 
-    Raises PlanError when it cannot fit, has no tower for a modality that the recipe allows, or
-    asks a CPU for what only a card does, or cannot be split as `parallelism` says; DeviceMissing
-    when there is no card.
+    Raises PlanError for keys that contradict each other.
     """
     engine, ranks = config.engine, config.parallelism.tensor
     check_device_keys(engine)
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
-    return plan(
-        folder,
+    return EngineOptions(
+        model_path=str(folder),
         dtype=resolve_dtype(config.model.dtype, folder, engine.device),
         device=engine.device,
+        threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // ranks),
         page_size=engine.page_size,
-        max_len=config.model.max_len,
+        pages=0,
+        max_len=config.model.max_len or 0,
         max_tokens_per_step=engine.max_tokens_per_step,
         max_sequences=engine.max_sequences,
-        kv_cache_gb=engine.kv_cache_gb,
+        prefix_cache=config.cache.prefix,
         encoder_cache_bytes=int(config.cache.encoder_gb * GIB),
         modalities=allowed_modalities(config.media),
+        kv_cache_gb=engine.kv_cache_gb,
+        fuse=engine.fuse,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
-        memory_fraction=memory_fraction(engine),
+        memory_fraction=engine.gpu_memory_fraction or GPU_SHARE,
+        measured=engine.device == "cuda" and engine.kv_cache_gb is None,
+        vision_attention=engine.vision_attention,
+        vision_attention_from=engine.vision_attention_from,
         tensor_parallel=ranks,
     )
 
 
-def engine_options(config: Config, folder: Path, plan: Plan) -> EngineOptions:
-    """Return what the engine is told: the plan and the keys that need none."""
-    engine = config.engine
-    measured = engine.device == "cuda" and engine.kv_cache_gb is None
-    return EngineOptions(
-        model_path=str(folder),
-        dtype=plan.dtype,
-        device=engine.device,
-        threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // plan.ranks),
-        page_size=plan.page_size,
-        pages=plan.pages,
-        max_len=plan.max_len,
-        max_tokens_per_step=engine.max_tokens_per_step,
-        max_sequences=engine.max_sequences,
-        prefix_cache=config.cache.prefix,
-        encoder_cache_bytes=plan.encoder_cache_bytes,
-        modalities=allowed_modalities(config.media),
-        fuse=engine.fuse,
-        kv_dtype=KV_DTYPES[engine.kv_dtype],
-        graphs=engine.graphs,
-        memory_fraction=memory_fraction(engine) if measured else None,
-        vision_attention=engine.vision_attention,
-        vision_attention_from=engine.vision_attention_from,
-        tensor_parallel=plan.ranks,
-    )
+def plan_recipe(config: Config, folder: Path) -> Plan:
+    """Plan the checkpoint in `folder` as configured.
+
+    Raises PlanError when it cannot fit, has no tower for a modality that the recipe allows, asks a
+    CPU for what only a card does, or cannot be split as `parallelism` says; DeviceMissing when
+    there is no card.
+    """
+    return plan(engine_options(config, folder))
 
 
 def check_device_keys(engine: EngineConfig) -> None:
@@ -92,7 +80,3 @@ def check_device_keys(engine: EngineConfig) -> None:
     for name, wanted in asked.items():
         if wanted:
             raise PlanError(f"engine.{name} needs engine=cuda")
-
-
-def memory_fraction(engine: EngineConfig) -> float:
-    return GPU_SHARE if engine.gpu_memory_fraction is None else engine.gpu_memory_fraction

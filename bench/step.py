@@ -89,31 +89,17 @@ class StepBench:
         self.prompt_tokens: int = options.prompt_tokens
         self.decode_steps: int = options.steps
         max_len = self.prompt_tokens + self.decode_steps + PAGE_SIZE
-        planned = plan(
-            folder,
-            dtype=dtype,
-            device="cpu",
-            page_size=PAGE_SIZE,
-            max_len=max_len,
-            max_tokens_per_step=options.max_tokens_per_step,
-            max_sequences=max(batches),
-            kv_cache_gb=None,
-            encoder_cache_bytes=0,
-            modalities=(),
-        )
         torch.set_num_threads(options.threads)
         self.dtype = dtype
         self.itemsize = ITEMSIZE[dtype]
-        self.kv_bytes_per_token = planned.kv_bytes_per_token
-        self.machine = measure_machine(getattr(torch, dtype))
-        self.engine = Engine(
+        planned = plan(
             EngineOptions(
                 model_path=str(folder),
                 dtype=dtype,
                 device="cpu",
                 threads=options.threads,
                 page_size=PAGE_SIZE,
-                pages=planned.pages,
+                pages=0,
                 max_len=max_len,
                 max_tokens_per_step=options.max_tokens_per_step,
                 max_sequences=max(batches),
@@ -122,6 +108,9 @@ class StepBench:
                 fuse=not options.no_fuse,
             )
         )
+        self.kv_bytes_per_token = planned.kv_bytes_per_token
+        self.machine = measure_machine(getattr(torch, dtype))
+        self.engine = Engine(planned.resolved)
         self.prompts = Prompts(folder, Workload(self.prompt_tokens, self.decode_steps))
         self._draws = 0
 

@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from engine.device.device import HostCopy
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
-from engine.memory.plan import admission, span_admission
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
@@ -21,6 +20,7 @@ from engine.running.flight import Choice, Flight
 from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
+from engine.scheduling.admission import admission, span_admission
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
 from engine.scheduling.sequence import Sequence, in_flight

@@ -9,24 +9,29 @@ PROMPT_ROWS = 256
 
 @dataclass(slots=True, frozen=True)
 class EngineOptions:
-    """Resolved settings of one engine: no `auto`, no choice still to be made elsewhere."""
+    """Settings of one engine: no `auto`, no choice still to be made but those of the plan.
+
+    `engine.memory.plan.plan` finds `pages` and `max_len`; an engine is made of `Plan.resolved`.
+    """
 
     model_path: str  # a local folder with config.json and safetensors
     dtype: str  # float32, bfloat16 or float16
     device: str  # cpu or cuda
     threads: int
     page_size: int
-    pages: int  # size of the KV pool, from engine.memory.plan
-    max_len: int
+    pages: int  # size of the KV pool; 0: not planned yet
+    max_len: int  # 0: all positions of the checkpoint
     max_tokens_per_step: int
     max_sequences: int
     prefix_cache: bool
     encoder_cache_bytes: int
-    modalities: tuple[str, ...] = ()  # towers to load: image; empty loads none
+    modalities: tuple[str, ...] = ()  # that requests may bring; empty loads no tower
+    kv_cache_gb: float | None = None  # None: what the plan leaves, or a card has room for
     fuse: bool = True
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA
-    memory_fraction: float | None = None  # of the card; pages are then measured, not taken as given
+    memory_fraction: float = 1.0  # of the card
+    measured: bool = False  # pages are measured on the card, not taken as planned
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer
     tensor_parallel: int = 1  # processes (ranks) that share the model

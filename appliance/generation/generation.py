@@ -24,9 +24,9 @@ from appliance.prompt.stops import StopStrings
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from engine.errors import EngineDead, RequestRefused
-from engine.memory.plan import admission
 from engine.models.family import Family
 from engine.request import MediaItem, Output, Request, SamplingOptions
+from engine.scheduling.admission import admission
 
 logger = logging.getLogger("appliance.generation.generation")
 

@@ -28,8 +28,7 @@ NAMED_TOKENS = (
 class Tokenizer:
     """Text to ids and back, from the tokenizer files of a checkpoint's folder.
 
-    `eos_ids` end an answer: those of generation_config.json (or else config.json), and the
-    tokenizer's own. `named_tokens` (`bos_token` and the like) are what chat templates are given.
+    `named_tokens` (`bos_token` and the like) are what chat templates are given.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -52,7 +51,6 @@ class Tokenizer:
         self._bytes = TokenBytes(self._backend, description["decoder"])
         self.strips_first_space = self._bytes.strips_first_space
         self.named_tokens = self._named_tokens()
-        self.eos_ids = self._eos_ids()
 
     @property
     def vocab_size(self) -> int:
@@ -148,15 +146,6 @@ class Tokenizer:
                 named[name] = text
         return named
 
-    def _eos_ids(self) -> frozenset[int]:
-        found = _as_ids(_read(self.folder / "generation_config.json").get("eos_token_id"))
-        if not found:
-            config = _read(self.folder / "config.json")
-            found = _as_ids(config.get("eos_token_id"))
-            found = found or _as_ids((config.get("text_config") or {}).get("eos_token_id"))
-        own = self.id_of(self.named_tokens.get("eos_token", ""))
-        return frozenset(found) | ({own} if own is not None else frozenset())
-
 
 def _load(folder: Path) -> Backend:
     path = folder / "tokenizer.json"
@@ -208,9 +197,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _as_ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)

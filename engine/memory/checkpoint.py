@@ -11,38 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelUnsupported
+from engine.models.family import Family
+from engine.models.registry import family_for
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-TOWERS = (
-    "visual.",
-    "vision_tower.",
-    "vision_model.",
-    "audio_tower.",
-    "encoder.",  # of a Whisper that another model names as its tower
-    "multi_modal_projector.",
-)
 SPLIT = re.compile(  # what tensor parallelism divides, by rows, by columns or by vocabulary
     r"\b([qkv]_proj|gate_proj|up_proj)\.(weight|bias)$|\b(o_proj|down_proj|embed_tokens|lm_head)\.weight$"
 )
-LLAMA = {  # what transformers' LlamaConfig has where a nested config says nothing, as LLaVA's does
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-}
-GEMMA3 = {  # what its Gemma3TextConfig has, of which published files leave out the most part
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "vocab_size": 262_208,
-    "tie_word_embeddings": True,
-}
 MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
 
 
@@ -68,26 +44,21 @@ class Checkpoint:
     tower_parameters: int
     embedding_parameters: int
     modalities: tuple[str, ...]
-    image_tokens: int | None  # of every image, where all have as many and attend both ways
     whole_parameters: int
-    vision: dict[str, Any] | None
-    audio: dict[str, Any] | None
-    processor: dict[str, Any]
 
 
-def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read `config.json`, `preprocessor_config.json` and safetensors headers.
+def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpoint:
+    """Read `config.json` and safetensors headers; the family is looked up unless it is given.
 
     Raises ModelUnsupported when a file is missing, unreadable, or lacks what is needed.
     """
-    folder = Path(folder)
-    config = _read_json(folder / "config.json")
-    text = with_defaults(config)
+    family = family_for(folder) if family is None else family
+    folder, config, text = family.folder, family.config, family.text_config()
     tensors = tensor_shapes(folder)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     tower = decoder = whole = 0
     for name, (_, shape) in tensors.items():
-        if _stem(name).startswith(TOWERS):
+        if name.removeprefix("model.").startswith(family.tower_prefixes):
             tower += math.prod(shape)
         elif not (tied and name.endswith("lm_head.weight")):
             decoder += math.prod(shape)
@@ -112,26 +83,11 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             decoder_parameters=decoder,
             tower_parameters=tower,
             embedding_parameters=math.prod(embedding) if embedding else 0,
-            modalities=_modalities(config),
-            image_tokens=config.get("mm_tokens_per_image", 256)
-            if config.get("model_type") == "gemma3"
-            else None,
+            modalities=family.available,
             whole_parameters=whole,
-            vision=config.get("vision_config"),
-            audio=config.get("audio_config"),
-            processor=_processor(folder),
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
-
-
-def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's part of a config.json, with what transformers takes where it says nothing."""
-    nested = config.get("text_config")
-    text: dict[str, Any] = config if nested is None else nested
-    if config.get("model_type") in ("gemma3", "gemma3_text"):
-        return GEMMA3 | text
-    return text if nested is None else LLAMA | text
 
 
 def stored_dtype(folder: str | Path) -> str | None:
@@ -173,16 +129,6 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return {name: file for file in files for name in _header(file) if name != "__metadata__"}
 
 
-def _modalities(config: dict[str, Any]) -> tuple[str, ...]:
-    """What a configuration has a tower and a placeholder for."""
-    found = {
-        "image": config.get("vision_config") is not None,
-        "video": "video_token_id" in config or "video_token_index" in config,
-        "audio": config.get("audio_config") is not None,
-    }
-    return tuple(modality for modality, there in found.items() if there)
-
-
 def _header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
@@ -202,18 +148,6 @@ def _dtype(config: dict[str, Any], text: dict[str, Any], tensors: dict[str, Any]
             return str(declared)
     stored = Counter(STORED[kind] for kind, _ in tensors.values() if kind in STORED)
     return stored.most_common(1)[0][0] if stored else "float32"
-
-
-def _stem(name: str) -> str:
-    return name.removeprefix("model.")
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        return _read_json(file)
-    file = folder / "processor_config.json"
-    return _read_json(file).get("image_processor", {}) if file.is_file() else {}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What fits: memory of a model before it is loaded, and whether a request can ever run on it."""
+"""What fits: the memory of a model before it is loaded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from engine.errors import EngineError
 from engine.memory import card_memory
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.memory.shares import share_of, undivided
-from engine.models.sound_chunks import AT_ONCE
-from engine.options import PROMPT_ROWS
+from engine.models.family import Family
+from engine.models.registry import family_for
+from engine.options import PROMPT_ROWS, EngineOptions
+from engine.scheduling.admission import span_admission
 
 GIB = 1 << 30
 KV_SHARE = 0.25  # of what is left, when nobody says how large the KV cache is
 SLACK_SHARE = 0.1  # of the weights: allocator rounding, prepacked copies
 KV_ITEMSIZE = ITEMSIZE | {"float8_e4m3fn": 1}
 PROCESS_BYTES = GIB // 2  # interpreter and libraries of the engine process
-WHISPER_POSITIONS = 1500  # thirty seconds
-QWEN2_VL_MAX_PIXELS = 28 * 28 * 1280  # transformers' default where the processor config has none
 
 
 class PlanError(EngineError):
@@ -36,8 +36,8 @@ class Plan:
     Of an engine of several ranks all but `parameters` is what rank 0 takes, which takes the most.
     """
 
+    options: EngineOptions  # as they were asked for
     architecture: str
-    dtype: str
     parameters: int
     rank_parameters: int
     weights_bytes: int
@@ -48,12 +48,38 @@ class Plan:
     kv_bytes: int
     kv_bytes_per_token: int
     pages: int
-    page_size: int
     max_len: int
-    max_sequences: int
     available_bytes: int
-    ranks: int = 1
-    modalities: tuple[str, ...] = ()
+
+    @property
+    def resolved(self) -> EngineOptions:
+        """The options with what was found: an engine is made of them."""
+        return replace(
+            self.options,
+            pages=self.pages,
+            max_len=self.max_len,
+            encoder_cache_bytes=self.encoder_cache_bytes,
+        )
+
+    @property
+    def dtype(self) -> str:
+        return self.options.dtype
+
+    @property
+    def page_size(self) -> int:
+        return self.options.page_size
+
+    @property
+    def max_sequences(self) -> int:
+        return self.options.max_sequences
+
+    @property
+    def ranks(self) -> int:
+        return self.options.tensor_parallel
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.options.modalities
 
     @property
     def tower(self) -> str:
@@ -79,123 +105,141 @@ class Plan:
         return min(self.max_sequences, self.pages // math.ceil(length / self.page_size))
 
 
-def plan(
-    folder: str | Path,
-    *,
-    dtype: str,
-    device: str,
-    page_size: int,
-    max_len: int | None,
-    max_tokens_per_step: int,
-    max_sequences: int,
-    kv_cache_gb: float | None,
-    encoder_cache_bytes: int,
-    modalities: tuple[str, ...],
-    available_bytes: int | None = None,
-    kv_dtype: str | None = None,
-    graphs: bool = False,
-    memory_fraction: float = 1.0,
-    tensor_parallel: int = 1,
-) -> Plan:
-    """Plan the memory of the checkpoint in `folder` for a resolved `dtype` (see `resolve_dtype`).
+def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
+    """Plan the memory of an engine; `options.dtype` is resolved (see `resolve_dtype`).
 
     With `tensor_parallel` it is that of one rank. On the CPU each rank may take its part of what is
     available, on `cuda` the card is asked what is free, unless `available_bytes` says what one may
     take. Raises DeviceMissing when there is no card, PlanError with the arithmetic when it cannot
-    fit or be split, ModelUnsupported when `folder` is no checkpoint.
+    fit or be split, ModelUnsupported when `options.model_path` is no checkpoint of a known family.
     """
-    checkpoint = read_checkpoint(folder)
-    for modality in modalities:
+    family = family_for(options.model_path)
+    checkpoint = read_checkpoint(options.model_path, family)
+    length = options.max_len or checkpoint.positions
+    check(options, checkpoint, family, length)
+    share = share_of(checkpoint, options.tensor_parallel)
+    towers = checkpoint.tower_parameters if options.modalities else 0
+    weights = (share.decoder_parameters + towers) * ITEMSIZE[options.dtype]
+    on_device = on_cpu if options.device == "cpu" else on_card
+    there = on_device(options, share, weights, length, available_bytes)
+    without_cache = Plan(
+        options=options,
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.decoder_parameters + towers,
+        rank_parameters=share.decoder_parameters + towers,
+        weights_bytes=weights,
+        slack_bytes=there.slack,
+        activation_bytes=there.activations,
+        encoder_bytes=encoder_bytes(options, family, length),
+        encoder_cache_bytes=options.encoder_cache_bytes if options.modalities else 0,
+        kv_bytes=0,
+        kv_bytes_per_token=2
+        * share.layers
+        * share.kv_heads
+        * share.head_dim
+        * KV_ITEMSIZE[options.kv_dtype or options.dtype],
+        pages=0,
+        max_len=length,
+        available_bytes=there.available,
+    )
+    return with_kv_cache(without_cache)
+
+
+def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length: int) -> None:
+    """Raise PlanError for what this checkpoint does not have, or cannot do in such steps."""
+    for modality in options.modalities:
         if modality not in checkpoint.modalities:
             plural = modality if modality == "audio" else f"{modality}s"
             raise PlanError(
                 f"{checkpoint.architecture} takes no {plural}: set media.{modality}.limit=0"
             )
-    if max_len is not None and max_len > checkpoint.positions:
+    if length > checkpoint.positions:
         raise PlanError(
-            f"model.max_len={max_len} is more than the model's {checkpoint.positions} positions"
+            f"model.max_len={length} is more than the model's {checkpoint.positions} positions"
         )
-    if "image" in modalities and checkpoint.image_tokens is not None:
-        reason = span_admission(checkpoint.image_tokens, max_tokens_per_step, max_sequences)
+    reasons = [
+        span_admission(
+            family.most_tokens(modality, length),
+            options.max_tokens_per_step,
+            options.max_sequences,
+        )
+        for modality in options.modalities
+        if modality in family.both_ways
+    ]
+    ranks = options.tensor_parallel
+    reasons.append(undivided(checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, ranks))
+    for reason in reasons:
         if reason is not None:
             raise PlanError(reason)
-    reason = undivided(
-        checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, tensor_parallel
+
+
+@dataclass(slots=True, frozen=True)
+class OnDevice:
+    """What depends on where the model runs, in bytes."""
+
+    slack: int
+    activations: int
+    available: int
+
+
+def on_cpu(
+    options: EngineOptions,
+    checkpoint: Checkpoint,
+    weights: int,
+    length: int,
+    available_bytes: int | None,
+) -> OnDevice:
+    itemsize = ITEMSIZE[options.dtype]
+    slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
+    if checkpoint.tied:  # the output projection is prepacked, the table stays
+        slack += checkpoint.embedding_parameters * itemsize
+    activations = activation_bytes(
+        checkpoint, itemsize, options.max_tokens_per_step, options.max_sequences, length
     )
+    if available_bytes is None:
+        available_bytes = available_memory() // options.tensor_parallel
+    return OnDevice(slack, activations, available_bytes)
+
+
+def on_card(
+    options: EngineOptions,
+    checkpoint: Checkpoint,
+    weights: int,
+    length: int,
+    available_bytes: int | None,
+) -> OnDevice:
+    reason = unsupported(options.dtype, checkpoint.head_dim)
     if reason is not None:
         raise PlanError(reason)
-    length = max_len or checkpoint.positions
-    itemsize = ITEMSIZE[dtype]
-    tower = bool(modalities) * checkpoint.tower_parameters
-    parameters = checkpoint.decoder_parameters + tower
-    checkpoint = share_of(checkpoint, tensor_parallel)
-    rank_parameters = checkpoint.decoder_parameters + tower
-    weights = rank_parameters * itemsize
-    images = 1  # whose towers run at once
-    if modalities:
-        images = max(1, max_tokens_per_step // most_image_tokens(checkpoint, length))
-    if device == "cpu":
-        if available_bytes is None:
-            available_bytes = available_memory() // tensor_parallel
-        slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
-        if checkpoint.tied:  # the output projection is prepacked, the table stays
-            slack += checkpoint.embedding_parameters * itemsize
-        activations = activation_bytes(
-            checkpoint, itemsize, max_tokens_per_step, max_sequences, length
-        )
-    else:
-        reason = unsupported(dtype, checkpoint.head_dim)
-        if reason is not None:
-            raise PlanError(reason)
-        slack = card_memory.overhead_bytes(checkpoint, weights, max_sequences, graphs)
-        activations = card_memory.activation_bytes(
-            checkpoint, itemsize, max_tokens_per_step, max_sequences
-        )
-        if available_bytes is None:
-            there = card()
-            available_bytes = card_memory.usable_bytes(
-                there.total_bytes, there.free_bytes, memory_fraction
-            )
-    tower = 0
-    if "image" in modalities or "video" in modalities:
-        tower = images * encoder_bytes(checkpoint, itemsize, most_patches(checkpoint, length))
-    if "audio" in modalities:
-        tower = max(tower, sound_encoder_bytes(checkpoint, itemsize))
-    if "video" in modalities:  # one alone may fill a prompt
-        merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
-        tower = max(tower, encoder_bytes(checkpoint, itemsize, length * merge**2))
-    without_cache = Plan(
-        architecture=checkpoint.architecture,
-        dtype=dtype,
-        parameters=parameters,
-        rank_parameters=rank_parameters,
-        weights_bytes=weights,
-        slack_bytes=slack,
-        activation_bytes=activations,
-        encoder_bytes=tower,
-        encoder_cache_bytes=encoder_cache_bytes if modalities else 0,
-        kv_bytes=0,
-        kv_bytes_per_token=2
-        * checkpoint.layers
-        * checkpoint.kv_heads
-        * checkpoint.head_dim
-        * KV_ITEMSIZE[kv_dtype or dtype],
-        pages=0,
-        page_size=page_size,
-        max_len=length,
-        max_sequences=max_sequences,
-        available_bytes=available_bytes,
-        ranks=tensor_parallel,
-        modalities=modalities,
+    sequences = options.max_sequences
+    slack = card_memory.overhead_bytes(checkpoint, weights, sequences, options.graphs)
+    activations = card_memory.activation_bytes(
+        checkpoint, ITEMSIZE[options.dtype], options.max_tokens_per_step, sequences
     )
-    return with_kv_cache(without_cache, kv_cache_gb, everything=device == "cuda")
+    if available_bytes is None:
+        there = card()
+        available_bytes = card_memory.usable_bytes(
+            there.total_bytes, there.free_bytes, options.memory_fraction
+        )
+    return OnDevice(slack, activations, available_bytes)
 
 
-def with_kv_cache(plan: Plan, kv_cache_gb: float | None, everything: bool = False) -> Plan:
-    """Give the plan as many pages as it was told to have, or as there is room for.
+def encoder_bytes(options: EngineOptions, family: Family, length: int) -> int:
+    """Most bytes alive in a tower: one layer's tensors for all patches or frames in it at once."""
+    itemsize, most = ITEMSIZE[options.dtype], 0
+    for modality in options.modalities:
+        hidden, intermediate = family.tower_width(modality)
+        places = family.tower_places(modality, length, options.max_tokens_per_step)
+        most = max(most, places * (8 * hidden + 2 * intermediate) * itemsize)
+    return most
 
-    With `everything` the room is all that is left: more pages keep more prefixes.
+
+def with_kv_cache(plan: Plan) -> Plan:
+    """The plan with as many pages as were asked for, or as there is room for.
+
+    On a card the room is all that is left: more pages keep more prefixes.
     """
+    kv_cache_gb, everything = plan.options.kv_cache_gb, plan.options.device == "cuda"
     page_bytes = plan.kv_bytes_per_token * plan.page_size
     one = math.ceil(plan.max_len / plan.page_size)
     left = plan.available_bytes - plan.fixed_bytes
@@ -216,7 +260,7 @@ def with_kv_cache(plan: Plan, kv_cache_gb: float | None, everything: bool = Fals
         what = "KV cache" if kv_cache_gb is not None else "KV cache for one sequence"
         raise PlanError(
             f"{arithmetic(plan)} + {what} {size(kv_bytes)} = {size(plan.fixed_bytes + kv_bytes)}, "
-            f"but {size(plan.available_bytes)} are available: {helpful_keys(plan, kv_cache_gb)}"
+            f"but {size(plan.available_bytes)} are available: {helpful_keys(plan)}"
         )
     return replace(plan, pages=pages, kv_bytes=kv_bytes)
 
@@ -233,8 +277,9 @@ def arithmetic(plan: Plan) -> str:
     return " + ".join(f"{name} {size(count)}" for name, count in terms.items() if count)
 
 
-def helpful_keys(plan: Plan, kv_cache_gb: float | None) -> str:
-    keys = ["model.max_len" if kv_cache_gb is None else "engine.kv_cache_gb"]
+def helpful_keys(plan: Plan) -> str:
+    """What to change so that less memory is needed."""
+    keys = ["model.max_len" if plan.options.kv_cache_gb is None else "engine.kv_cache_gb"]
     keys.append("engine.max_tokens_per_step")
     if plan.encoder_cache_bytes:
         keys += ["cache.encoder_gb", *(f"media.{kind}.limit" for kind in plan.modalities)]
@@ -258,80 +303,6 @@ def activation_bytes(
     rows = 3 * min(sequences, tokens) + 2 * min(PROMPT_ROWS, tokens)
     logits = rows * checkpoint.vocabulary * 4
     return (layer + gathered) * itemsize + mask + logits
-
-
-def encoder_bytes(checkpoint: Checkpoint, itemsize: int, patches: int) -> int:
-    """Most bytes alive in the image tower: one layer's tensors for these patches."""
-    vision = checkpoint.vision or {}
-    hidden = vision.get("embed_dim") or vision.get("hidden_size", 1024)
-    intermediate = vision.get("intermediate_size") or int(hidden * vision.get("mlp_ratio", 4))
-    return int(patches * (8 * hidden + 2 * intermediate) * itemsize)
-
-
-def sound_encoder_bytes(checkpoint: Checkpoint, itemsize: int) -> int:
-    """Most bytes alive in the audio tower: one layer's tensors for chunks of thirty seconds."""
-    audio = checkpoint.audio or {}
-    hidden = audio.get("d_model", 384)
-    intermediate = audio.get("encoder_ffn_dim") or 4 * hidden
-    places = AT_ONCE * audio.get("max_source_positions", WHISPER_POSITIONS)
-    return int(places * (8 * hidden + 2 * intermediate) * itemsize)
-
-
-def most_patches(checkpoint: Checkpoint, max_len: int) -> int:
-    """Patches of the largest image that the processor makes and that a prompt can hold."""
-    vision = checkpoint.vision or {}
-    patch = vision.get("patch_size", 14)
-    if "spatial_merge_size" not in vision:
-        return int(vision.get("image_size", 336) // patch) ** 2 + 1
-    size_options = checkpoint.processor.get("size") or {}
-    pixels = (
-        checkpoint.processor.get("max_pixels")
-        or size_options.get("max_pixels")
-        or size_options.get("longest_edge")
-        or QWEN2_VL_MAX_PIXELS
-    )
-    return int(min(pixels // patch**2, max_len * vision["spatial_merge_size"] ** 2))
-
-
-def most_image_tokens(checkpoint: Checkpoint, max_len: int) -> int:
-    """Placeholders of the largest image."""
-    if checkpoint.image_tokens is not None:
-        return checkpoint.image_tokens
-    merge = (checkpoint.vision or {}).get("spatial_merge_size", 1)
-    return max(1, most_patches(checkpoint, max_len) // merge**2)
-
-
-def admission(
-    prompt_tokens: int, max_tokens: int, max_len: int, pages: int, page_size: int
-) -> str | None:
-    """Return why a request of this length can never run, or None when it can."""
-    total = prompt_tokens + max_tokens
-    if total > max_len:
-        return (
-            f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, "
-            f"together {total}; the model takes {max_len}"
-        )
-    if math.ceil(total / page_size) > pages:
-        return (
-            f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, "
-            f"together {total}; the KV cache holds {pages * page_size}"
-        )
-    return None
-
-
-def span_admission(length: int, max_tokens_per_step: int, max_sequences: int) -> str | None:
-    """Return why an item of `length` tokens that see each other can never run, or None if it can.
-
-    One step computes all of it, beside a token of every other sequence that may run.
-    """
-    needed = length + max_sequences - 1
-    if length == 0 or needed <= max_tokens_per_step:
-        return None
-    return (
-        f"an item of {length} tokens that attend to each other is computed in one step: with "
-        f"engine.max_sequences={max_sequences} that takes engine.max_tokens_per_step={needed}, "
-        f"not {max_tokens_per_step}"
-    )
 
 
 def resolve_dtype(

@@ -33,18 +33,44 @@ class VideoOptions:
 class Family:
     """A checkpoint's family: a light half on its folder, a heavy half on the loaded model.
 
-    The light half (token counts, preprocessing) runs in the server process and in media workers and
-    must not import transformers. The heavy half (tower, positions) runs in the engine.
+    The light half (sizes, token counts, preprocessing) runs in the server process and in media
+    workers. It must not import transformers, and torch only where tensors are made: planning, which
+    comes before everything, does without. The heavy half (tower, positions) runs in the engine.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
     modalities: ClassVar[tuple[str, ...]] = ()
+    # how names of the towers' weights begin in the files, behind a `model.` that may come first
+    tower_prefixes: ClassVar[tuple[str, ...]] = ()
     # of `modalities`, those whose items attend both ways: each token sees all of its own item
     both_ways: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+
+    # light half: planning
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Those of `modalities` that this very checkpoint has a tower for."""
+        return self.modalities
+
+    def text_config(self) -> dict[str, Any]:
+        """The decoder's part of config.json, with what transformers takes where it says nothing."""
+        return self.config.get("text_config", self.config)
+
+    def most_tokens(self, modality: str, max_len: int) -> int:
+        """Placeholders of the largest item that a prompt of `max_len` tokens can hold."""
+        raise KeyError(modality)
+
+    def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
+        """Most patches or frames that are in a tower at once, in a step of that many tokens."""
+        raise KeyError(modality)
+
+    def tower_width(self, modality: str) -> tuple[int, int]:
+        """Hidden and intermediate size of the layers of a modality's tower."""
+        raise KeyError(modality)
 
     # light half: the server process and media workers
 
@@ -110,10 +136,6 @@ class Family:
         raise KeyError(modality)
 
     # heavy half: the engine
-
-    def text_config(self) -> dict[str, Any]:
-        """The decoder's part of config.json."""
-        return self.config.get("text_config", self.config)
 
     def model_class(self) -> Any:
         """The class that transformers loads the checkpoint as."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from PIL import Image
 
 from engine.errors import ModelUnsupported
-from engine.memory.checkpoint import with_defaults
 from engine.models.pixels import Normaliser, as_bytes, processor_options
 from engine.models.square_images import SquareImages
+from engine.models.text_defaults import GEMMA3
+
+if TYPE_CHECKING:
+    import torch
 
 # Defaults of transformers' image processor, where they are not those of CLIP's.
 PROCESSOR = {"image_mean": 0.5, "image_std": 0.5, "size": {"height": 224, "width": 224}}
@@ -57,7 +59,7 @@ class Gemma3(SquareImages):
         return f"\n\n{self.marker(modality)}{self.placeholder(modality)}<end_of_image>\n\n"
 
     def text_config(self) -> dict[str, Any]:
-        return with_defaults(self.config)
+        return GEMMA3 | self.config.get("text_config", {})
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """`pixels` `[1, height, width, 3]`, uint8, of the tower's size whatever the picture's."""

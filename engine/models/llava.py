@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from PIL import Image
 
 from engine.models.pixels import CLIP_MEAN, Normaliser, as_bytes, processor_options
 from engine.models.square_images import SquareImages
+from engine.models.text_defaults import LLAMA
 
-# Published config.json files leave out what equals the defaults of transformers' LlamaConfig.
-LLAMA_DEFAULTS = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
+if TYPE_CHECKING:
+    import torch
+
 # A resized picture this many times larger than its crop is resized only where it is kept.
 WIDE = 4
 MAX_PADDED_SIDE = 1 << 14
@@ -38,10 +29,8 @@ class Llava(SquareImages):
         self._options = processor_options(self.folder)
         self._resample = Image.Resampling(self._options.get("resample", Image.Resampling.BICUBIC))
         self.normalise = Normaliser(self._options)
-        vision = self.config.get("vision_config", {})
-        side = int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))
         whole = self.config.get("vision_feature_select_strategy", "default") == "full"
-        self.tokens = side * side + whole
+        self.tokens = self.side**2 + whole
 
     def placeholder(self, modality: str) -> str:
         if modality != "image":
@@ -52,7 +41,7 @@ class Llava(SquareImages):
         return self.placeholder(modality) + "\n"
 
     def text_config(self) -> dict[str, Any]:
-        return LLAMA_DEFAULTS | self.config.get("text_config", {})
+        return LLAMA | self.config.get("text_config", {})
 
     def image_tokens(self, width: int, height: int) -> int:
         if self._options.get("do_pad", False) and max(width, height) > MAX_PADDED_SIDE:

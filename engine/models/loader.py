@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.attention.backend import PAGED_ATTENTION, AttentionShape
 from engine.errors import ModelUnsupported
+from engine.models.end_tokens import end_tokens
 from engine.models.family import Family
 from engine.models.registry import family_for
 
@@ -94,7 +93,7 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
         model=model,
         stack=stack,
         shape=attention_shape(stack.config),
-        eos_ids=_eos_ids(family.folder, stack.config),
+        eos_ids=end_tokens(family.folder),
         dtype=model.dtype,
         vocabulary=model.get_output_embeddings().weight.shape[0],
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
@@ -124,16 +123,6 @@ def attention_shape(config: Any) -> AttentionShape:
         ),
         soft_cap=getattr(config, "attn_logit_softcapping", None),
     )
-
-
-def _eos_ids(folder: Path, config: Any) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    declared = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    if declared is None:
-        declared = config.eos_token_id
-    if declared is None:
-        return frozenset()
-    return frozenset([declared] if isinstance(declared, int) else declared)
 
 
 class _ProgressBar:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from engine.errors import ModelUnsupported
+
+if TYPE_CHECKING:
+    import torch
 
 LOWEST_POWER = 1e-10
 RANGE = 8.0  # decades below the loudest that are kept
@@ -47,9 +50,6 @@ class LogMel:
                 "dithered sound would differ from time to time: dither must be 0"
             )
         self._size = int(options.get("n_fft", 400))
-        self._window = torch.hann_window(self._size)
-        filters = mel_filters(self.bands, self._size, self.rate)
-        self._filters = torch.from_numpy(filters.astype(np.float32))
 
     def frames(self, samples: int) -> int:
         """Columns of the spectrogram: one for each hop begun, at least two."""
@@ -57,15 +57,25 @@ class LogMel:
 
     def spectrogram(self, samples: torch.Tensor) -> torch.Tensor:
         """`[bands, frames]` of mono `samples` `[samples]`, both float32."""
+        import torch  # planning does without
+
         missing = self.frames(len(samples)) * self.hop - len(samples)
         padded = torch.nn.functional.pad(samples, (0, missing))
         spectrum = torch.stft(
-            padded, self._size, self.hop, window=self._window, return_complex=True
+            padded,
+            self._size,
+            self.hop,
+            window=torch.hann_window(self._size),
+            return_complex=True,
         )
         power = spectrum[:, :-1].abs().square()
-        logarithm = (self._filters @ power).clamp(min=LOWEST_POWER).log10()
+        logarithm = (torch.from_numpy(self._filters) @ power).clamp(min=LOWEST_POWER).log10()
         logarithm = logarithm.maximum(logarithm.max() - RANGE)
         return (logarithm + 4.0) / 4.0
+
+    @cached_property
+    def _filters(self) -> NDArray[np.float32]:
+        return mel_filters(self.bands, self._size, self.rate).astype(np.float32)
 
 
 def mel_filters(bands: int, size: int, rate: int) -> NDArray[np.float64]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,14 +50,18 @@ class Normaliser:
         if options.get("do_normalize", True):
             mean = np.broadcast_to(np.float64(options.get("image_mean", CLIP_MEAN)), 3)
             std = np.broadcast_to(np.float64(options.get("image_std", CLIP_STD)), 3)
-        self._scale = torch.tensor(scale / std, dtype=torch.float32)
-        self._shift = torch.tensor(-mean / std, dtype=torch.float32)
+        self._scale = (scale / std).astype(np.float32)
+        self._shift = (-mean / std).astype(np.float32)
 
     def apply(self, pixels: torch.Tensor, dim: int) -> torch.Tensor:
         """Normalises float32 values 0 to 255 in place; `dim` is the channels' dimension."""
+        import torch  # planning does without
+
         shape = [1] * pixels.ndim
         shape[dim] = 3
-        scale, shift = (x.view(shape).to(pixels.device) for x in (self._scale, self._shift))
+        scale, shift = (
+            torch.from_numpy(x).view(shape).to(pixels.device) for x in (self._scale, self._shift)
+        )
         return pixels.mul_(scale).add_(shift)
 
 
@@ -63,4 +69,6 @@ def as_bytes(image: Image.Image) -> torch.Tensor:
     """The picture's own bytes, `[height, width, 3]`, uint8. Raises ValueError unless it is RGB."""
     if image.mode != "RGB":
         raise ValueError(f"an RGB image is needed, not {image.mode}")
+    import torch  # planning does without
+
     return torch.from_numpy(np.array(image))

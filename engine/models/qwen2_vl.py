@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from PIL import Image
-from torch import nn
-from torch.nn.functional import interpolate
 
 from engine.models.family import Family, VideoOptions
 from engine.models.pixels import Normaliser, as_bytes, processor_options, video_options
 from engine.request import MediaItem
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+EMBED_DIM, MLP_RATIO = 1280, 4  # defaults of transformers' vision configuration
 MAX_ASPECT_RATIO = 200
 IMAGE_PIXELS = (56 * 56, 28 * 28 * 1280)  # defaults of transformers' image processor
 VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)  # of its video processor, a frame
@@ -31,6 +33,7 @@ class Qwen2VL(Family):
 
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    tower_prefixes: ClassVar[tuple[str, ...]] = ("visual.",)
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -45,6 +48,28 @@ class Qwen2VL(Family):
         self._video = video
         self._video_resample = _resampling(video)
         self._video_normalise = Normaliser(video)
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        there = {
+            "image": self.config.get("vision_config") is not None,
+            "video": "video_token_id" in self.config,
+        }
+        return tuple(modality for modality in self.modalities if there[modality])
+
+    def most_tokens(self, modality: str, max_len: int) -> int:
+        if modality == "video":  # one alone may fill a prompt
+            return max_len
+        return max(1, min(self.max_pixels // self.unit**2, max_len))
+
+    def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
+        largest = self.most_tokens(modality, max_len)
+        return max(1, tokens // largest) * largest * self.merge**2
+
+    def tower_width(self, modality: str) -> tuple[int, int]:
+        vision = self.config.get("vision_config") or {}
+        hidden = int(vision.get("embed_dim", EMBED_DIM))
+        return hidden, int(hidden * vision.get("mlp_ratio", MLP_RATIO))
 
     def placeholder(self, modality: str) -> str:
         if modality not in self.modalities:
@@ -67,6 +92,8 @@ class Qwen2VL(Family):
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """`pixels` `[patches, 3, 1, patch, patch]`, uint8, and `image_grid_thw` `[1, 3]`."""
+        import torch  # planning does without
+
         size = self.image_size(*image.size)
         columns, rows = size[0] // self.patch, size[1] // self.patch
         patches = _patches(rows * columns, 1, self.patch)
@@ -90,6 +117,8 @@ class Qwen2VL(Family):
             count = math.floor(min(max(wanted, least), whole) / step) * step
         if count < 1:
             return list(range(min(most, total)))
+        import torch  # its rounding is the processor's
+
         indices = torch.arange(0, total, total / count).int().tolist()
         return [index for index in indices if index < total]  # rounding may give one too many
 
@@ -118,6 +147,8 @@ class Qwen2VL(Family):
         self, frames: Iterable[Image.Image], count: int, options: VideoOptions
     ) -> dict[str, torch.Tensor]:
         """`pixels` `[patches, 3, frames, patch, patch]`, uint8, and `video_grid_thw` `[1, 3]`."""
+        import torch  # planning does without
+
         patches = torch.empty(0)
         size, steps = (0, 0), math.ceil(count / self.frames)
         for number, frame in enumerate(frames):
@@ -175,6 +206,8 @@ class Qwen2VL(Family):
         mode = TORCH_MODES.get(self._video_resample)
         if mode is None:
             return as_bytes(frame.resize(size, self._video_resample))
+        from torch.nn.functional import interpolate
+
         pixels = as_bytes(frame).permute(2, 0, 1)[None]
         resized = interpolate(pixels, (size[1], size[0]), mode=mode, antialias=True)
         return resized[0].permute(1, 2, 0).contiguous()
@@ -186,6 +219,8 @@ class Qwen2VL(Family):
         config.vision_config.depth = 0
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+        import torch  # planning does without
+
         tower = model.model.visual
         inputs = [tuple(self.tower_inputs(item, tower.device).values()) for item in items]
         pixels, grid = (torch.cat(parts) for parts in zip(*inputs, strict=True))
@@ -198,6 +233,8 @@ class Qwen2VL(Family):
         Source: Qwen2-VL paper, section 2.1; text after a video goes on from its rows and columns,
         not from its time, as in transformers 5.
         """
+        import torch  # planning does without
+
         positions = torch.arange(len(prompt_ids)).repeat(3, 1)
         offset = 0
         for item in sorted(media, key=lambda item: item.start):
@@ -215,6 +252,8 @@ class Qwen2VL(Family):
 
 
 def _patches(count: int, frames: int, side: int) -> torch.Tensor:
+    import torch  # planning does without
+
     return torch.empty(count, 3, frames, side, side, dtype=torch.uint8)
 
 

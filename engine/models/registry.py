@@ -21,9 +21,11 @@ FAMILIES = (
 def family_for(folder: str | Path) -> Family:
     """The family of the checkpoint in `folder`. Raises ModelUnsupported if there is none."""
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ModelUnsupported(f"{folder} holds no config.json")
-    architectures = json.loads(path.read_text()).get("architectures") or ["(none named)"]
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelUnsupported(f"{path} is missing or not JSON") from error
+    architectures = config.get("architectures") or ["(none named)"]
     known: list[str] = []
     for entry in FAMILIES:
         module, name = entry.split(":")

@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.models.family import Family
 from engine.models.pixels import Normaliser
 from engine.request import MediaItem
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+IMAGE_SIZE, PATCH, HIDDEN = 336, 14, 1024  # of CLIP-L, where config.json leaves them out
 
 
 class SquareImages(Family):
     """What families with such a tower share; each sets the two attributes when made."""
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    tower_prefixes: ClassVar[tuple[str, ...]] = (
+        "vision_tower.",
+        "vision_model.",
+        "multi_modal_projector.",
+    )
 
     tokens: int  # of every picture
     normalise: Normaliser
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of a picture."""
+        vision = self._vision
+        return int(vision.get("image_size", IMAGE_SIZE)) // int(vision.get("patch_size", PATCH))
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        return self.modalities if self.config.get("vision_config") is not None else ()
+
+    def most_tokens(self, modality: str, max_len: int) -> int:
+        return self.tokens
+
+    def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
+        patches = self.side**2 + 1  # CLIP's class token
+        return max(1, tokens // self.tokens) * patches
+
+    def tower_width(self, modality: str) -> tuple[int, int]:
+        hidden = int(self._vision.get("hidden_size", HIDDEN))
+        return hidden, int(self._vision.get("intermediate_size") or 4 * hidden)
+
+    @property
+    def _vision(self) -> dict[str, Any]:
+        return self.config.get("vision_config") or {}
 
     def image_tokens(self, width: int, height: int) -> int:
         return self.tokens
@@ -41,6 +74,8 @@ class SquareImages(Family):
         config.vision_config.num_hidden_layers = 0
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+        import torch  # planning does without
+
         tower = model.model.vision_tower
         pixels = torch.cat(
             [self.tower_inputs(item, tower.device)["pixel_values"] for item in items]

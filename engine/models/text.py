@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from engine.models.family import Family
+from engine.models.text_defaults import GEMMA3
 
 
 class Text(Family):
@@ -16,3 +17,8 @@ class Text(Family):
         "Qwen3ForCausalLM",
         "Gemma3ForCausalLM",
     )
+
+    def text_config(self) -> dict[str, Any]:
+        if self.config.get("model_type") == "gemma3_text":
+            return GEMMA3 | self.config
+        return super().text_config()

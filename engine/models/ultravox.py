@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import ModelUnsupported
 from engine.models.family import Family
 from engine.models.log_mel import LogMel, sound_options
-from engine.models.sound_chunks import chunk_lengths
+from engine.models.sound_chunks import AT_ONCE, chunk_lengths
+from engine.models.text_defaults import LLAMA
 from engine.request import MediaItem
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PLACEHOLDER = "<|audio|>"
 RESERVED = "<|reserved_special_token_"
 STRIDE = 2  # of the encoder's convolutions
+POSITIONS, WIDTH = 1500, 384  # defaults of transformers' WhisperConfig
 
 
 class Ultravox(Family):
@@ -29,6 +32,11 @@ class Ultravox(Family):
 
     architectures: ClassVar[tuple[str, ...]] = ("UltravoxModel",)
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    tower_prefixes: ClassVar[tuple[str, ...]] = (
+        "audio_tower.",
+        "encoder.",  # of a Whisper that the checkpoint names as its tower
+        "multi_modal_projector.",
+    )
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -44,9 +52,24 @@ class Ultravox(Family):
                 "all of a sound: num_projector_layers and audio_latency_block_size must not be set"
             )
         audio = self.config["audio_config"]
-        self.context = STRIDE * int(audio.get("max_source_positions", 1500))
+        self._positions = int(audio.get("max_source_positions", POSITIONS))
+        self.context = STRIDE * self._positions
         self.frames_per_token = STRIDE * int(self.config.get("stack_factor", 8))
         self._log_mel = LogMel(sound_options(self.folder), int(audio.get("num_mel_bins", 80)))
+
+    def text_config(self) -> dict[str, Any]:
+        return LLAMA | self.config["text_config"]
+
+    def most_tokens(self, modality: str, max_len: int) -> int:
+        return max_len
+
+    def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
+        return AT_ONCE * self._positions
+
+    def tower_width(self, modality: str) -> tuple[int, int]:
+        audio = self.config["audio_config"]
+        hidden = int(audio.get("d_model", WIDTH))
+        return hidden, int(audio.get("encoder_ffn_dim") or 4 * hidden)
 
     def placeholder(self, modality: str) -> str:
         """`<|audio|>`, or where the tokenizer has no such token, one that it keeps in reserve.
@@ -71,6 +94,8 @@ class Ultravox(Family):
 
     def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
         """`audio_values` `[chunks, bands, width]`, and `audio_lens` `[chunks]`, in frames."""
+        import torch  # planning does without
+
         features = item.tensors["features"].to(device)
         lengths = chunk_lengths(features.shape[1], self.context)
         if len(lengths) > 1:
@@ -95,6 +120,8 @@ class Ultravox(Family):
         config.audio_config.encoder_layers = 0
 
     def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+        import torch  # planning does without
+
         tower = model.audio_tower
         inputs = [self.tower_inputs(item, tower.device) for item in items]
         chunks = [chunk.to(tower.dtype) for one in inputs for chunk in one["audio_values"]]

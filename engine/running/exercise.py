@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from engine.models.family import Family
+from engine.models.family import Family, VideoOptions
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request, SamplingOptions
 from engine.scheduling.batch import Batch, build_batch
@@ -16,6 +16,7 @@ from engine.scheduling.sequence import Sequence
 
 LONGEST_SOUND = 240  # seconds: eight chunks of thirty
 LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself
+FRAME_SIDE = 1024  # pixels; a family shrinks it to what a frame keeps
 MOST_LOGPROBS = 20
 EVERYTHING = SamplingOptions(  # every filter and penalty at work
     max_tokens=1,
@@ -95,6 +96,22 @@ def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]
     return [MediaItem("image", b"", 0, length, tensors) for _ in range(count)]
 
 
+def largest_video(options: EngineOptions, family: Family) -> list[MediaItem]:
+    """A clip of as many large frames as a prompt holds: one alone may fill it."""
+    asked = VideoOptions()
+    frames, side = 2, FRAME_SIDE
+    while family.video_tokens(2 * frames, side, side, asked) <= options.max_len:
+        frames *= 2
+    step = frames
+    while step := step // 2:
+        if family.video_tokens(frames + step, side, side, asked) <= options.max_len:
+            frames += step
+    pictures = (Image.new("RGB", (side, side)) for _ in range(frames))
+    tensors = family.preprocess_video(pictures, frames, asked)
+    length = family.video_tokens(frames, side, side, asked)
+    return [MediaItem("video", b"", 0, length, tensors)]
+
+
 def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
     """A sound as long as a prompt holds, up to as many chunks as a tower hears together.
 
@@ -105,6 +122,9 @@ def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
         samples = samples * 9 // 10
     tensors = family.preprocess_audio(torch.zeros(samples))
     return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
+
+
+LARGEST = {"image": largest_images, "video": largest_video, "audio": largest_sounds}
 
 
 def _shape(options: EngineOptions) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -16,11 +17,10 @@ from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.running.exercise import (
+    LARGEST,
     MOST_LOGPROBS,
     largest_decode,
-    largest_images,
     largest_prefill,
-    largest_sounds,
     pages_needed,
     with_prompt_rows,
     with_spans,
@@ -86,11 +86,11 @@ def _prepare(
     if not platform.warms_up:
         return prepared
     pages = options.pages
-    if options.memory_fraction is None:
-        exercise(prepared, options, platform)  # compiles what prefill and sampling need
-    else:
+    if options.measured:
         assert isinstance(platform, Measured)
         pages = measure_pages(prepared, options, platform)
+    else:
+        exercise(prepared, options, platform)  # compiles what prefill and sampling need
     runner.store(pages)
     if options.graphs:
         runner.record(progress=progress)
@@ -121,12 +121,9 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     """Pages that fit beside all that was loaded, the largest step, towers and recordings."""
     runner = prepared.runner
     peak = platform.peak_bytes(lambda: exercise(prepared, options, platform))
-    if "image" in options.modalities:
-        images = largest_images(options, prepared.loaded.family)
-        peak = max(peak, platform.peak_bytes(lambda: runner.encode(images)))
-    if "audio" in options.modalities:
-        sounds = largest_sounds(options, prepared.loaded.family)
-        peak = max(peak, platform.peak_bytes(lambda: runner.encode(sounds)))
+    for modality in options.modalities:
+        items = LARGEST[modality](options, prepared.loaded.family)
+        peak = max(peak, platform.peak_bytes(partial(runner.encode, items)))
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()
@@ -135,7 +132,6 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
         recordings += GRAPH_BYTES * (len(graph_sizes(options.max_sequences)) - 1)
         runner.forget()
     runner.store(0)
-    assert options.memory_fraction is not None
     pages = measured_pages(
         total=platform.total_bytes(),
         free=platform.free_bytes(),
@@ -158,24 +154,9 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
 
 def out_of_memory(options: EngineOptions) -> str:
     """What the card was asked to hold, and the keys that would help."""
-    planned = plan(
-        options.model_path,
-        dtype=options.dtype,
-        device="cuda",
-        page_size=options.page_size,
-        max_len=options.max_len,
-        max_tokens_per_step=options.max_tokens_per_step,
-        max_sequences=options.max_sequences,
-        kv_cache_gb=None,
-        encoder_cache_bytes=options.encoder_cache_bytes,
-        modalities=options.modalities,
-        available_bytes=1 << 60,
-        kv_dtype=options.kv_dtype,
-        graphs=options.graphs,
-        tensor_parallel=options.tensor_parallel,
-    )
+    planned = plan(replace(options, device="cuda", kv_cache_gb=None), available_bytes=1 << 60)
     cache = size(options.pages * options.page_size * planned.kv_bytes_per_token)
     return (
         f"the card ran out of memory: {arithmetic(planned)} + KV cache {cache}: "
-        f"{helpful_keys(planned, None)}, or see with `nvidia-smi` who else uses the card"
+        f"{helpful_keys(planned)}, or see with `nvidia-smi` who else uses the card"
     )

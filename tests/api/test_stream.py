@@ -10,6 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
 from engine.errors import EngineDead, RequestRefused
+from engine.models.end_tokens import end_tokens
 from engine.request import Output, Request, TokenLogprob
 from tests.api.asgi_client import chat_body
 from tests.api.conftest import Kitchen, PromptSide
@@ -144,7 +145,7 @@ async def test_silence_is_filled_with_comments(cook: Cook) -> None:
 async def test_tokens_without_text_do_not_stop_the_comments(
     cook: Cook, prompt_side: PromptSide
 ) -> None:
-    (end,) = prompt_side.tokenizer.eos_ids
+    (end,) = end_tokens(prompt_side.tokenizer.folder)
 
     def script(request: Request) -> Iterator[Step]:
         for _ in range(10):

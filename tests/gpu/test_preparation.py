@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from appliance.config.compose import compose
-from appliance.planning import check_device_keys, engine_options, plan_recipe
+from appliance.planning import check_device_keys, plan_recipe
 from engine import options as engine_options_module
 from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
@@ -22,11 +22,11 @@ from engine.device.device import Graph
 from engine.errors import ModelUnsupported
 from engine.memory import plan as planning
 from engine.memory.card_memory import measured_pages
-from engine.memory.plan import PlanError, plan
+from engine.memory.plan import Plan, PlanError, plan
 from engine.models.registry import family_for
 from engine.request import MediaItem, Request
 from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
-from engine.running.runner import Runner
+from engine.running.runner import Computed, Runner
 from engine.scheduling.batch import Batch
 from tests.engine.harness import (
     TOLERANCE,
@@ -83,7 +83,7 @@ def test_pages_are_what_is_left_of_the_fraction() -> None:
 def test_the_engine_takes_what_it_measured_and_works(
     checkpoint: Folder, reference: Callable[[str], Reference]
 ) -> None:
-    options = {"memory_fraction": 0.9, "graphs": True, "max_sequences": 4}
+    options = {"memory_fraction": 0.9, "measured": True, "graphs": True, "max_sequences": 4}
     engine = cuda_path(checkpoint("llama"), Counted(), **options, encoder_cache_bytes=3 * MIB)
     page_bytes = engine._runner.page_bytes
     assert page_bytes == 2 * 3 * 16 * 2 * 16 * 4  # both halves, layers, tokens, heads, float32
@@ -103,7 +103,7 @@ def test_what_is_told_is_taken_without_measuring(checkpoint: Folder) -> None:
 
 def test_a_card_too_small_is_refused_with_the_arithmetic(checkpoint: Folder) -> None:
     with pytest.raises(PlanError, match=r"a step 20.00 MiB.*room for \d+ pages.*model.max_len"):
-        cuda_path(checkpoint("llama"), Counted(), memory_fraction=0.35)
+        cuda_path(checkpoint("llama"), Counted(), measured=True, memory_fraction=0.35)
 
 
 def test_running_out_of_memory_names_the_terms_and_the_keys(tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_no_step_has_more_rows_of_logits_than_were_tried_at_the_start(
     tried: list[int] = []
     run = Runner.run
 
-    def watched(runner: Runner, batch: Batch) -> torch.Tensor:
-        logits = run(runner, batch)
-        tried.append(len(logits))
-        return logits
+    def watched(runner: Runner, batch: Batch) -> Computed:
+        computed = run(runner, batch)
+        tried.append(len(computed.logits))
+        return computed
 
     monkeypatch.setattr(Runner, "run", watched)
     monkeypatch.setattr(engine_options_module, "PROMPT_ROWS", 24)
@@ -221,46 +221,48 @@ def seven(tmp_path: Path) -> Path:
 
 def test_a_card_is_planned_to_its_fraction(carded: None, tmp_path: Path) -> None:
     folder = seven(tmp_path)
-    base: dict[str, Any] = {
-        "dtype": "bfloat16",
-        "device": "cuda",
-        "page_size": 16,
-        "max_len": None,
-        "max_tokens_per_step": 8192,
-        "max_sequences": 256,
-        "kv_cache_gb": None,
-        "encoder_cache_bytes": 0,
-        "modalities": (),
-        "graphs": True,
-        "memory_fraction": 0.9,
-    }
-    planned = plan(folder, **base)
+
+    def planned_with(**changes: Any) -> Plan:
+        base = {
+            "dtype": "bfloat16",
+            "device": "cuda",
+            "max_len": 0,
+            "max_tokens_per_step": 8192,
+            "max_sequences": 256,
+            "encoder_cache_bytes": 0,
+            "modalities": (),
+            "graphs": True,
+            "memory_fraction": 0.9,
+        }
+        return plan(tiny_options(folder, **(base | changes)))
+
+    planned = planned_with()
     page = planned.kv_bytes_per_token * 16
     assert planned.available_bytes == int(0.9 * CARD.total_bytes)
     assert 0 <= planned.available_bytes - planned.total_bytes < page
-    assert plan(folder, **base | {"memory_fraction": 1.0}).available_bytes == CARD.free_bytes
-    half = plan(folder, **base | {"kv_dtype": "float8_e4m3fn"})
+    assert planned_with(memory_fraction=1.0).available_bytes == CARD.free_bytes
+    half = planned_with(kv_dtype="float8_e4m3fn")
     assert half.kv_bytes_per_token * 2 == planned.kv_bytes_per_token
     assert half.tokens > 1.99 * planned.tokens
-    assert plan(folder, **base | {"graphs": False}).tokens > planned.tokens
+    assert planned_with(graphs=False).tokens > planned.tokens
     with pytest.raises(PlanError, match="not in float32"):
-        plan(folder, **base | {"dtype": "float32"})
+        planned_with(dtype="float32")
     with pytest.raises(PlanError, match="are available"):
-        plan(folder, **base | {"memory_fraction": 0.01})
+        planned_with(memory_fraction=0.01)
 
 
 def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) -> None:
     folder = seven(tmp_path)
     config = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0"]).config
-    planned = plan_recipe(config, folder)
-    options = engine_options(config, folder, planned)
+    options = plan_recipe(config, folder).resolved
     assert (options.device, options.dtype, options.graphs) == ("cuda", "bfloat16", True)
-    assert options.memory_fraction == 0.9
+    assert (options.measured, options.memory_fraction) == (True, 0.9)
+    assert options.pages > 0
     told = ["engine.kv_cache_gb=1", "engine.kv_dtype=fp8", "engine.vision_attention=auto"]
     told.append("engine.vision_attention_from=99")
     config = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0", *told]).config
-    options = engine_options(config, folder, plan_recipe(config, folder))
-    assert options.memory_fraction is None
+    options = plan_recipe(config, folder).resolved
+    assert not options.measured
     assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "auto")
     assert options.vision_attention_from == 99
 
@@ -343,6 +345,23 @@ def test_large_pictures_can_attend_otherwise_than_small_ones(
         assert compare(recorder, reference("qwen2_vl"), [request]) < TOLERANCE
 
 
+def test_the_largest_clip_is_encoded_while_memory_is_measured(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    encode = Runner.encode
+
+    def watched(runner: Runner, items: list[MediaItem]) -> list[torch.Tensor]:
+        seen.extend(item.length for item in items if item.modality == "video")
+        return encode(runner, items)
+
+    monkeypatch.setattr(Runner, "encode", watched)
+    told = {"measured": True, "memory_fraction": 0.9, "max_len": 1000}
+    cuda_path(checkpoint("qwen2_vl"), Counted(), **told, modalities=("image", "video"))
+    assert len(seen) == 1
+    assert 900 < seen[0] <= 1000  # not the 64 tokens of the largest image
+
+
 def test_the_largest_sound_is_heard_while_memory_is_measured(
     checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +373,6 @@ def test_the_largest_sound_is_heard_while_memory_is_measured(
         return encode(runner, items)
 
     monkeypatch.setattr(Runner, "encode", watched)
-    cuda_path(checkpoint("ultravox"), Counted(), memory_fraction=0.9, max_len=400)
+    cuda_path(checkpoint("ultravox"), Counted(), measured=True, memory_fraction=0.9, max_len=400)
     assert len(heard) == 1
     assert 300 < heard[0] <= 400

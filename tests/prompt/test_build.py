@@ -304,12 +304,6 @@ def test_a_raw_prompt_may_hold_special_tokens(
         assert build_text(raw, tokenizers[name]).token_ids == references[name](raw)["input_ids"]
 
 
-def test_end_tokens_are_those_of_the_generation_config(tokenizers: dict[str, Tokenizer]) -> None:
-    qwen = tokenizers["qwen2"]
-    assert qwen.eos_ids == {qwen.id_of("<|im_end|>"), qwen.id_of("<|endoftext|>")}
-    assert tokenizers["llava"].eos_ids == {tokenizers["llava"].id_of("</s>")}
-
-
 def test_a_family_whose_placeholder_the_tokenizer_lacks_is_refused(
     folders: dict[str, Path], tokenizers: dict[str, Tokenizer]
 ) -> None:

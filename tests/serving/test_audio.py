@@ -16,6 +16,7 @@ import soundfile
 from appliance.prompt.build import build_chat
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
+from engine.models.end_tokens import end_tokens
 from engine.models.registry import family_for
 from tests.engine.models.sounds import RATE, ComposedUltravox, Samples, digest, sound, sound_item
 from tests.serving.conftest import Server, serving
@@ -76,11 +77,12 @@ def expected(folder: Path, *sounds: Samples) -> list[float]:
     assert [item.digest for item in media] == [digest(one) for one in sounds]
     reference = ComposedUltravox(folder, sounds)
     tokens, found = list(prompt.token_ids), []
+    ends = end_tokens(folder)
     for _ in range(8):
         best = reference.logits(tokens, media)[-1].log_softmax(-1).max(0)
         found.append(best.values.item())
         tokens.append(int(best.indices))
-        if tokens[-1] in tokenizer.eos_ids:
+        if tokens[-1] in ends:
             break
     return found
 

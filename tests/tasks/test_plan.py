@@ -20,28 +20,28 @@ from appliance.tasks import plan as plan_task
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
-from engine.memory.plan import GIB, Plan, PlanError, admission, plan, resolve_dtype
+from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
+from engine.scheduling.admission import admission
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
 from tests.conftest import Launch
+from tests.engine.harness import engine_options
 
 ROOM = 4 * GIB
+LLAMA_ALONE = b'{"architectures": ["LlamaForCausalLM"]}'
 
 
 def planned(folder: Path, **changes: Any) -> Plan:
     settings: dict[str, Any] = {
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": 16,
-        "max_len": None,
+        "max_len": 0,
         "max_tokens_per_step": 256,
         "max_sequences": 8,
-        "kv_cache_gb": None,
         "encoder_cache_bytes": 1 << 20,
         "modalities": (),
         "available_bytes": ROOM,
-    }
-    return plan(folder, **(settings | changes))
+    } | changes
+    available = settings.pop("available_bytes")
+    return plan(engine_options(folder, **settings), available)
 
 
 @dataclass
@@ -215,7 +215,8 @@ def test_a_nested_config_that_leaves_out_llamas_defaults_is_read(tmp_path: Path)
     ("file", "content", "expected"),
     [
         ("config.json", b"{", "config.json is missing or not JSON"),
-        ("config.json", b"{}", "config.json lacks num_attention_heads"),
+        ("config.json", b"{}", r"no family for architecture \(none named\)"),
+        ("config.json", LLAMA_ALONE, "config.json lacks num_attention_heads"),
         ("model.safetensors", b"", "not a safetensors file"),
         ("model.safetensors", b"\xff" * 64, "not a safetensors file"),
         ("model.safetensors", (9).to_bytes(8, "little") + b"{not json", "not a safetensors file"),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from appliance.config.compose import compose
-from appliance.planning import engine_options as planned_options
 from appliance.planning import plan_recipe
 from engine.core import Engine
 from engine.errors import DeviceMissing, ModelUnsupported
@@ -29,19 +28,8 @@ Folder = Callable[[str], Path]
 
 
 def planned(folder: Path, ranks: int, **changes: object):  # type: ignore[no-untyped-def]
-    settings = {
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": 16,
-        "max_len": 512,
-        "max_tokens_per_step": 64,
-        "max_sequences": 8,
-        "kv_cache_gb": None,
-        "encoder_cache_bytes": 0,
-        "modalities": (),
-        "available_bytes": 4 * GIB,
-    }
-    return plan(folder, **(settings | changes), tensor_parallel=ranks)  # type: ignore[arg-type]
+    settings = {"max_sequences": 8, "encoder_cache_bytes": 0, "modalities": ()} | changes
+    return plan(engine_options(folder, tensor_parallel=ranks, **settings), 4 * GIB)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen2_vl", "odd"])
@@ -186,7 +174,7 @@ def test_the_recipe_is_refused_before_anything_is_loaded(checkpoint: Folder) -> 
     config = compose([*told, "parallelism.tensor=2", "engine.threads=3"]).config
     made = plan_recipe(config, folder)
     assert made.ranks == 2
-    options = planned_options(config, folder, made)
+    options = made.resolved
     assert (options.tensor_parallel, options.threads) == (2, 3)
     with pytest.raises(ModelUnsupported, match=r"tensor=3 does not divide"):
         load_share(str(folder), "float32", "cpu", rank=0, ranks=3)

@@ -11,7 +11,7 @@ import torch
 
 from engine.core import Engine
 from engine.errors import RequestRefused
-from engine.memory.plan import PlanError, plan
+from engine.memory.plan import Plan, PlanError, plan
 from engine.request import Request
 from engine.scheduling.batch import Batch, no_spans
 from engine.scheduling.scheduler import Budget, Scheduler
@@ -172,19 +172,14 @@ def test_an_image_that_no_step_can_hold_is_refused(checkpoint: Folder) -> None:
     with pytest.raises(RequestRefused, match=r"engine\.max_tokens_per_step=19, not 18"):
         engine.add(Request("r", tokens, greedy(1), media))
     engine.add(Request("text", words(40, 1), greedy(1)))
-    sizes = {
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": 16,
-        "max_len": 256,
-        "kv_cache_gb": None,
-        "encoder_cache_bytes": 0,
-        "available_bytes": 4 << 30,
-    }
+
+    def planned(**changes: object) -> Plan:
+        return plan(engine_options(folder, max_len=256, **changes), 4 << 30)
+
     with pytest.raises(PlanError, match=r"engine\.max_tokens_per_step=19, not 18"):
-        plan(folder, **sizes, **short, modalities=("image",))
-    plan(folder, **sizes, **short, modalities=())
-    plan(folder, **sizes, **LEAST, modalities=("image",))
+        planned(**short, modalities=("image",))
+    planned(**short, modalities=())
+    planned(**LEAST, modalities=("image",))
 
 
 def test_spans_are_those_of_the_images(checkpoint: Folder) -> None:

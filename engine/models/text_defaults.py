@@ -1,0 +1,28 @@
+"""What transformers takes where a decoder's config.json says nothing, as published ones do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LLAMA: dict[str, Any] = {  # LlamaConfig
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+GEMMA3: dict[str, Any] = {  # Gemma3TextConfig
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "vocab_size": 262_208,
+    "tie_word_embeddings": True,
+}

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
         print(__version__)
         return 0
 
-    from appliance.config.compose import as_recipe, compose, compose_node
+    from appliance.config.compose import as_recipe, compose_node
     from appliance.config.folders import user_folders
     from appliance.config.recipes import listing
 
@@ -89,14 +89,10 @@ def run(argv: list[str]) -> int:
     if not arguments.overrides:
         print(listing(folders))
         return 0
-    composed = compose(arguments.overrides, arguments.config_dir)
-    if composed.config.task == "plan":
-        from appliance.tasks.plan import run as run_plan
+    from appliance import tasks
+    from appliance.recipe import compose_recipe
 
-        return run_plan(composed)
-    from appliance.tasks.serve import serve
-
-    return serve(composed)
+    return tasks.run(compose_recipe(arguments.overrides, arguments.config_dir))
 
 
 def ask_hydra(arguments: argparse.Namespace) -> int:

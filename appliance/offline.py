@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from appliance.api.app import create_app
-from appliance.config.compose import compose
 from appliance.errors import ApplianceError
 from appliance.loading import Loader
+from appliance.recipe import compose_recipe
 from appliance.service import Service
 
 Made = TypeVar("Made")
@@ -43,7 +43,7 @@ class Appliance:
     def __init__(self, recipe: str, *overrides: str, config_dir: str | None = None) -> None:
         folders = [config_dir] if config_dir else []
         told = [f"recipe={recipe}", *overrides, "server.api_keys=[]"]  # nobody else can reach it
-        composed = compose(told, folders)
+        composed = compose_recipe(told, folders)
         config = composed.config
         self.model = config.model.name or recipe
         self._service = Service(config, self.model, composed.digest)

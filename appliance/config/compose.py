@@ -24,7 +24,6 @@ from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.folders import PRIMARY, beside_recipes, data_folder, searching, user_folders
 from appliance.config.recipes import recipe_files
 from appliance.config.schema import Config
-from appliance.media.configured import media_policies
 
 VERSION_BASE = "1.3"
 NOT_IN_DIGEST = (
@@ -98,7 +97,6 @@ def to_config(node: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigurationError(explain(error, {})) from error
     check_values(config)
-    media_policies(config.media)
     return config
 
 

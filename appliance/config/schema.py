@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 SCHEMES = ("https", "http", "data")
+TASKS = ("serve", "plan")  # modules of `appliance.tasks`
 REDIRECTS = ("deny", "same_host", "allowed_domains")
 
 REQUEST_OPTIONS = ("video.num_frames", "video.fps")
@@ -312,7 +313,7 @@ class Config:
     recipe: str | None = key("Name of the recipe, filled in by the launcher.")
     task: str = key(
         "What to do: serve the model, or plan its memory without loading it.",
-        choices=("serve", "plan"),
+        choices=TASKS,
     )
     model: ModelConfig = group(ModelConfig, "The checkpoint and how it is loaded.")
     chat: ChatConfig = group(ChatConfig, "From messages to a prompt.")

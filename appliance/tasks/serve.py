@@ -13,6 +13,7 @@ from typing import Protocol
 
 import uvicorn
 
+from appliance import progress
 from appliance.api.app import create_app
 from appliance.api.http.protocol import HttpProtocol
 from appliance.config.compose import Composed
@@ -21,7 +22,6 @@ from appliance.config.schema import ServerConfig
 from appliance.errors import ApplianceError
 from appliance.log_lines import configure
 from appliance.service import Service
-from appliance.tasks import progress
 from engine.errors import EngineError
 
 logger = logging.getLogger("appliance.serve")
@@ -228,7 +228,7 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(composed: Composed) -> int:
+def run(composed: Composed) -> int:
     """Serve the composed recipe until told to stop; returns the exit code."""
     import uvloop
 
@@ -237,8 +237,8 @@ def serve(composed: Composed) -> int:
     config = composed.config
     configure(config.logging)
 
-    async def run() -> int:
+    async def main() -> int:
         service = Service(config, config.model.name or "model", composed.digest)
         return await Serving(config.server, service, Loader(composed)).run()
 
-    return uvloop.run(run())
+    return uvloop.run(main())

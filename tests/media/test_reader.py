@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import MediaConfig
 from appliance.errors import ApplianceError
@@ -20,11 +19,12 @@ from appliance.media.configured import media_policies
 from appliance.media.fetch import Fetcher
 from appliance.media.policy import MediaPolicy, check_url
 from appliance.media.reader import MediaReader, reader_for
+from appliance.recipe import compose_recipe
 from tests.media.origin import Call, content, serving
 
 
 def configured(*overrides: str) -> MediaConfig:
-    return compose(["model.path=/nowhere", *overrides]).config.media
+    return compose_recipe(["model.path=/nowhere", *overrides]).config.media
 
 
 def quoted(key: str, value: str) -> str:
@@ -101,7 +101,7 @@ def test_the_worked_policies_of_the_documentation_compose(tmp_path: Path) -> Non
     for number, recipe in enumerate(recipes):
         (tmp_path / "recipe" / f"worked{number}.yaml").write_text(recipe)
         argv = ["model.path=/nowhere", f"recipe=worked{number}"]
-        policies.append(media_policies(compose(argv, [str(tmp_path)]).config.media)["image"])
+        policies.append(media_policies(compose_recipe(argv, [str(tmp_path)]).config.media)["image"])
     closed, cdn, internet = policies
 
     def public(host: str) -> Sequence[str]:

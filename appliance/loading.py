@@ -145,7 +145,8 @@ class Loader:
         threads: ThreadPoolExecutor,
         intake: Intake | None,
     ) -> Generation:
-        from appliance.generation.generation import Generation, Limits
+        from appliance.generation.generation import Generation
+        from appliance.generation.prompting import Limits
         from appliance.generation.sampling_defaults import sampling_defaults
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
@@ -161,7 +162,6 @@ class Loader:
             client=self.client,
             tokenizer=tokenizer,
             template=ChatTemplate(text, tokenizer, family, config.chat.template_kwargs),
-            family=family,
             limits=Limits(plan.max_len, plan.pages, plan.page_size, plan.max_sequences),
             intake=intake,
             modalities=allowed_modalities(config.media),

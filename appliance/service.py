@@ -62,7 +62,7 @@ class Service:
         inputs = list(self.generation.modalities)
         limits: dict[str, Any] = {
             "max_body_bytes": self.config.server.max_body_bytes,
-            "max_prompt_tokens": self.generation.longest - 1,
+            "max_prompt_tokens": self.generation.limits.longest - 1,
         }
         if "image" in inputs:
             limits["image"] = {

@@ -33,6 +33,7 @@ from PIL import Image
 
 from appliance.config.compose import compose
 from appliance.media.assembly import intake_for
+from appliance.media.source import Source
 from appliance.metrics import Metrics
 from bench.media_peers import Rate, bare_images, bare_videos, clip, peer_rate, processor_images
 from bench.server_process import ServerCommand, ServerProcess, free_port, machine
@@ -72,8 +73,8 @@ def images(checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any]
         runs: list[Callable[[], Rate]] = [
             lambda: peer_rate("Pillow alone", bare_images, size, files, workers),
             lambda: peer_rate("transformers", processor_images, str(checkpoint), files, workers),
-            lambda: ours("ours, data:", "image_url", inline, family, workers),
-            lambda: ours("ours, http:", "image_url", remote, family, workers),
+            lambda: ours("ours, data:", "image", inline, family, workers),
+            lambda: ours("ours, http:", "image", remote, family, workers),
         ]
         rates = best(options.repeat, runs)
     kilobytes = statistics.mean(map(len, files)) / 1e3
@@ -90,7 +91,7 @@ def videos(checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any]
     urls = [data_url("video/mp4", file) for file in files]
     runs: list[Callable[[], Rate]] = [
         lambda: peer_rate("PyAV and Pillow alone", bare_videos, str(checkpoint), files, workers),
-        lambda: ours("ours, data:", "video_url", urls, family, workers),
+        lambda: ours("ours, data:", "video", urls, family, workers),
     ]
     rates = best(options.repeat, runs)
     print(f"\nVideo of {VIDEO_SECONDS} s, {VIDEO_SIZE[0]} x {VIDEO_SIZE[1]}, 30 frames a second\n")
@@ -170,9 +171,9 @@ def ours(name: str, kind: str, urls: Sequence[str], family: Family, workers: int
 
             async def client() -> None:
                 for url in waiting:
-                    messages = [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]
-                    async with intake.take(messages, b"") as items:
-                        await intake.load(items, b"")
+                    source = Source(kind, url, "url", "part")
+                    async with intake.take([source], b"") as items:
+                        await intake.load(items, b"", [0])
 
             try:
                 begun, cpu = time.perf_counter(), cpu_seconds()

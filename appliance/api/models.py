@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.replies import json_response
+from appliance.api.http.responses import json_response
 from appliance.service import Service
 
 

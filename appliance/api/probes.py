@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance import __version__
-from appliance.api.replies import json_response
+from appliance.api.http.responses import json_response
 from appliance.errors import ApplianceError
 from appliance.metrics import CONTENT_TYPE
 from appliance.service import Service

@@ -86,7 +86,15 @@ class AnswerText:
 
 
 @dataclass(slots=True, frozen=True)
-class Wish:
+class AnswerLength:
+    """How many tokens an answer is to have, None for all that fit, and the field that says so."""
+
+    wanted: int | None
+    field: str
+
+
+@dataclass(slots=True, frozen=True)
+class AnswerOptions:
     """How the answers are wanted, besides sampling."""
 
     n: int = 1

@@ -66,15 +66,14 @@ class EmbeddingsPreparer:
 def load_embeddings(
     payload: bytes, modality: str, family: Family, policy: EmbeddingsPolicy, param: str
 ) -> Embeddings:
-    """One item of a message part, as JSON: text, or an object with text for each tensor.
+    """One item, as `EmbeddingFields` are encoded: text for each tensor.
 
     The text is base64 of safetensors or of an .npy file; a grid may also be a list of numbers.
     Every number is checked before the item may be used. Raises ApplianceError with status 400.
     """
-    told = json.loads(payload)
+    parts: Mapping[str, Any] = json.loads(payload)
     tensors: dict[str, torch.Tensor] = {}
     name, grid_name = f"{modality}_embeds", family.embedding_grid(modality)
-    parts: Mapping[str, Any] = told if isinstance(told, dict) else {name: told}
     for field, value in parts.items():
         if field == grid_name and isinstance(value, list):
             tensors[field] = _numbers(value, param)

@@ -14,6 +14,7 @@ from appliance.errors import (
     ApplianceError,
     bad_request,
     media_cache_miss,
+    media_not_allowed,
     media_undecodable,
     media_uuid_conflict,
     too_many_items,
@@ -21,29 +22,19 @@ from appliance.errors import (
 from appliance.media.bindings import Bindings
 from appliance.media.cache import MediaCache
 from appliance.media.digest import content_digest, tensor_digest
-from appliance.media.freshness import FreshUrls
+from appliance.media.freshness import Fetched, FreshUrls
+from appliance.media.item_bytes import ItemBytes
 from appliance.media.policy import Target
 from appliance.media.pool import MediaPool, Ready
 from appliance.media.prepare import MediaTask, Options
 from appliance.media.reader import MediaReader
-from appliance.media.sources import Source, sources
+from appliance.media.source import EmbeddingFields, Source
 from appliance.metrics import Metrics
-from engine.device.shared_tensors import SharedTensors
+from engine.request import MediaItem
 
 Made = TypeVar("Made")
 
 SMALL = 1 << 16  # bytes that are hashed at once
-
-
-@dataclass(slots=True, frozen=True)
-class LoadedItem:
-    """One media item ready for the engine; `param` is the JSON path it came from."""
-
-    modality: str
-    digest: bytes
-    tokens: int
-    tensors: SharedTensors
-    param: str
 
 
 @dataclass(slots=True)
@@ -68,8 +59,9 @@ class Item:
 class Intake:
     """Takes media in, built once a server.
 
-    `limits` has how many items of each modality a request may bring, `salt` stands for all that
-    their tensors depend on besides their content and the request's options.
+    `limits` has how many items of each modality a request may bring, `embeddings` says whether they
+    may come as such. `salt` stands for all that their tensors depend on besides their content and
+    the request's options.
     """
 
     def __init__(
@@ -79,6 +71,7 @@ class Intake:
         pool: MediaPool,
         cache: MediaCache,
         limits: Mapping[str, int],
+        embeddings: bool,
         salt: bytes,
         threads: Executor,
         metrics: Metrics,
@@ -87,6 +80,7 @@ class Intake:
         self._pool = pool
         self._cache = cache
         self._limits = limits
+        self._embeddings = embeddings
         self._salt = salt
         self._threads = threads
         self._metrics = metrics
@@ -109,44 +103,54 @@ class Intake:
     @asynccontextmanager
     async def take(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        sources: Sequence[Source],
         owner: bytes,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> AsyncIterator[list[Item]]:
-        """Every item of the messages, in order, read and measured but not yet decoded if possible.
+        """Every item of a request, in order, read and measured but not yet decoded if possible.
 
         `owner` is the API key whose uuids are meant, `options` are by modality. Limits and
         addresses of all items are checked before any is read. Raises ApplianceError for the first
         at fault.
         """
-        found = list(sources(messages))
-        self._check_limits(found)
-        targets: list[Target | None] = []
-        for source in found:
-            with self._counting(source):
-                targets.append(
-                    None
-                    if source.url is None
-                    else self._reader.check(source.url, source.kind, source.param)
-                )
-        wanted = [(options or {}).get(source.modality, {}) for source in found]
-        new = [number for number, target in enumerate(targets) if target is not None]
+        self._check_limits(sources)
+        targets = [self._checked(source) for source in sources]
+        wanted = [(options or {}).get(source.modality, {}) for source in sources]
+        new = [number for number, source in enumerate(sources) if source.content is not None]
         # a uuid alone may mean what another part of the same request brings
-        brought = {found[number].uuid: number for number in new if found[number].uuid is not None}
+        brought = {sources[n].uuid: n for n in new if sources[n].uuid is not None}
         with self._pool.places(len(new)):
             measured = await together(
-                [self._measure(found[n], targets[n], owner, wanted[n]) for n in new]
+                [self._measure(sources[n], targets[n], owner, wanted[n]) for n in new]
             )
             items = dict(zip(new, measured, strict=True))
-            for number in sorted(set(range(len(found))) - set(new)):
-                source = found[number]
+            for number in sorted(set(range(len(sources))) - set(new)):
+                source = sources[number]
                 same = items.get(brought.get(source.uuid, -1))
                 items[number] = self._known(source, owner, wanted[number], same)
-            yield [items[number] for number in range(len(found))]
+            yield [items[number] for number in range(len(sources))]
 
-    async def load(self, items: Sequence[Item], owner: bytes) -> list[LoadedItem]:
-        """The items' tensors. Raises ApplianceError for the first at fault."""
-        return await together([self._load(item, owner) for item in items])
+    async def load(
+        self, items: Sequence[Item], owner: bytes, starts: Sequence[int]
+    ) -> list[MediaItem]:
+        """The items with their tensors, whose placeholders begin at `starts` in the prompt.
+
+        Raises ApplianceError for the first at fault.
+        """
+        return await together(
+            [self._load(item, owner, start) for item, start in zip(items, starts, strict=True)]
+        )
+
+    def _checked(self, source: Source) -> Target | None:
+        """What a source's URL means; None where it has none."""
+        with self._counting(source):
+            if isinstance(source.content, EmbeddingFields):
+                if not self._embeddings:
+                    raise media_not_allowed("This server takes no embeddings.", source.param)
+                return None
+            if source.content is None:
+                return None
+            return self._reader.check(source.content, source.kind, source.param)
 
     def _check_limits(self, found: Sequence[Source]) -> None:
         by_modality: dict[str, list[Source]] = {}
@@ -169,16 +173,15 @@ class Intake:
     async def _measure(
         self, source: Source, target: Target | None, owner: bytes, options: Options
     ) -> Item:
-        assert target is not None
         with self._counting(source):
-            url = f"{source.kind} {target.url}" if target.host else None
+            url = f"{source.kind} {target.url}" if target is not None and target.host else None
             content = None if url is None else self._urls.find(url)
             if content is not None:
                 item = self._kept(source, owner, content, options)
                 if item is not None:
                     return item
             begun = time.perf_counter()
-            read = await self._reader.read(target, source.kind, source.param, self._threads)
+            read = await self._read(source, target)
             self._metrics.media_took("fetch", source.modality, time.perf_counter() - begun)
             content = await self._content_digest(source.kind, read.data)
             if url is not None:
@@ -187,13 +190,20 @@ class Intake:
             if item is not None:
                 return item
             self._metrics.media_cache_misses.labels(source.modality).inc()
-            task = MediaTask(source.kind, read.data, options)
+            task = MediaTask(source.kind, ItemBytes(read.data), options)
             digest = tensor_digest(self._salt, content, options)
             tokens = await self._pool.probe(task)
             if tokens is None:
                 ready = await self._prepared(digest, task)
                 return Item(source, content, digest, ready.tokens, None, ready)
             return Item(source, content, digest, tokens, task, None)
+
+    async def _read(self, source: Source, target: Target | None) -> Fetched:
+        if isinstance(source.content, EmbeddingFields):
+            loop = asyncio.get_running_loop()
+            return Fetched(await loop.run_in_executor(self._threads, source.content.encoded))
+        assert target is not None
+        return await self._reader.read(target, source.kind, source.param, self._threads)
 
     def _known(self, source: Source, owner: bytes, options: Options, same: Item | None) -> Item:
         """What a uuid alone means."""
@@ -222,7 +232,7 @@ class Intake:
         self._metrics.media_cache_hits.labels(source.modality).inc()
         return Item(source, content, digest, ready.tokens, None, ready)
 
-    async def _load(self, item: Item, owner: bytes) -> LoadedItem:
+    async def _load(self, item: Item, owner: bytes, start: int) -> MediaItem:
         source = item.source
         with self._counting(source):
             if item.ready is None:
@@ -236,9 +246,7 @@ class Intake:
             item.task = None
             if source.uuid is not None:
                 self._bindings.bind(owner, source.uuid, item.content, f"{source.part}.uuid")
-            return LoadedItem(
-                item.modality, item.digest, item.tokens, item.ready.tensors, source.param
-            )
+            return MediaItem(item.modality, item.digest, start, item.tokens, item.ready.tensors)
 
     async def _prepared(self, digest: bytes, task: MediaTask) -> Ready:
         """Prepares an item once for all who want it meanwhile."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import send_handle
 from typing import Any
 
 from appliance.errors import (
@@ -28,7 +26,7 @@ from appliance.media.nursery import NurseryProcess
 from appliance.media.prepare import PARAM, MediaTask
 from appliance.media.worker import READY, Nursery, Order
 from appliance.metrics import Metrics
-from engine.device.shared_tensors import SharedTensors, write
+from engine.device.shared_tensors import SharedTensors
 from engine.errors import EngineError
 
 logger = logging.getLogger("appliance.media")
@@ -194,8 +192,8 @@ class MediaPool:
             raise _Idle
         task, deadline = call.task, time.monotonic() + self._seconds
         try:
-            channel.send(Order(task.kind, len(task.data), dict(task.options), call.probe))
-            _send_bytes(channel, task.data)
+            channel.send(Order(task.kind, task.data.size, dict(task.options), call.probe))
+            task.data.send(channel)
         except ConnectionError as fault:
             raise _Idle from fault
         if not channel.poll(self._seconds):
@@ -227,18 +225,9 @@ class MediaPool:
         modality = call.task.modality
         late = isinstance(fault, TimeoutError)
         self._metrics.media_workers_replaced.labels("timeout" if late else "died").inc()
-        fields = {"kind": call.task.kind, "bytes": len(call.task.data)}
+        fields = {"kind": call.task.kind, "bytes": call.task.data.size}
         if late:
             logger.warning("a media worker took too long", extra={"fields": fields})
             return media_timeout(modality, self._seconds, PARAM)
         logger.warning("a media worker died", extra={"fields": fields})
         return media_undecodable(f"The {modality} cannot be decoded.", PARAM)
-
-
-def _send_bytes(channel: Connection, data: bytes) -> None:
-    handle = os.memfd_create("item", os.MFD_CLOEXEC)
-    try:
-        write(handle, memoryview(data))
-        send_handle(channel, handle, os.getpid())
-    finally:
-        os.close(handle)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from appliance.errors import media_undecodable
 from appliance.media.image import ImagePolicy, image_size, load_image
+from appliance.media.item_bytes import ItemBytes
 from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, VideoPolicy
+from appliance.media.source import modality_of
 from engine.models.family import Family
 
 if TYPE_CHECKING:
@@ -36,13 +38,13 @@ class MediaTask:
     """An item's bytes; `options` are those of the request that the recipe allows, as JSON."""
 
     kind: str  # of PREPARERS
-    data: bytes
+    data: ItemBytes
     options: Options = field(default_factory=dict)
 
     @property
     def modality(self) -> str:
-        """Whose placeholders it takes: `image` for `image_embeds` too."""
-        return self.kind.removesuffix("_embeds")
+        """Whose placeholders it takes."""
+        return modality_of(self.kind)
 
 
 @dataclass(slots=True, frozen=True)

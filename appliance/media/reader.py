@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import MediaConfig
-from appliance.errors import media_not_allowed, media_timeout, media_too_large
+from appliance.errors import media_timeout, media_too_large
 from appliance.media.configured import media_policies
 from appliance.media.data_url import FRAME_LIST, read_data_url
 from appliance.media.fetch import Fetcher
@@ -18,38 +18,25 @@ from appliance.media.freshness import Fetched
 from appliance.media.local_file import read_local_file
 from appliance.media.policy import MediaPolicy, Target, read_url
 
-EMBEDS = "embeds"
 LIST_SLACK = 1 << 16  # bytes of commas and padding in a list of frames
 
 
 class MediaReader:
     """Reads items under the policy of their modality, built once a server."""
 
-    def __init__(
-        self, policies: Mapping[str, MediaPolicy], fetcher: Fetcher, embeddings: bool = False
-    ) -> None:
+    def __init__(self, policies: Mapping[str, MediaPolicy], fetcher: Fetcher) -> None:
         self._policies = policies
         self._fetcher = fetcher
-        self._embeddings = embeddings
 
-    def check(self, url: str, kind: str, param: str) -> Target:
-        """What a URL means, without resolving or reading anything. Raises ApplianceError.
-
-        Embeddings come in its place, as they are.
-        """
-        if kind.endswith(EMBEDS):
-            if not self._embeddings:
-                raise media_not_allowed("This server takes no embeddings.", param)
-            return Target(EMBEDS, path=url)
-        return read_url(url, self._policies[kind], param=param)
+    def check(self, url: str, modality: str, param: str) -> Target:
+        """What a URL means, without resolving or reading anything. Raises ApplianceError."""
+        return read_url(url, self._policies[modality], param=param)
 
     async def read(self, target: Target, modality: str, param: str, pool: Executor) -> Fetched:
         """Content of what `check` returned; files and data: URLs are read in `pool`.
 
         A list of frames stays the data: URL that it is. Raises ApplianceError.
         """
-        if target.scheme == EMBEDS:
-            return Fetched(target.path.encode())
         policy = self._policies[modality]
         if target.host:
             return await self._fetcher.fetch_target(target, policy, param=param)
@@ -80,7 +67,7 @@ def reader_for(config: MediaConfig) -> MediaReader:
         raise ConfigurationError(
             f"media.ca_file: no certificates can be read from '{config.ca_file}'"
         ) from None
-    return MediaReader(media_policies(config), fetcher, config.embeddings.accept)
+    return MediaReader(media_policies(config), fetcher)
 
 
 def _from_data_url(target: Target, policy: MediaPolicy, param: str) -> bytes:

@@ -16,7 +16,6 @@ import mmap
 import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -125,10 +124,13 @@ def _fork_until_worker(control: Connection) -> Connection | None:
 
 
 def _one_thread() -> None:
-    """Worker processes are the parallelism."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
+    """Worker processes are the parallelism.
+
+    Families import torch where they make tensors: here it is imported once for all workers.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _limit(memory_bytes: int) -> None:

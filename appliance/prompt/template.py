@@ -11,7 +11,6 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
 from appliance.errors import ApplianceError, bad_request
-from appliance.media.sources import modality_of
 from appliance.prompt.environment import TemplateRefusal, chat_environment
 from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
 from appliance.prompt.tokenizer import Tokenizer
@@ -66,7 +65,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Rendered:
-        """The conversation as text; media parts are of type `image` or `image_url` (and so on).
+        """The conversation as text; the type of a media part is its modality.
 
         `continue_final_message` ends the text inside the last message. Raises ApplianceError for
         template options that the recipe does not list, and for a conversation that the template
@@ -154,7 +153,7 @@ class ChatTemplate:
     def _part(self, part: Mapping[str, Any], literals: Literals, marks: Marks) -> dict[str, str]:
         if part["type"] == "text":
             return _text_part(literals.replace(part["text"], marks))
-        return {"type": modality_of(part["type"])}
+        return {"type": part["type"]}
 
     def _joined(self, parts: Sequence[Mapping[str, Any]], literals: Literals, marks: Marks) -> str:
         """Parts as one text: neighbouring texts on lines of their own, media where they stand."""
@@ -166,7 +165,7 @@ class ChatTemplate:
                 text += "\n" if after_text else ""
                 text += literals.replace(part["text"], marks)
             else:
-                text += marks.trusted(self.family.item_text(modality_of(part["type"])))
+                text += marks.trusted(self.family.item_text(part["type"]))
             after_text = is_text
         return text
 

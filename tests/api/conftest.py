@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from appliance.api.app import create_app
 from appliance.config.compose import compose
 from appliance.config.schema import Config
-from appliance.generation.generation import Generation, Limits
+from appliance.generation.generation import Generation
+from appliance.generation.prompting import Limits
 from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
@@ -112,15 +113,15 @@ def generation(
     metrics: Metrics,
     pool: ThreadPoolExecutor,
     intake: Intake | None = None,
+    modalities: tuple[str, ...] = (),
 ) -> Generation:
     return Generation(
         client=engine,
         tokenizer=side.tokenizer,
         template=side.template,
-        family=side.family,
         limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
         intake=intake,
-        modalities=(),
+        modalities=modalities,
         sampling=SamplingDefaults(),
         metrics=metrics,
         pool=pool,

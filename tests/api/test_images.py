@@ -50,8 +50,9 @@ async def equipped(vision: PromptSide, pool: ThreadPoolExecutor) -> AsyncIterato
             intake = intake_for(config, vision.family, pool, service.metrics)
             await intake.start()
             stack.push_async_callback(intake.close)
-            service.generation = generation(vision, engine, config, service.metrics, pool, intake)
-            service.generation.modalities = ("image",)
+            service.generation = generation(
+                vision, engine, config, service.metrics, pool, intake, ("image",)
+            )
             service.lifecycle.loaded = True
             app = create_app(service)
             return Kitchen(service, engine, app, AsgiClient(app))

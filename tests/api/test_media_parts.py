@@ -9,16 +9,16 @@ from appliance.api.chat.media_options import read_media_options
 from appliance.api.chat.messages import read_messages
 from appliance.config.compose import compose
 from appliance.errors import ApplianceError
-from appliance.media.sources import Source, sources
+from appliance.media.source import EmbeddingFields, Source
 
 
 def read(*parts: Any) -> list[dict[str, Any]]:
-    (message,) = read_messages([{"role": "user", "content": list(parts)}], [])
-    return message["content"]  # type: ignore[no-any-return]
+    conversation = read_messages([{"role": "user", "content": list(parts)}], [])
+    return conversation.messages[0]["content"]  # type: ignore[no-any-return]
 
 
 def found(*parts: Any) -> list[Source]:
-    return list(sources(read_messages([{"role": "user", "content": list(parts)}], [])))
+    return read_messages([{"role": "user", "content": list(parts)}], []).sources
 
 
 def refused(*parts: Any) -> ApplianceError:
@@ -30,10 +30,15 @@ def refused(*parts: Any) -> ApplianceError:
 
 def test_parts_come_in_long_and_short_forms() -> None:
     for kind in ("image_url", "video_url", "audio_url"):
-        expected = {"type": kind, kind: {"url": "https://example.org/a"}}
-        assert read({"type": kind, kind: {"url": "https://example.org/a"}}) == [expected]
-        assert read({kind: {"url": "https://example.org/a"}}) == [expected]
-        assert read({kind: "https://example.org/a"}) == [expected]
+        where, modality = "messages[0].content[0]", kind.removesuffix("_url")
+        expected = Source(modality, "https://example.org/a", f"{where}.{kind}.url", where)
+        for part in (
+            {"type": kind, kind: {"url": "https://example.org/a"}},
+            {kind: {"url": "https://example.org/a"}},
+            {kind: "https://example.org/a"},
+        ):
+            assert read(part) == [{"type": modality}]
+            assert found(part) == [expected]
         assert refused({"type": kind, kind: "https://example.org/a"}).param == (
             f"messages[0].content[0].{kind}"
         )
@@ -41,8 +46,9 @@ def test_parts_come_in_long_and_short_forms() -> None:
 
 def test_input_audio_becomes_a_data_url() -> None:
     audio = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-    assert read(audio)[0]["input_audio"] == {"url": "data:audio/wav;base64,AAAA"}
+    assert read(audio) == [{"type": "audio"}]
     (source,) = found(audio)
+    assert source.content == "data:audio/wav;base64,AAAA"
     assert (source.kind, source.modality) == ("audio", "audio")
     assert source.param == "messages[0].content[0].input_audio.data"
 
@@ -65,9 +71,12 @@ def test_a_wrong_input_audio_is_named(value: Any, field: str) -> None:
 
 def test_embeddings_are_text_or_text_with_a_grid() -> None:
     for value in ("AAAA", {"image_embeds": "AAAA", "image_grid_thw": [1, 2, 3]}):
-        (part,) = read({"type": "image_embeds", "image_embeds": value})
-        assert json.loads(part["image_embeds"]["url"]) == value
+        assert read({"type": "image_embeds", "image_embeds": value}) == [{"type": "image"}]
         (source,) = found({"image_embeds": value})
+        fields = value if isinstance(value, dict) else {"image_embeds": value}
+        assert isinstance(source.content, EmbeddingFields)
+        assert source.content.fields == fields
+        assert json.loads(source.content.encoded()) == fields
         assert (source.kind, source.modality) == ("image_embeds", "image")
         assert source.param == "messages[0].content[0].image_embeds"
 
@@ -76,7 +85,7 @@ def test_a_list_of_embeddings_is_several_items() -> None:
     several = {"type": "image_embeds", "image_embeds": ["AAAA", {"image_embeds": "BBBB"}]}
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     kinds = [part["type"] for part in read("a", several, "b", picture)]
-    assert kinds == ["text", "image_embeds", "image_embeds", "text", "image_url"]
+    assert kinds == ["text", "image", "image", "text", "image"]
     assert [(source.param, source.part) for source in found("a", several, "b", picture)] == [
         ("messages[0].content[1].image_embeds[0]", "messages[0].content[1]"),
         ("messages[0].content[1].image_embeds[1]", "messages[0].content[1]"),
@@ -107,7 +116,7 @@ def test_wrong_embeddings_are_named(value: Any, field: str) -> None:
 def test_a_uuid_may_stand_for_any_media(kind: str) -> None:
     for value in (None, {}):
         (source,) = found({"type": kind, kind: value, "uuid": "u"})
-        assert (source.uuid, source.url) == ("u", None)
+        assert (source.uuid, source.content) == ("u", None)
     error = refused({"image_embeds": ["AAAA", "BBBB"], "uuid": "u"})
     assert error.param == "messages[0].content[0].uuid"
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from appliance.api.chat.messages import read_messages
 from appliance.config.compose import compose
 from appliance.errors import ApplianceError
 from appliance.media.assembly import intake_for
-from appliance.media.intake import Intake, LoadedItem
+from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from engine.models.family import Family
+from engine.request import MediaItem
 
 
 @dataclass
@@ -28,23 +30,23 @@ class Desk:
     metrics: Metrics
     runner: asyncio.Runner
 
-    def load(
-        self, messages: list[Any], owner: bytes = b"", options: Any = None
-    ) -> list[LoadedItem]:
+    def load(self, messages: list[Any], owner: bytes = b"", options: Any = None) -> list[MediaItem]:
         return self.runner.run(self.loaded(messages, owner, options))
 
     async def loaded(
         self, messages: list[Any], owner: bytes = b"", options: Any = None
-    ) -> list[LoadedItem]:
-        async with self.intake.take(messages, owner, options) as items:
-            return await self.intake.load(items, owner)
+    ) -> list[MediaItem]:
+        spoken = [{"role": "user", **message} for message in messages]
+        sources = read_messages(spoken, []).sources
+        async with self.intake.take(sources, owner, options) as items:
+            return await self.intake.load(items, owner, [0] * len(items))
 
     def refusal(self, content: list[Any], owner: bytes = b"") -> ApplianceError:
         with pytest.raises(ApplianceError) as refused:
             self.load([{"role": "user", "content": content}], owner)
         return refused.value
 
-    def one(self, part: dict[str, Any], owner: bytes = b"") -> LoadedItem:
+    def one(self, part: dict[str, Any], owner: bytes = b"") -> MediaItem:
         (item,) = self.load([{"role": "user", "content": [part]}], owner)
         return item
 
@@ -69,7 +71,7 @@ def desk(family: Family, *overrides: str) -> Iterator[Desk]:
 
 
 def part(data: bytes | str | None, uuid: str | None = None) -> dict[str, Any]:
-    """A part of a message as `read_messages` gives it."""
+    """A part of a message as a client sends it."""
     if isinstance(data, bytes):
         data = "data:image/png;base64," + base64.b64encode(data).decode()
     made: dict[str, Any] = {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import pickle
 import struct
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from appliance.errors import ApplianceError
 from appliance.media.embeddings import Embeddings, load_embeddings, tensors_of
 from appliance.media.limits import EmbeddingsPolicy
+from appliance.media.source import EmbeddingFields
 from engine.models.family import Family
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
@@ -55,7 +55,8 @@ def npy(array: Any, version: tuple[int, int] = (1, 0)) -> str:
 
 
 def load(told: Any, family: Family, policy: EmbeddingsPolicy = POLICY) -> Embeddings:
-    return load_embeddings(json.dumps(told).encode(), "image", family, policy, PARAM)
+    fields = EmbeddingFields(told if isinstance(told, dict) else {"image_embeds": told})
+    return load_embeddings(fields.encoded(), "image", family, policy, PARAM)
 
 
 def refusal(told: Any, family: Family, policy: EmbeddingsPolicy = POLICY) -> ApplianceError:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from appliance.api.chat.messages import read_messages
 from appliance.media.digest import content_digest, processing_salt, tensor_digest
 from appliance.media.image import ImagePolicy
 from appliance.media.prepare import MediaSettings
@@ -35,18 +36,18 @@ def test_items_come_in_the_order_sent(intake: Desk, family: Qwen2VL) -> None:
     messages = [
         {"role": "system", "content": "See."},
         {"role": "user", "content": [text("a"), part(data[0]), text("b"), part(data[1])]},
-        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": [part(data[2]), text("c")]},
     ]
     items = intake.load(messages)
-    assert [item.param for item in items] == [
+    assert [source.param for source in read_messages(messages, []).sources] == [
         "messages[1].content[1].image_url.url",
         "messages[1].content[3].image_url.url",
         "messages[3].content[0].image_url.url",
     ]
     for item, image in zip(items, pictures, strict=True):
         assert item.modality == "image"
-        assert item.tokens == family.image_tokens(*image.size)
+        assert item.length == family.image_tokens(*image.size)
         expected = family.preprocess_image(image)
         assert all(torch.equal(item.tensors[name], expected[name]) for name in expected)
 

@@ -95,7 +95,7 @@ def test_a_worker_that_dies_costs_one_request_an_error(intake: Desk) -> None:
     assert (error.status, error.code) == (422, "media_undecodable")
     assert error.param == "messages[0].content[0].image_url.url"
     assert intake.metric("media_workers_replaced_total", cause="died") == 1
-    assert intake.one(part(SMALL)).tokens
+    assert intake.one(part(SMALL)).length
     (after,) = workers(intake)
     assert after != before
 
@@ -107,7 +107,7 @@ def test_a_worker_that_hangs_costs_one_request_a_timeout(intake: Desk) -> None:
     assert (error.status, error.code) == (504, "media_timeout")
     assert error.param == "messages[0].content[0].image_url.url"
     assert intake.metric("media_workers_replaced_total", cause="timeout") == 1
-    assert intake.one(part(SMALL)).tokens
+    assert intake.one(part(SMALL)).length
     assert len(workers(intake)) == 1, "the one that hung is gone"
 
 
@@ -116,7 +116,7 @@ def test_a_worker_that_died_idle_costs_nobody_anything(intake: Desk) -> None:
         (worker,) = workers(intake)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: state(worker) in "ZX")  # noqa: B023
-        assert intake.one(part(SMALL)).tokens
+        assert intake.one(part(SMALL)).length
     assert len(workers(intake)) == 1
 
 
@@ -125,7 +125,7 @@ def test_replacing_a_worker_takes_milliseconds(intake: Desk) -> None:
     os.kill(worker, signal.SIGKILL)
     eventually(lambda: state(worker) in "ZX")
     begun = time.monotonic()
-    assert intake.one(part(SMALL)).tokens
+    assert intake.one(part(SMALL)).length
     assert time.monotonic() - begun < 0.5
 
 
@@ -133,10 +133,10 @@ def test_a_nursery_that_died_is_started_again(intake: Desk) -> None:
     before = nursery(intake)
     (worker,) = workers(intake)
     os.kill(before, signal.SIGKILL)
-    assert intake.one(part(SMALL)).tokens, "its worker still works"
+    assert intake.one(part(SMALL)).length, "its worker still works"
     os.kill(worker, signal.SIGKILL)
     eventually(lambda: state(worker) in "ZX")
-    assert intake.one(part(SMALL)).tokens
+    assert intake.one(part(SMALL)).length
     assert nursery(intake) != before
 
 
@@ -146,10 +146,10 @@ def test_decoding_may_not_take_more_memory_than_allowed(family: Qwen2VL) -> None
         error = intake.refusal([part(large())])
         assert (error.status, error.code) == (422, "media_undecodable")
         assert "memory" in error.message
-        assert intake.one(part(SMALL)).tokens
+        assert intake.one(part(SMALL)).length
         assert workers(intake) == [before], "it survives"
     with desk(family, "media.workers=1", "media.worker_gb=0.5", "cache.media_gb=0") as intake:
-        assert intake.one(part(large())).tokens, "the same picture, allowed more"
+        assert intake.one(part(large())).length, "the same picture, allowed more"
 
 
 def test_a_full_pool_answers_429(family: Qwen2VL) -> None:

@@ -35,7 +35,7 @@ def test_a_uuid_alone_means_what_was_sent_under_it(intake: Desk) -> None:
     again = intake.one(part(None, "cat"), ALICE)
     assert again.tensors is sent.tensors
     assert again.digest == sent.digest
-    assert again.tokens == sent.tokens
+    assert again.length == sent.length
     assert intake.metric("media_seconds_count", stage="fetch", modality="image") == asked
 
 
@@ -74,14 +74,14 @@ def test_a_uuid_is_never_the_identity_of_its_content(intake: Desk) -> None:
 def test_what_cannot_be_decoded_binds_nothing(intake: Desk) -> None:
     assert intake.refusal([part(b"no picture", "cat")], ALICE).code == "media_undecodable"
     assert intake.refusal([part(None, "cat")], ALICE).code == "media_cache_miss"
-    assert intake.one(part(RED, "cat"), ALICE).tokens
+    assert intake.one(part(RED, "cat"), ALICE).length
 
 
 def test_a_uuid_alone_may_mean_another_part_of_the_request(intake: Desk) -> None:
-    messages = [{"content": [part(None, "cat"), part(BLUE)]}, {"content": [part(RED, "cat")]}]
+    contents = [[part(None, "cat"), part(BLUE)], [part(RED, "cat")]]
+    messages = [{"role": "user", "content": content} for content in contents]
     first, blue, red = intake.load(messages, ALICE)
     assert first.digest == red.digest != blue.digest
-    assert first.param == "messages[0].content[0].image_url.url"
 
 
 def test_two_contents_under_one_uuid_in_a_request_are_a_409(intake: Desk) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from appliance.api.logprobs import chat_logprobs
-from appliance.api.usage import usage
+from appliance.api.chat.logprobs import chat_logprobs
+from appliance.api.openai_events import OpenAIEvents, encode
 from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
 
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-
-class ChatChunks:
+class ChatChunks(OpenAIEvents):
     """Events of `object: chat.completion.chunk`."""
 
     def __init__(
@@ -27,13 +24,11 @@ class ChatChunks:
         continuous_usage: bool,
         token_ids: bool,
     ) -> None:
-        self._answers = answers
+        super().__init__(
+            head, answers, include_usage=include_usage, continuous_usage=continuous_usage
+        )
         self._tokenizer = tokenizer
-        self._head = "data: " + encode(head)[:-1] + ',"choices":['
         self._logprobs = logprobs
-        self._include_usage = include_usage
-        self._continuous_usage = include_usage and continuous_usage
-        self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._token_ids = token_ids
         self._plain = [
             (f'{self._head}{{"index":{index},"delta":{{"content":', "},")
@@ -44,7 +39,7 @@ class ChatChunks:
         extra = ""
         if self._token_ids:
             extra = f',"prompt_token_ids":{encode(self._answers.prompts[0].token_ids)}'
-        tail = extra + self._usage()
+        tail = extra + self._end()
         return "".join(
             f'{self._head}{{"index":{index},"delta":'
             '{"role":"assistant","content":"","refusal":null},'
@@ -53,7 +48,7 @@ class ChatChunks:
         ).encode()
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        tail = "]" + self._usage()
+        tail = "]" + self._end()
         return "".join(
             self._chunk(delta) + tail
             for delta in deltas
@@ -62,11 +57,6 @@ class ChatChunks:
             or delta.logprobs
             or (self._token_ids and delta.token_ids)
         ).encode()
-
-    def closing(self) -> bytes:
-        if not self._include_usage:
-            return b""
-        return f'{self._head}],"usage":{encode(usage(self._answers))}}}\n\n'.encode()
 
     def _chunk(self, delta: Delta) -> str:
         logprobs = "null"
@@ -80,8 +70,3 @@ class ChatChunks:
         else:
             start = f'{self._head}{{"index":{delta.index},"delta":{{}},'
         return f'{start}"logprobs":{logprobs},"finish_reason":{finish}{ids}}}'
-
-    def _usage(self) -> str:
-        if self._continuous_usage:
-            return f',"usage":{encode(usage(self._answers))}}}\n\n'
-        return self._tail

@@ -1,53 +1,55 @@
-"""Media parts of a message, each brought to the shape that the intake reads.
-
-A part's value becomes `{"url": …}` whatever it was: `input_audio` a data: URL, and embeddings the
-JSON that `appliance.media.embeddings` takes. Where parts do not stand at the index that they were
-sent at, `param` says which field they came from.
-"""
+"""Media parts of a message, each read as the sources of the items that it brings."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from appliance.api.fields.text import read_text
 from appliance.errors import ApplianceError, bad_request
+from appliance.media.source import EmbeddingFields, Source
 
-Part = dict[str, Any]
-
+KINDS = {  # what an item of a part's type is prepared as, and where in the part its content is
+    "image_url": ("image", ".url"),
+    "video_url": ("video", ".url"),
+    "audio_url": ("audio", ".url"),
+    "input_audio": ("audio", ".data"),
+    "image_embeds": ("image_embeds", ""),
+}
 DETAILS = ("auto", "low", "high")
 FORMAT = re.compile(r"[A-Za-z0-9.+-]{1,32}")
 LONGEST_UUID = 256
-KEYS = {"input_audio": ("data", "format"), "image_url": ("url", "detail")}
+FIELDS = {"input_audio": ("data", "format"), "image_url": ("url", "detail")}
 
 
 def read_media_part(
-    kind: str, part: dict[str, Any], path: str, typed: bool, ignored: list[str]
-) -> list[Part]:
-    """The part at `path`, or the several that a list of embeddings stands for.
+    type_: str, part: dict[str, Any], path: str, typed: bool, ignored: list[str]
+) -> list[Source]:
+    """The item of the part at `path`, or the several that a list of embeddings stands for.
 
     With a `uuid` the media may be left out. Raises ApplianceError with the path of the fault.
     """
+    kind, field = KINDS[type_]
     uuid = _uuid(part.get("uuid"), f"{path}.uuid")
-    value, where = part.get(kind), f"{path}.{kind}"
+    value, where = part.get(type_), f"{path}.{type_}"
     if uuid is not None and value in (None, {}):
-        return [{"type": kind, kind: None, "uuid": uuid}]
+        return [Source(kind, None, where + field, path, uuid)]
     if value is None:
         raise _missing(where)
-    if kind == "image_embeds":
-        read = _embeds(value, where)
-        if uuid is not None and len(read) > 1:
-            raise bad_request(f"'{path}.uuid' can stand for one item only.", f"{path}.uuid")
-    else:
-        read = [{"type": kind, kind: _media(kind, value, where, typed, ignored)}]
-    return read if uuid is None else [{**one, "uuid": uuid} for one in read]
+    if type_ != "image_embeds":
+        url = _url(type_, value, where, typed, ignored)
+        return [Source(kind, url, where + field, path, uuid)]
+    read = _embeds(value, where)
+    if uuid is not None and len(read) > 1:
+        raise bad_request(f"'{path}.uuid' can stand for one item only.", f"{path}.uuid")
+    return [Source(kind, content, param, path, uuid) for param, content in read]
 
 
-def _media(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> dict[str, str]:
+def _url(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> str:
+    """The URL of an item; `input_audio` makes a data: URL."""
     if isinstance(value, str) and not typed and kind != "input_audio":
-        return {"url": read_text(value, path)}
-    known = KEYS.get(kind, ("url",))
+        return read_text(value, path)
+    known = FIELDS.get(kind, ("url",))
     if not isinstance(value, dict):
         raise bad_request(f"'{path}' must be an object with a '{known[0]}'.", path, "invalid_type")
     ignored.extend(
@@ -60,7 +62,7 @@ def _media(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) ->
                 f"'{path}.format' must be a name such as wav or mp3.", f"{path}.format"
             )
         data = read_text(value.get("data"), f"{path}.data")
-        return {"url": f"data:audio/{form};base64,{data}"}
+        return f"data:audio/{form};base64,{data}"
     detail = value.get("detail") if kind == "image_url" else None
     if detail is not None and detail not in DETAILS:
         raise bad_request(
@@ -68,18 +70,22 @@ def _media(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) ->
             f"{path}.detail",
             "invalid_value",
         )
-    return {"url": read_text(value.get("url"), f"{path}.url")}
+    return read_text(value.get("url"), f"{path}.url")
 
 
-def _embeds(value: Any, path: str) -> list[Part]:
+def _embeds(value: Any, path: str) -> list[tuple[str, EmbeddingFields]]:
+    """Embeddings of one item or of several, each with its path."""
     if not isinstance(value, list):
-        return [_one_embeds(value, path)]
+        return [(path, _one_embeds(value, path))]
     if not value:
         raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    return [_one_embeds(one, f"{path}[{index}]") for index, one in enumerate(value)]
+    return [
+        (where, _one_embeds(one, where))
+        for where, one in ((f"{path}[{index}]", one) for index, one in enumerate(value))
+    ]
 
 
-def _one_embeds(value: Any, path: str) -> Part:
+def _one_embeds(value: Any, path: str) -> EmbeddingFields:
     """Text, or an object of text with a grid beside it, which may be a list of numbers."""
     if isinstance(value, dict):
         for name, given in value.items():
@@ -93,9 +99,8 @@ def _one_embeds(value: Any, path: str) -> Part:
                 read_text(given, f"{path}.{name}")
         if "image_embeds" not in value:
             raise _missing(f"{path}.image_embeds")
-    else:
-        read_text(value, path)
-    return {"type": "image_embeds", "image_embeds": {"url": json.dumps(value)}, "param": path}
+        return EmbeddingFields(value)
+    return EmbeddingFields({"image_embeds": read_text(value, path)})
 
 
 def _uuid(uuid: Any, path: str) -> str | None:

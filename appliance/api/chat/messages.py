@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.api.chat.media_parts import read_media_part
+from appliance.api.chat.media_parts import KINDS, read_media_part
 from appliance.api.fields.text import read_text
 from appliance.api.fields.validation import unsupported
 from appliance.errors import bad_request
-from appliance.media.sources import KINDS
-
-Message = dict[str, Any]
+from appliance.generation.conversation import Conversation, Message
+from appliance.media.source import Source
 
 ROLES = ("system", "developer", "user", "assistant")
 MESSAGE_FIELDS = frozenset(
@@ -26,23 +25,31 @@ UNBUILT_PARTS = (
 )
 
 
-def read_messages(messages: Any, ignored: list[str]) -> list[Message]:
-    """Messages as dicts of role, content (text, or parts of `type` text or media) and name.
+def read_messages(messages: Any, ignored: list[str]) -> Conversation:
+    """The conversation that `messages` is; paths of unknown fields are added to `ignored`.
 
-    A media part may have a `uuid`; its media is None where only what is known under that is meant.
-    Bare strings and typeless short forms among the parts get their long form; paths of unknown
-    fields are added to `ignored`. Raises ApplianceError with the JSON path of the fault.
+    Raises ApplianceError with the JSON path of the fault.
     """
     if not isinstance(messages, list):
         raise bad_request("'messages' must be an array.", "messages", "invalid_type")
     if not messages:
         raise bad_request("'messages' must not be empty.", "messages", "invalid_value")
-    return [
-        _message(message, f"messages[{index}]", ignored) for index, message in enumerate(messages)
+    sources: list[Source] = []
+    read = [
+        _message(message, f"messages[{index}]", sources, ignored)
+        for index, message in enumerate(messages)
     ]
+    return Conversation(read, sources, sum(_text_length(message) for message in read))
 
 
-def _message(message: Any, path: str, ignored: list[str]) -> Message:
+def _text_length(message: Message) -> int:
+    content = message["content"]
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part["text"]) for part in content if part["type"] == "text")
+
+
+def _message(message: Any, path: str, sources: list[Source], ignored: list[str]) -> Message:
     if not isinstance(message, dict):
         raise bad_request(f"'{path}' must be an object.", path, "invalid_type")
     role = message.get("role")
@@ -73,14 +80,16 @@ def _message(message: Any, path: str, ignored: list[str]) -> Message:
         content = read_text(message["refusal"], f"{path}.refusal")
     read: Message = {
         "role": "system" if role == "developer" else role,
-        "content": _content(content, f"{path}.content", ignored),
+        "content": _content(content, f"{path}.content", sources, ignored),
     }
     if message.get("name") is not None:
         read["name"] = read_text(message["name"], f"{path}.name")
     return read
 
 
-def _content(content: Any, path: str, ignored: list[str]) -> str | list[dict[str, Any]]:
+def _content(
+    content: Any, path: str, sources: list[Source], ignored: list[str]
+) -> str | list[dict[str, str]]:
     if content is None:
         raise bad_request(f"'{path}' is required.", path, "missing_required_parameter")
     if isinstance(content, str):
@@ -91,18 +100,21 @@ def _content(content: Any, path: str, ignored: list[str]) -> str | list[dict[str
         )
     if not content:
         raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    read = [_part(part, f"{path}[{index}]", ignored) for index, part in enumerate(content)]
-    if any(len(parts) != 1 for parts in read):  # those after it have moved
-        for index, parts in enumerate(read):
-            for part in parts:
-                if part["type"] != "text":
-                    part.setdefault("param", f"{path}[{index}].{part['type']}")
-    return [part for parts in read for part in parts]
+    read: list[dict[str, str]] = []
+    for index, part in enumerate(content):
+        found = _part(part, f"{path}[{index}]", ignored)
+        if isinstance(found, str):
+            read.append({"type": "text", "text": found})
+        else:
+            sources += found
+            read += [{"type": source.modality} for source in found]
+    return read
 
 
-def _part(part: Any, path: str, ignored: list[str]) -> list[dict[str, Any]]:
+def _part(part: Any, path: str, ignored: list[str]) -> str | list[Source]:
+    """The text of a part, or the items that it brings; typeless short forms are understood."""
     if isinstance(part, str):
-        return [{"type": "text", "text": read_text(part, path)}]
+        return read_text(part, path)
     if not isinstance(part, dict):
         raise bad_request(f"'{path}' must be an object or a string.", path, "invalid_type")
     kind = part.get("type")
@@ -121,7 +133,7 @@ def _part(part: Any, path: str, ignored: list[str]) -> list[dict[str, Any]]:
             "unsupported_parameter",
         )
     if kind == "refusal":
-        return [{"type": "text", "text": read_text(part.get("refusal"), f"{path}.refusal")}]
+        return read_text(part.get("refusal"), f"{path}.refusal")
     if kind not in PARTS:
         raise bad_request(
             f"'{path}.type' must be one of {', '.join(PARTS)}.", f"{path}.type", "invalid_value"
@@ -131,5 +143,5 @@ def _part(part: Any, path: str, ignored: list[str]) -> list[dict[str, Any]]:
         f"{path}.{name}" for name, value in part.items() if name not in known and value is not None
     )
     if kind == "text":
-        return [{"type": "text", "text": read_text(part.get("text"), f"{path}.text")}]
+        return read_text(part.get("text"), f"{path}.text")
     return read_media_part(kind, part, path, typed, ignored)

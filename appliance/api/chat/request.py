@@ -6,19 +6,23 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, ValidationInfo
 
-from appliance.api.chat.messages import Message, read_messages
+from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.messages import read_messages
 from appliance.api.fields.sampling import SamplingFields
+from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
+from appliance.generation.answers import AnswerLength
+from appliance.generation.conversation import ChatPrompt, Conversation
 
 
-def _messages(value: Any, info: ValidationInfo) -> list[Message]:
+def _messages(value: Any, info: ValidationInfo) -> Conversation:
     return read_messages(value, info.context if isinstance(info.context, list) else [])
 
 
 class ChatRequest(SamplingFields):
     """A conversation to continue, and how."""
 
-    messages: Annotated[list[Message], PlainValidator(_messages)]
+    messages: Annotated[Conversation, PlainValidator(_messages)]
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
@@ -30,22 +34,27 @@ class ChatRequest(SamplingFields):
     media_io_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def max_tokens_field(self) -> str:
-        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+    def answer_length(self) -> AnswerLength:
+        if self.max_completion_tokens is None:
+            return AnswerLength(self.max_tokens, "max_tokens")
+        return AnswerLength(self.max_completion_tokens, "max_completion_tokens")
 
     @property
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
-    def generation_prompt(self) -> bool:
-        if self.add_generation_prompt is None:
-            return not self.continue_final_message
-        return self.add_generation_prompt
+    def prompt(self, owner: bytes, media: MediaConfig) -> ChatPrompt:
+        """How the prompt is to be made. Raises ApplianceError for media options not allowed."""
+        generate = self.add_generation_prompt
+        return ChatPrompt(
+            self.messages,
+            add_generation_prompt=not self.continue_final_message if generate is None else generate,
+            continue_final_message=self.continue_final_message,
+            template=self.chat_template,
+            template_kwargs=self.chat_template_kwargs,
+            owner=owner,
+            media_options=read_media_options(self.media_io_kwargs, media),
+        )
 
     def check(self) -> None:
         super().check()
@@ -66,7 +75,7 @@ class ChatRequest(SamplingFields):
                     "'continue_final_message' and 'add_generation_prompt' exclude each other.",
                     "continue_final_message",
                 )
-            if self.messages[-1]["role"] != "assistant":
+            if self.messages.messages[-1]["role"] != "assistant":
                 raise bad_request(
                     "'continue_final_message' needs the last message to be the assistant's.",
                     "continue_final_message",

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from appliance.api.accept import accept
 from appliance.api.chat.chunks import ChatChunks
-from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.logprobs import chat_logprobs
 from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
 from appliance.api.fields.validation import unsupported
 from appliance.api.http.auth import owner
 from appliance.api.http.event_stream import EventStream
-from appliance.api.logprobs import chat_logprobs
-from appliance.api.replies import accept, head, json_response, whole, wish
+from appliance.api.http.responses import json_response
+from appliance.api.replies import head, whole
 from appliance.api.usage import usage
 from appliance.errors import bad_request
-from appliance.generation.answers import Answers, Delta
+from appliance.generation.answers import Delta
 from appliance.service import Service
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class Chat:
         fields, headers = await accept(request, service, ChatRequest, UNBUILT_CHAT)
         self._check_template(fields)
         generation = service.generator()
-        answers = await self._start(fields, generation, arrived, owner(request.scope))
+        prompt = fields.prompt(owner(request.scope), service.config.media)
+        options = fields.answer_options(arrived, continuing=fields.continue_final_message)
+        answers = await generation.chat(prompt, fields, options)
         if fields.stream:
             chunks = ChatChunks(
                 head(service, "chatcmpl", "chat.completion.chunk"),
@@ -60,30 +63,6 @@ class Chat:
         if fields.return_token_ids:
             body["prompt_token_ids"] = answers.prompts[0].token_ids
         return json_response(body, headers)
-
-    async def _start(
-        self, fields: ChatRequest, generation: Generation, arrived: float, key: bytes
-    ) -> Answers:
-        job, max_tokens = await generation.chat(
-            fields.messages,
-            add_generation_prompt=fields.generation_prompt,
-            continue_final_message=fields.continue_final_message,
-            template=fields.chat_template,
-            template_kwargs=fields.chat_template_kwargs,
-            wanted_tokens=fields.wanted_tokens,
-            tokens_field=fields.max_tokens_field,
-            owner=key,
-            media_options=read_media_options(fields.media_io_kwargs, self._service.config.media),
-        )
-        sampling = fields.sampling(
-            max_tokens=max_tokens,
-            max_tokens_field=fields.max_tokens_field,
-            vocab_size=generation.tokenizer.vocab_size,
-            defaults=generation.sampling,
-            logprobs=fields.wanted_logprobs,
-        )
-        wanted = wish(fields, arrived, continuing=fields.continue_final_message)
-        return generation.start([job], [sampling], wanted)
 
     def _check_template(self, fields: ChatRequest) -> None:
         chat = self._service.config.chat

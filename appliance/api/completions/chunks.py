@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from appliance.api.logprobs import CompletionLogprobs
-from appliance.api.usage import usage
+from appliance.api.completions.logprobs import CompletionLogprobs
+from appliance.api.openai_events import OpenAIEvents, encode
 from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
-
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class CompletionChoices:
@@ -62,7 +59,7 @@ class CompletionChoices:
         return choice
 
 
-class CompletionChunks:
+class CompletionChunks(OpenAIEvents):
     """Events of a streamed `object: text_completion`."""
 
     def __init__(
@@ -74,17 +71,16 @@ class CompletionChunks:
         include_usage: bool,
         continuous_usage: bool,
     ) -> None:
-        self._answers = answers
+        super().__init__(
+            head, answers, include_usage=include_usage, continuous_usage=continuous_usage
+        )
         self._choices = choices
-        self._head = "data: " + encode(head)[:-1] + ',"choices":['
-        self._include_usage = include_usage
-        self._continuous_usage = include_usage and continuous_usage
 
     def opening(self) -> bytes:
         return b""
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        tail = "]" + self._usage()
+        tail = "]" + self._end()
         choices = (self._choices.choice(delta) for delta in deltas)
         return "".join(
             self._head + encode(choice) + tail
@@ -94,13 +90,3 @@ class CompletionChunks:
             or choice["logprobs"]
             or choice.get("token_ids")
         ).encode()
-
-    def closing(self) -> bytes:
-        if not self._include_usage:
-            return b""
-        return f'{self._head}],"usage":{encode(usage(self._answers))}}}\n\n'.encode()
-
-    def _usage(self) -> str:
-        if self._continuous_usage:
-            return f',"usage":{encode(usage(self._answers))}}}\n\n'
-        return ',"usage":null}\n\n' if self._include_usage else "}\n\n"

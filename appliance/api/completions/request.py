@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator
 
 from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.text import read_text
 from appliance.errors import bad_request
+from appliance.generation.answers import AnswerLength
 
 MAX_ANSWERS = 1024
 
@@ -33,13 +35,7 @@ def _prompts(value: Any) -> list[PromptSource]:
 
 def _prompt(value: Any, path: str) -> PromptSource:
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise bad_request(
-                f"'{path}' must be valid Unicode without lone surrogates.", path, "invalid_value"
-            ) from None
-        return value
+        return read_text(value, path)
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise bad_request(
             f"'{path}' must be a string or an array of token ids.", path, "invalid_type"
@@ -57,6 +53,18 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(default=None, ge=0, le=5)
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1, le=20)
+
+    @property
+    def answer_length(self) -> AnswerLength:
+        return AnswerLength(self.max_tokens or 1, "max_tokens")
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
 
     def check(self) -> None:
         super().check()

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
+from appliance.api.accept import accept
 from appliance.api.completions.chunks import CompletionChoices, CompletionChunks
 from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_COMPLETION
 from appliance.api.http.event_stream import EventStream
-from appliance.api.replies import accept, head, json_response, whole, wish
+from appliance.api.http.responses import json_response
+from appliance.api.replies import head, whole
 from appliance.api.usage import usage
-from appliance.generation.answers import Answers
 from appliance.service import Service
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Completions:
         service = self._service
         fields, headers = await accept(request, service, CompletionRequest, UNBUILT_COMPLETION)
         generation = service.generator()
-        answers = await self._start(fields, generation, arrived)
+        discard = not fields.max_tokens
+        options = fields.answer_options(arrived, continuing=True, discard=discard)
+        answers = await generation.complete(fields.prompt, fields, options)
         choices = CompletionChoices(
             answers,
             generation.tokenizer,
@@ -57,28 +60,6 @@ class Completions:
         body["choices"] = [choices.choice(delta) for delta in deltas]
         body["usage"] = usage(answers)
         return json_response(body, headers)
-
-    async def _start(
-        self, fields: CompletionRequest, generation: Generation, arrived: float
-    ) -> Answers:
-        jobs, sampling = [], []
-        many = len(fields.prompt) > 1
-        for number, source in enumerate(fields.prompt):
-            job = await generation.text(source, f"prompt[{number}]" if many else "prompt")
-            max_tokens = generation.budget(job, fields.max_tokens or 1, "max_tokens")
-            jobs.append(job)
-            sampling.append(
-                fields.sampling(
-                    max_tokens=max_tokens,
-                    max_tokens_field="max_tokens",
-                    vocab_size=generation.tokenizer.vocab_size,
-                    defaults=generation.sampling,
-                    logprobs=fields.logprobs,
-                    prompt_logprobs=fields.logprobs if fields.echo else None,
-                )
-            )
-        wanted = wish(fields, arrived, continuing=True, discard=not fields.max_tokens)
-        return generation.start(jobs, sampling, wanted)
 
     @staticmethod
     def _echoes(fields: CompletionRequest, generation: Generation) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.errors import ApplianceError, bad_request
+from appliance.generation.answers import AnswerLength, AnswerOptions
 from appliance.generation.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None  # padding against traffic analysis; never added
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(BaseModel, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -78,15 +81,23 @@ class SamplingFields(BaseModel):
                 "'stream_options' is only allowed when 'stream' is true.", "stream_options"
             )
 
+    @property
+    @abstractmethod
+    def answer_length(self) -> AnswerLength:
+        """How long the answer is to be."""
+
+    @property
+    @abstractmethod
+    def wanted_logprobs(self) -> int | None:
+        """How many of the best tokens to name at each place; None for no log-probabilities."""
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """The same of the prompt."""
+        return None
+
     def sampling(
-        self,
-        *,
-        max_tokens: int,
-        max_tokens_field: str,
-        vocab_size: int,
-        defaults: SamplingDefaults,
-        logprobs: int | None,
-        prompt_logprobs: int | None = None,
+        self, max_tokens: int, vocab_size: int, defaults: SamplingDefaults
     ) -> SamplingOptions:
         """The engine's options; `defaults` stand for fields that the request leaves out.
 
@@ -97,7 +108,7 @@ class SamplingFields(BaseModel):
         if self.min_tokens > max_tokens:
             raise bad_request(
                 f"'min_tokens' is {self.min_tokens}, more than the {max_tokens} tokens that "
-                f"'{max_tokens_field}' and the context leave.",
+                f"'{self.answer_length.field}' and the context leave.",
                 "min_tokens",
             )
         given = replace(
@@ -122,8 +133,26 @@ class SamplingFields(BaseModel):
             min_tokens=self.min_tokens,
             stop_token_ids=self._stop_token_ids(vocab_size),
             ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
+            logprobs=self.wanted_logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+    def answer_options(
+        self, arrived: float, *, continuing: bool, discard: bool = False
+    ) -> AnswerOptions:
+        """What the request wants of its answers besides sampling."""
+        salt = self.cache_salt
+        return AnswerOptions(
+            n=self.n,
+            stop=tuple(self.stop),
+            include_stop=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            priority=self.priority,
+            salt=hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else b"",
+            min_tokens=self.min_tokens,
+            continuing=continuing,
+            discard=discard,
+            arrived=arrived,
         )
 
     def _bias(self, vocab_size: int) -> dict[int, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,12 +14,11 @@ from appliance.api.http.faults import fault_response
 from appliance.errors import ApplianceError
 from appliance.generation.answers import Answers, Delta
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class Chunks(Protocol):
-    """How deltas become events."""
+class Events(Protocol):
+    """The shape of one route's stream: what its events look like, and how it ends."""
 
     def opening(self) -> bytes:
         """What comes before any text."""
@@ -29,7 +27,10 @@ class Chunks(Protocol):
         """Events for what is new."""
 
     def closing(self) -> bytes:
-        """What comes after all text, before [DONE]."""
+        """What comes after all text, the last event of the stream included."""
+
+    def failure(self, fault: ApplianceError) -> bytes:
+        """What ends a stream that fails after its first byte."""
 
 
 async def close_when_gone(receive: Receive, answers: Answers) -> None:
@@ -40,22 +41,22 @@ async def close_when_gone(receive: Receive, answers: Answers) -> None:
 
 
 class EventStream:
-    """An ASGI response that streams answers.
+    """An ASGI response that streams answers as fast as the reader takes them.
 
-    A failure before the first byte is a plain error response, later an error event; `data: [DONE]`
-    comes last in any stream. When nothing was sent for `keep_alive` seconds, a comment is.
+    A failure before the first byte is a plain error response. When nothing was sent for
+    `keep_alive` seconds, a comment is.
     """
 
     def __init__(
         self,
         answers: Answers,
-        chunks: Chunks,
+        events: Events,
         *,
         keep_alive: float,
         headers: Mapping[str, str],
     ) -> None:
         self._answers = answers
-        self._chunks = chunks
+        self._events = events
         self._keep_alive = keep_alive
         self._headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -82,8 +83,8 @@ class EventStream:
 
     async def _stream(self, new: list[Delta], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        answers, chunks, clock = self._answers, self._chunks, time.monotonic
-        body = chunks.opening() + chunks.deltas(new)
+        answers, events, clock = self._answers, self._events, time.monotonic
+        body = events.opening() + events.deltas(new)
         written = clock() if new else 0.0
         while not answers.done:
             if not body and clock() - written >= self._keep_alive:
@@ -94,15 +95,9 @@ class EventStream:
             try:
                 new = await answers.take(self._keep_alive)
             except ApplianceError as fault:
-                body = error_event(fault) + DONE
-                await send({"type": "http.response.body", "body": body})
+                await send({"type": "http.response.body", "body": events.failure(fault)})
                 return
-            body = chunks.deltas(new)
+            body = events.deltas(new)
         if not answers.closed:
-            body += chunks.closing() + DONE
+            body += events.closing()
             await send({"type": "http.response.body", "body": body})
-
-
-def error_event(fault: ApplianceError) -> bytes:
-    """A failure after the first byte."""
-    return b"data: " + json.dumps(fault.body(), ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,40 @@
+"""A conversation to continue, free of the protocol that it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.media.source import Source
+
+Message = dict[str, Any]  # role, content (text, or parts), and further fields as sent
+
+
+@dataclass(slots=True, frozen=True)
+class Conversation:
+    """Messages for the template, and the media that their parts stand for, in order.
+
+    A part is `{"type": "text", "text": …}`, or `{"type": modality}` for the next of `sources`.
+    """
+
+    messages: list[Message]
+    sources: list[Source] = field(default_factory=list)
+    text_length: int = 0  # characters
+
+
+@dataclass(slots=True, frozen=True)
+class ChatPrompt:
+    """How a conversation becomes a prompt.
+
+    `template` replaces the model's own. `owner` is whose media uuids are meant; `media_options` are
+    by modality.
+    """
+
+    conversation: Conversation
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    owner: bytes = b""
+    media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

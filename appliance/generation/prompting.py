@@ -1,0 +1,155 @@
+"""From what a request says to prompts that fit: template, tokens, media, length."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+
+from appliance.errors import bad_request, context_length_exceeded
+from appliance.generation.answers import AnswerLength
+from appliance.generation.conversation import ChatPrompt
+from appliance.media.intake import Intake
+from appliance.metrics import Metrics
+from appliance.prompt.build import Item, Prompt, build_chat, build_text
+from appliance.prompt.template import ChatTemplate
+from appliance.prompt.tokenizer import Tokenizer
+from engine.request import MediaItem
+from engine.scheduling.admission import admission
+
+LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What the plan says fits."""
+
+    max_len: int
+    pages: int
+    page_size: int
+    max_sequences: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens that one sequence can have here, prompt and answer together."""
+        return min(self.max_len, self.pages * self.page_size)
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    """One prompt, ready for the engine, and how many tokens its answer may have."""
+
+    prompt_ids: list[int]
+    media: list[MediaItem]
+    max_tokens: int
+    param: str  # the field it came from
+
+    @property
+    def media_tokens(self) -> dict[str, int]:
+        tokens: dict[str, int] = {}
+        for item in self.media:
+            tokens[item.modality] = tokens.get(item.modality, 0) + item.length
+        return tokens
+
+
+class Prompting:
+    """Makes prompts, built once a server."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        limits: Limits,
+        intake: Intake | None,
+        modalities: tuple[str, ...],
+        metrics: Metrics,
+        pool: Executor,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._limits = limits
+        self._intake = intake
+        self._modalities = modalities
+        self._metrics = metrics
+        self._pool = pool
+
+    async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
+        """The prompt of a conversation. Raises ApplianceError.
+
+        What cannot fit is refused before any media are decoded where their headers tell enough.
+        """
+        conversation = asked.conversation
+        template = self._template
+        if asked.template is not None:
+            template = template.with_source(asked.template)
+        self._check_modalities(asked)
+
+        async def prompt(items: Sequence[Item]) -> Prompt:
+            build = partial(
+                build_chat,
+                template,
+                conversation.messages,
+                items,
+                add_generation_prompt=asked.add_generation_prompt,
+                continue_final_message=asked.continue_final_message,
+                kwargs=asked.template_kwargs,
+            )
+            return await self._off_loop(conversation.text_length, build)
+
+        if not conversation.sources or self._intake is None:
+            return self._job((await prompt([])).token_ids, length, "messages")
+        taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
+        async with taken as items:
+            made = await prompt(items)
+            job = self._job(made.token_ids, length, "messages")
+            starts = [span.start for span in made.spans]
+            return replace(job, media=await self._intake.load(items, asked.owner, starts))
+
+    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
+        """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
+        if isinstance(source, str):
+            prompt = await self._off_loop(len(source), partial(build_text, source, self._tokenizer))
+            ids = prompt.token_ids
+        else:
+            ids = source
+            size = self._tokenizer.vocab_size
+            if min(ids) < 0 or max(ids) >= size:
+                raise bad_request(
+                    f"'{param}' holds token ids outside the vocabulary of {size} tokens.", param
+                )
+        if not ids:
+            raise bad_request(f"'{param}' is empty after tokenizing.", param)
+        return self._job(ids, length, param)
+
+    def _check_modalities(self, asked: ChatPrompt) -> None:
+        for source in asked.conversation.sources:
+            modality = source.modality
+            if modality not in self._modalities:
+                self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
+                plural = modality if modality == "audio" else f"{modality}s"
+                raise bad_request(
+                    f"This model takes no {plural}.", source.param, "unsupported_parameter"
+                )
+
+    def _job(self, ids: list[int], length: AnswerLength, param: str) -> Job:
+        """Raises ApplianceError when prompt and answer cannot fit."""
+        limits, least = self._limits, 1 if length.wanted is None else length.wanted
+        reason = admission(len(ids), least, limits.max_len, limits.pages, limits.page_size)
+        if reason is not None:
+            alone = admission(len(ids), 1, limits.max_len, limits.pages, limits.page_size)
+            raise context_length_exceeded(sentence(reason), param if alone else length.field)
+        room = limits.longest - len(ids)
+        return Job(ids, [], room if length.wanted is None else length.wanted, param)
+
+    async def _off_loop(self, size: int, build: Callable[[], Prompt]) -> Prompt:
+        if size < LONG_TEXT:
+            return build()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, build)
+
+
+def sentence(reason: str) -> str:
+    """A reason of the engine's as a sentence."""
+    return f"{reason[:1].upper()}{reason[1:]}."

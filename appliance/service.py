@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from appliance.config.schema import Config
 from appliance.errors import not_found, overloaded
@@ -33,6 +33,12 @@ class Service:
     def fingerprint(self) -> str:
         return f"fp_{self.digest[:12]}"
 
+    def loaded(self) -> Generation:
+        """The model. Raises ApplianceError 503 before it is loaded."""
+        if self.generation is None:
+            raise self.lifecycle.obstacle() or AssertionError("loaded without a generation")
+        return self.generation
+
     def generator(self) -> Generation:
         """The loaded model, ready for one more request. Raises ApplianceError 503 or 429."""
         obstacle = self.lifecycle.obstacle()
@@ -53,38 +59,3 @@ class Service:
                 "model_not_found",
                 "model",
             )
-
-    def card(self) -> dict[str, Any]:
-        """The model's entry in `/v1/models`. Raises ApplianceError 503 before it is loaded."""
-        if self.generation is None:
-            raise self.lifecycle.obstacle() or AssertionError("loaded without a generation")
-        image = self.config.media.image
-        inputs = list(self.generation.modalities)
-        limits: dict[str, Any] = {
-            "max_body_bytes": self.config.server.max_body_bytes,
-            "max_prompt_tokens": self.generation.limits.longest - 1,
-        }
-        if "image" in inputs:
-            limits["image"] = {
-                "limit": image.limit,
-                "max_bytes": image.max_bytes,
-                "max_pixels": image.max_pixels,
-                "formats": list(image.formats),
-            }
-        if "video" in inputs:
-            video = self.config.media.video
-            limits["video"] = {
-                "limit": video.limit,
-                "max_bytes": video.max_bytes,
-                "max_seconds": video.max_seconds,
-                "max_pixels": video.max_pixels,
-            }
-        return {
-            "id": self.model,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "appliance",
-            "max_model_len": self.generation.limits.max_len,
-            "modalities": {"input": ["text", *inputs], "output": ["text"]},
-            "limits": limits,
-        }

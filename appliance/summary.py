@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.config.compose import Composed
-from appliance.config.schema import Config, ImageConfig, MediaConfig, VideoConfig
+from appliance.config.schema import AudioConfig, Config, ImageConfig, MediaConfig, VideoConfig
 from engine.memory.plan import Plan, size
 
 
@@ -22,6 +22,8 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
         ),
         ("images", images(config.media.image)),
         ("videos", videos(config.media.video)),
+        ("sounds", sounds(config.media.audio)),
+        *([("embeddings", embeddings(config.media))] if config.media.embeddings.accept else []),
         ("remote media", remote_media(config.media)),
         (
             "keys",
@@ -47,24 +49,31 @@ def device(config: Config) -> str:
 
 def images(policy: ImageConfig) -> str:
     """Return the limits of images in words."""
-    if policy.limit == 0:
-        return "refused"
     colour = ",".join(map(str, policy.rgba_background))
-    return (
-        f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
-        f"{policy.max_pixels / 1e6:g} MP each, transparent on {colour}"
-    )
+    return limits(policy, f"{policy.max_pixels / 1e6:g} MP", f"transparent on {colour}")
 
 
 def videos(policy: VideoConfig) -> str:
     """Return the limits of videos in words."""
+    rate = f"{policy.fps:g} frames a second" if policy.fps else "the processor's frame rate"
+    return limits(policy, f"{policy.max_seconds:g} s", rate)
+
+
+def sounds(policy: AudioConfig) -> str:
+    """Return the limits of sounds in words."""
+    return limits(policy, f"{policy.max_seconds:g} s")
+
+
+def limits(policy: ImageConfig | VideoConfig | AudioConfig, length: str, *more: str) -> str:
     if policy.limit == 0:
         return "refused"
-    rate = f"{policy.fps:g} frames a second" if policy.fps else "the processor's frame rate"
-    return (
-        f"up to {policy.limit} a request, {size(policy.max_bytes)} and "
-        f"{policy.max_seconds:g} s each, {rate}"
-    )
+    each = f"up to {policy.limit} a request, {size(policy.max_bytes)} and {length} each"
+    return ", ".join([each, *more])
+
+
+def embeddings(media: MediaConfig) -> str:
+    """Return in words that embeddings are taken."""
+    return f"taken in place of images, {size(media.embeddings.max_bytes)} each"
 
 
 def remote_media(media: MediaConfig) -> str:

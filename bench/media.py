@@ -171,7 +171,7 @@ def ours(name: str, kind: str, urls: Sequence[str], family: Family, workers: int
 
             async def client() -> None:
                 for url in waiting:
-                    source = Source(kind, url, "url", "part")
+                    source = Source(kind, url, "part", "url")
                     async with intake.take([source], b"") as items:
                         await intake.load(items, b"", [0])
 

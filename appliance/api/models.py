@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.http.responses import json_response
+from appliance.config.schema import MediaConfig
 from appliance.service import Service
+
+# The limits of each modality that a client can heed before it sends anything.
+LIMITS = {
+    "image": ("limit", "max_bytes", "max_pixels", "formats"),
+    "video": ("limit", "max_bytes", "max_seconds", "max_pixels"),
+    "audio": ("limit", "max_bytes", "max_seconds"),
+}
 
 
 class Models:
@@ -16,9 +26,39 @@ class Models:
         self._service = service
 
     async def list(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [self._service.card()]}, {})
+        return json_response({"object": "list", "data": [self._card()]}, {})
 
     async def retrieve(self, request: Request) -> Response:
-        card = self._service.card()
+        card = self._card()
         self._service.check_model(request.path_params["id"])
         return json_response(card, {})
+
+    def _card(self) -> dict[str, Any]:
+        """The model's entry. Raises ApplianceError 503 before it is loaded."""
+        service = self._service
+        generation = service.loaded()
+        inputs = generation.modalities
+        return {
+            "id": service.model,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "appliance",
+            "max_model_len": generation.limits.max_len,
+            "modalities": {"input": ["text", *inputs], "output": ["text"]},
+            "limits": {
+                "max_body_bytes": service.config.server.max_body_bytes,
+                "max_prompt_tokens": generation.limits.longest - 1,
+                **media_limits(service.config.media, inputs),
+            },
+        }
+
+
+def media_limits(media: MediaConfig, modalities: tuple[str, ...]) -> dict[str, Any]:
+    """What may be sent of each modality, and of embeddings where they are taken."""
+    limits: dict[str, Any] = {
+        modality: {key: getattr(getattr(media, modality), key) for key in LIMITS[modality]}
+        for modality in modalities
+    }
+    if media.embeddings.accept:
+        limits["embeddings"] = {"max_bytes": media.embeddings.max_bytes}
+    return limits

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from appliance.errors import bad_request
 from appliance.media.source import Source
 
 Message = dict[str, Any]  # role, content (text, or parts), and further fields as sent
@@ -28,7 +29,7 @@ class ChatPrompt:
     """How a conversation becomes a prompt.
 
     `template` replaces the model's own. `owner` is whose media uuids are meant; `media_options` are
-    by modality.
+    by modality. Raises ApplianceError for what contradicts itself.
     """
 
     conversation: Conversation
@@ -38,3 +39,10 @@ class ChatPrompt:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     owner: bytes = b""
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise bad_request(
+                "'continue_final_message' and 'add_generation_prompt' exclude each other.",
+                "continue_final_message",
+            )

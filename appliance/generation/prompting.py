@@ -85,6 +85,7 @@ class Prompting:
         template = self._template
         if asked.template is not None:
             template = template.with_source(asked.template)
+        template.check_kwargs(asked.template_kwargs)
         self._check_modalities(asked)
 
         async def prompt(items: Sequence[Item]) -> Prompt:
@@ -131,7 +132,7 @@ class Prompting:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
                 plural = modality if modality == "audio" else f"{modality}s"
                 raise bad_request(
-                    f"This model takes no {plural}.", source.param, "unsupported_parameter"
+                    f"This model takes no {plural}.", source.field, "unsupported_parameter"
                 )
 
     def _job(self, ids: list[int], length: AnswerLength, param: str) -> Job:

@@ -23,15 +23,22 @@ class EmbeddingFields:
 class Source:
     """An item of a request; without `content` it is known by its `uuid` alone.
 
-    `kind` is what it is prepared as (`appliance.media.prepare.PREPARERS`). `param` is the JSON path
-    of the content, `part` that of the part of a message that it is in.
+    `kind` is what it is prepared as (`appliance.media.prepare.PREPARERS`). `part` is the JSON path
+    of the part of a message that it is in, `field` that of the field in it, and `inside` leads from
+    there to the content.
     """
 
     kind: str
     content: str | EmbeddingFields | None  # a URL, of whatever scheme
-    param: str
     part: str
+    field: str
+    inside: str = ""
     uuid: str | None = None
+
+    @property
+    def param(self) -> str:
+        """JSON path of the content."""
+        return self.field + self.inside
 
     @property
     def modality(self) -> str:

@@ -71,14 +71,9 @@ class ChatTemplate:
         template options that the recipe does not list, and for a conversation that the template
         refuses or cannot render.
         """
-        if add_generation_prompt and continue_final_message:
-            raise bad_request(
-                "'add_generation_prompt' and 'continue_final_message' cannot both be set.",
-                "continue_final_message",
-                "invalid_value",
-            )
         marks = Marks()
-        options = guard(self._checked(kwargs or {}), self._literals, marks)
+        self.check_kwargs(kwargs or {})
+        options = guard(dict(kwargs or {}), self._literals, marks)
         shaped = [self._message(message, self._shape, marks) for message in messages]
         if continue_final_message:
             shaped[-1]["content"] = _with_end(shaped[-1].get("content"), marks)
@@ -90,16 +85,16 @@ class ChatTemplate:
             raise bad_request(UNREADABLE, "messages", "chat_template_failed")
         return rendered
 
-    def _checked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def check_kwargs(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise ApplianceError 400 for a template option that the recipe does not list."""
         for name in kwargs:
             if name not in self.template_kwargs:
                 listed = ", ".join(self.template_kwargs) or "none"
                 raise bad_request(
-                    f"The template option '{name}' may not be set here; these may: {listed}.",
-                    f"chat_template_kwargs.{name}",
+                    f"The template option '{name[:100]}' may not be set here; these may: {listed}.",
+                    f"chat_template_kwargs.{name[:100]}",
                     "unsupported_parameter",
                 )
-        return dict(kwargs)
 
     def _run(
         self, messages: list[Message], options: dict[str, Any], add_generation_prompt: bool

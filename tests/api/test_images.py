@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from appliance.api.app import create_app
+from appliance.api.models import media_limits
 from appliance.media.assembly import intake_for
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
@@ -147,6 +148,16 @@ async def test_models_tell_the_limits_of_images(kitchen: Kitchen) -> None:
     (card,) = (await kitchen.client.ask("GET", "/v1/models")).json["data"]
     assert card["modalities"]["input"] == ["text", "image"]
     assert card["limits"]["image"]["limit"] == 2
+
+
+def test_the_card_has_the_limits_of_every_modality_and_of_embeddings() -> None:
+    told = ("media.audio.limit=3", "media.audio.max_seconds=45", "media.embeddings.accept=true")
+    media = configuration(*told).media
+    limits = media_limits(media, ("image", "video", "audio"))
+    assert limits["audio"] == {"limit": 3, "max_bytes": 25 << 20, "max_seconds": 45}
+    assert limits["video"]["max_seconds"] == media.video.max_seconds
+    assert limits["embeddings"] == {"max_bytes": 128 << 20}
+    assert "embeddings" not in media_limits(configuration().media, ())
 
 
 async def test_images_are_fetched_where_the_recipe_allows(

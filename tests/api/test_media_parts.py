@@ -31,7 +31,7 @@ def refused(*parts: Any) -> ApplianceError:
 def test_parts_come_in_long_and_short_forms() -> None:
     for kind in ("image_url", "video_url", "audio_url"):
         where, modality = "messages[0].content[0]", kind.removesuffix("_url")
-        expected = Source(modality, "https://example.org/a", f"{where}.{kind}.url", where)
+        expected = Source(modality, "https://example.org/a", where, f"{where}.{kind}", ".url")
         for part in (
             {"type": kind, kind: {"url": "https://example.org/a"}},
             {kind: {"url": "https://example.org/a"}},

@@ -22,9 +22,7 @@ def options(defaults: SamplingDefaults, **given: object) -> SamplingOptions:
     request = ChatRequest.model_validate(
         {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **given}
     )
-    return request.sampling(
-        max_tokens=5, max_tokens_field="max_tokens", vocab_size=9, defaults=defaults, logprobs=None
-    )
+    return request.sampling(max_tokens=5, vocab_size=9, defaults=defaults)
 
 
 @pytest.mark.parametrize(("sampled", "expected"), [(True, 0.3), (False, 1.0)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from appliance.config.compose import compose
 from appliance.planning import plan_recipe
 from appliance.summary import render
-from tests.checkpoints import write_qwen2_vl
+from tests.checkpoints import write_qwen2_vl, write_ultravox
 
 
 def summary(folder: Path, *told: str, address: str | None = None) -> str:
@@ -41,6 +41,18 @@ def test_it_names_everything_an_operator_asks(tmp_path: Path) -> None:
 def test_images_that_are_refused_are_said_to_be(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "tiny")
     assert "images        refused" in summary(folder)
+
+
+def test_every_modality_has_its_limits_said(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    told = ["media.image.limit=2", "media.video.limit=1", "media.video.max_seconds=7"]
+    text = summary(folder, *told, "media.video.max_bytes=1048576", "media.embeddings.accept=true")
+    assert "videos        up to 1 a request, 1.00 MiB and 7 s each" in text
+    assert "sounds        refused" in text
+    assert "embeddings    taken in place of images, 128.00 MiB each" in text
+    sound = write_ultravox(tmp_path / "sound")
+    text = summary(sound, "media.audio.limit=3", "media.audio.max_seconds=45")
+    assert "sounds        up to 3 a request, 25.00 MiB and 45 s each" in text
 
 
 def test_the_address_is_the_one_that_was_bound(tmp_path: Path) -> None:

@@ -29,20 +29,20 @@ def read_media_part(
 
     With a `uuid` the media may be left out. Raises ApplianceError with the path of the fault.
     """
-    kind, field = KINDS[type_]
+    kind, inside = KINDS[type_]
     uuid = _uuid(part.get("uuid"), f"{path}.uuid")
     value, where = part.get(type_), f"{path}.{type_}"
     if uuid is not None and value in (None, {}):
-        return [Source(kind, None, where + field, path, uuid)]
+        return [Source(kind, None, path, where, inside, uuid)]
     if value is None:
         raise _missing(where)
     if type_ != "image_embeds":
         url = _url(type_, value, where, typed, ignored)
-        return [Source(kind, url, where + field, path, uuid)]
+        return [Source(kind, url, path, where, inside, uuid)]
     read = _embeds(value, where)
     if uuid is not None and len(read) > 1:
         raise bad_request(f"'{path}.uuid' can stand for one item only.", f"{path}.uuid")
-    return [Source(kind, content, param, path, uuid) for param, content in read]
+    return [Source(kind, content, path, field, uuid=uuid) for field, content in read]
 
 
 def _url(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> str:

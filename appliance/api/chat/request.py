@@ -69,14 +69,8 @@ class ChatRequest(SamplingFields):
                 "'max_tokens' and 'max_completion_tokens' contradict each other; send one.",
                 "max_tokens",
             )
-        if self.continue_final_message:
-            if self.add_generation_prompt:
-                raise bad_request(
-                    "'continue_final_message' and 'add_generation_prompt' exclude each other.",
-                    "continue_final_message",
-                )
-            if self.messages.messages[-1]["role"] != "assistant":
-                raise bad_request(
-                    "'continue_final_message' needs the last message to be the assistant's.",
-                    "continue_final_message",
-                )
+        if self.continue_final_message and self.messages.messages[-1]["role"] != "assistant":
+            raise bad_request(
+                "'continue_final_message' needs the last message to be the assistant's.",
+                "continue_final_message",
+            )

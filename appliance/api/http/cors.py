@@ -4,48 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-EXPOSED = "X-Request-Id, X-Ignored-Fields, Retry-After"
+from appliance.api.http.faults import fault_response
+from appliance.errors import bad_request
+
+EXPOSED = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
 
 
-class CrossOrigin:
-    """ASGI middleware for the Fetch standard's CORS protocol; the origin `*` lists them all."""
+class CrossOrigin(CORSMiddleware):
+    """Starlette's middleware; the origin `*` lists them all. Refusals have the API's shape."""
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
-        self._app = app
-        self._origins = frozenset(origin.rstrip("/") for origin in origins)
+        super().__init__(
+            app,
+            allow_origins=[origin.rstrip("/") for origin in origins],
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
-        if origin is None or not (origin in self._origins or "*" in self._origins):
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await self._preflight(origin, headers)(scope, receive, send)
-            return
-
-        async def send_with_origin(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                answer["Access-Control-Allow-Origin"] = origin
-                answer["Access-Control-Expose-Headers"] = EXPOSED
-                answer.add_vary_header("Origin")
-            await send(message)
-
-        await self._app(scope, receive, send_with_origin)
-
-    def _preflight(self, origin: str, headers: Headers) -> Response:
-        allowed = {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Max-Age": "600",
-            "Vary": "Origin",
-        }
-        wanted = headers.get("access-control-request-headers")
-        if wanted:
-            allowed["Access-Control-Allow-Headers"] = wanted
-        return Response(status_code=204, headers=allowed)
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code != 200:
+            return fault_response(
+                bad_request(
+                    "This server answers no such request from this origin.", None, "cors_refused"
+                )
+            )
+        for name in ("content-length", "content-type"):
+            del answer.headers[name]
+        return Response(status_code=204, headers=dict(answer.headers))

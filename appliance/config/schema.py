@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from appliance.request_options import CEILINGS
+
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 SCHEMES = ("https", "http", "data")
 TASKS = ("serve", "plan")  # modules of `appliance.tasks`
 REDIRECTS = ("deny", "same_host", "allowed_domains")
-
-REQUEST_OPTIONS = ("video.num_frames", "video.fps")
 
 
 def key(
@@ -207,7 +207,7 @@ class MediaConfig:
     worker_gb: float = key("Memory in GiB that decoding one item may take.", above=0)
     allow_request_options: list[str] = key(
         "What a request may set in `media_io_kwargs`, to less than the recipe does.",
-        choices=REQUEST_OPTIONS,
+        choices=tuple(CEILINGS),
     )
     image: ImageConfig = group(ImageConfig, "Images in requests.")
     video: VideoConfig = group(VideoConfig, "Videos in requests.")

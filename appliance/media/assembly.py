@@ -6,21 +6,22 @@ import logging
 import os
 import resource
 from concurrent.futures import Executor
+from operator import attrgetter
 from pathlib import Path
 
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config, MediaConfig
 from appliance.media.cache import MediaCache
 from appliance.media.digest import processing_salt
-from appliance.media.image import ImagePolicy
 from appliance.media.intake import Intake
-from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, VideoPolicy
+from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, ImagePolicy, VideoPolicy
 from appliance.media.pool import MediaPool
 from appliance.media.prepare import MediaSettings
 from appliance.media.reader import reader_for
-from appliance.media.worker import Nursery
+from appliance.media.worker import WorkerSettings
 from appliance.metrics import Metrics
 from appliance.planning import allowed_modalities
+from appliance.request_options import CEILINGS
 from engine.models.family import Family
 
 GIB = 1 << 30
@@ -35,7 +36,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
     """
     media = config.media
     settings = media_settings(media)
-    nursery = Nursery(
+    workers = WorkerSettings(
         folder=str(family.folder),
         kinds=kinds_of(media),
         settings=settings,
@@ -46,7 +47,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
     return Intake(
         reader=reader_for(media),
         pool=MediaPool(
-            nursery,
+            workers,
             workers=media.workers or max(1, len(os.sched_getaffinity(0)) // CORES_PER_WORKER),
             places=media.queue,
             seconds=media.worker_seconds,
@@ -72,24 +73,21 @@ def kinds_of(media: MediaConfig) -> tuple[str, ...]:
 def media_settings(config: MediaConfig) -> MediaSettings:
     """What workers are told of a recipe. Raises ConfigurationError."""
     image, video, audio = config.image, config.video, config.audio
-    embeddings = config.embeddings
-    for option, ceiling in (("num_frames", "frames"), ("fps", "fps")):
-        listed = f"video.{option}" in config.allow_request_options
-        if listed and getattr(video, ceiling) is None:
+    for option in config.allow_request_options:
+        key = f"{option.split('.')[0]}.{CEILINGS[option]}"
+        if attrgetter(key)(config) is None:
             raise ConfigurationError(
-                f"media.allow_request_options lists video.{option}: set media.video.{ceiling}, "
-                "which a request may then lower"
+                f"media.allow_request_options lists {option}: set media.{key}, which a request may "
+                "then lower"
             )
     return MediaSettings(
         image=ImagePolicy(
-            limit=image.limit,
             max_bytes=image.max_bytes,
             max_pixels=image.max_pixels,
             formats=tuple(image.formats),
             rgba_background=tuple(image.rgba_background),
         ),
         video=VideoPolicy(
-            limit=video.limit,
             max_bytes=video.max_bytes,
             max_seconds=video.max_seconds,
             max_pixels=video.max_pixels,
@@ -99,8 +97,6 @@ def media_settings(config: MediaConfig) -> MediaSettings:
             frame_pixels=video.frame_pixels,
             tokens=video.tokens,
         ),
-        audio=AudioPolicy(
-            limit=audio.limit, max_bytes=audio.max_bytes, max_seconds=audio.max_seconds
-        ),
-        embeddings=EmbeddingsPolicy(accept=embeddings.accept, max_bytes=embeddings.max_bytes),
+        audio=AudioPolicy(max_bytes=audio.max_bytes, max_seconds=audio.max_seconds),
+        embeddings=EmbeddingsPolicy(max_bytes=config.embeddings.max_bytes),
     )

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import av
 import numpy as np
@@ -41,11 +40,6 @@ class Sound:
     source_rate: int
     channels: int
 
-    @property
-    def details(self) -> dict[str, Any]:
-        """The sound's facts as JSON."""
-        return {"seconds": self.seconds, "rate": self.source_rate, "channels": self.channels}
-
 
 class AudioPreparer:
     """Sound, decoded and resampled to what the family hears."""
@@ -68,7 +62,7 @@ class AudioPreparer:
                 f"The model cannot take a sound of {decoded.seconds:.2f} seconds.", PARAM
             ) from None
         tensors = self._family.preprocess_audio(torch.from_numpy(decoded.samples))
-        return Prepared(tokens, tensors, decoded.details)
+        return Prepared(tokens, tensors)
 
 
 def load_audio(data: bytes, rate: int, policy: AudioPolicy, param: str) -> Sound:

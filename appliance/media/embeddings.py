@@ -60,7 +60,7 @@ class EmbeddingsPreparer:
 
     def preprocess(self, decoded: Embeddings, options: Options) -> Prepared:
         tensors = tensors_of(decoded, "image", self._family)
-        return Prepared(len(decoded.embeds), tensors, {"grid": decoded.grid})
+        return Prepared(len(decoded.embeds), tensors)
 
 
 def load_embeddings(

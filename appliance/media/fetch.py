@@ -18,7 +18,7 @@ from appliance.media.content_encoding import Decoder, decoder_for
 from appliance.media.dial import DIAL, CheckedDialler, Dial, ResolveLater, resolve_name
 from appliance.media.freshness import Fetched, fresh_seconds
 from appliance.media.host import is_address
-from appliance.media.policy import MediaPolicy, Target, check_addresses, read_redirect, read_url
+from appliance.media.policy import MediaPolicy, Target, check_addresses, read_redirect
 
 logger = logging.getLogger("appliance.media")
 
@@ -51,17 +51,12 @@ class Fetcher:
             self._trust.load_verify_locations(ca_file)
         self._pools: dict[str | None, httpcore2.AsyncConnectionPool] = {}
 
-    async def fetch(self, url: str, policy: MediaPolicy, *, param: str) -> bytes:
-        """Content of a URL that the policy allows. Raises ApplianceError.
+    async def fetch(self, target: Target, policy: MediaPolicy, *, param: str) -> Fetched:
+        """What `read_url` made of a URL, fetched. Raises ApplianceError.
 
         All of it, from resolving the name to the last byte and over all redirects and retries,
         has to fit into the policy's time; every redirect passes the whole check again.
         """
-        target = read_url(url, policy, param=param)
-        return (await self.fetch_target(target, policy, param=param)).data
-
-    async def fetch_target(self, target: Target, policy: MediaPolicy, *, param: str) -> Fetched:
-        """As `fetch`, for what `read_url` made of the URL, and how long that may be reused."""
         deadline = asyncio.get_running_loop().time() + policy.timeout
         item = _Item(policy, param, deadline)
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
+from appliance.media.limits import ImagePolicy
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # clients choose the text
 Image.MAX_IMAGE_PIXELS = None  # the policy's max_pixels counts, checked before anything is decoded
@@ -26,20 +26,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
-
-
-@dataclass(slots=True, frozen=True)
-class ImagePolicy:
-    """Limits on images: how many in one request, how large, which formats, what shows through.
-
-    `formats` are Pillow's names; one whose decoder is not installed is never recognised.
-    """
-
-    limit: int
-    max_bytes: int = 20 << 20
-    max_pixels: int = 50_000_000
-    formats: Sequence[str] = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-    rgba_background: Sequence[int] = (255, 255, 255)
 
 
 def image_size(data: bytes, policy: ImagePolicy, param: str) -> tuple[int, int]:

@@ -31,16 +31,16 @@ PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa", "lan", "intranet
 class MediaPolicy:
     """Where media of one modality may come from, how long that may take, and how much it may be."""
 
-    modality: str = "image"
-    allowed_domains: Sequence[str] = ()
-    allow_private: bool = False
-    redirects: str = "deny"  # deny, same_host, allowed_domains
-    max_redirects: int = 3
-    schemes: Sequence[str] = ("https", "http", "data")
-    local_path: str | None = None
-    proxy: str | None = None
-    timeout: float = 5.0
-    max_bytes: int = 20 << 20
+    modality: str
+    allowed_domains: Sequence[str]
+    allow_private: bool
+    redirects: str  # deny, same_host, allowed_domains
+    max_redirects: int
+    schemes: Sequence[str]
+    local_path: str | None
+    proxy: str | None
+    timeout: float
+    max_bytes: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,16 +68,8 @@ class Target:
         return f"{self.scheme}://{self.authority}{self.path}"
 
 
-def check_url(url: str, policy: MediaPolicy, resolve: Resolve, *, param: str = "url") -> Target:
-    """The vetted target of a URL. Raises the ApplianceError that the endpoint returns.
-
-    `resolve` is called once, and only for a name that the policy allows.
-    """
-    return check_addresses(read_url(url, policy, param=param), policy, resolve, param=param)
-
-
 def read_url(url: str, policy: MediaPolicy, *, param: str = "url") -> Target:
-    """Everything of `check_url` that needs no name to be resolved."""
+    """What a URL means, if the policy allows it; no name is resolved. Raises ApplianceError."""
     match = SCHEME.match(url)
     if match is None:
         raise _malformed("it has no scheme", policy, param)

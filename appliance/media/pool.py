@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
 
 from appliance.errors import (
     ApplianceError,
@@ -22,16 +21,16 @@ from appliance.errors import (
     overloaded,
     unavailable,
 )
-from appliance.media.nursery import NurseryProcess
+from appliance.media.fork_server import ForkServer
 from appliance.media.prepare import PARAM, MediaTask
-from appliance.media.worker import READY, Nursery, Order
+from appliance.media.worker import READY, Order, WorkerSettings
 from appliance.metrics import Metrics
 from engine.device.shared_tensors import SharedTensors
 from engine.errors import EngineError
 
 logger = logging.getLogger("appliance.media")
 
-START_SECONDS = 120.0  # for the nursery's imports, on a busy machine
+START_SECONDS = 120.0  # for the fork server's imports, on a busy machine
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,7 +40,6 @@ class Ready:
     kind: str
     tokens: int
     tensors: SharedTensors
-    details: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -64,9 +62,15 @@ class MediaPool:
     """
 
     def __init__(
-        self, nursery: Nursery, *, workers: int, places: int, seconds: float, metrics: Metrics
+        self,
+        settings: WorkerSettings,
+        *,
+        workers: int,
+        places: int,
+        seconds: float,
+        metrics: Metrics,
     ) -> None:
-        self._nursery = NurseryProcess(nursery)
+        self._fork_server = ForkServer(settings)
         self._places = places
         self._seconds = seconds
         self._metrics = metrics
@@ -80,7 +84,7 @@ class MediaPool:
 
     async def start(self) -> None:
         """Start the processes and wait until they are ready. Raises EngineError."""
-        self._nursery.start()
+        self._fork_server.start()
         for thread in self._threads:
             thread.start()
         begun = [asyncio.wrap_future(future) for future in self._begun]
@@ -94,7 +98,7 @@ class MediaPool:
                 call.result.cancel()
         for _ in self._threads:
             self._calls.put(None)
-        await asyncio.get_running_loop().run_in_executor(None, self._nursery.stop)
+        await asyncio.get_running_loop().run_in_executor(None, self._fork_server.stop)
 
     @property
     def inside(self) -> int:
@@ -170,7 +174,7 @@ class MediaPool:
     def _begin(self, number: int) -> Connection | None:
         """A connection to a new worker that is ready; None if there can be none."""
         try:
-            channel = self._nursery.begin(number)
+            channel = self._fork_server.begin(number)
         except OSError:
             return None
         try:
@@ -182,7 +186,7 @@ class MediaPool:
         return None
 
     def _end(self, number: int, channel: Connection | None) -> None:
-        self._nursery.end(number)
+        self._fork_server.end(number)
         if channel is not None:
             channel.close()
 
@@ -219,7 +223,7 @@ class MediaPool:
         tensors.check()
         for stage in ("decode", "preprocess"):
             self._metrics.media_took(stage, task.modality, float(answer["seconds"][stage]))
-        return Ready(task.kind, int(tokens), tensors, dict(answer["details"]))
+        return Ready(task.kind, int(tokens), tensors)
 
     def _blame(self, fault: Exception, call: _Call) -> ApplianceError:
         modality = call.task.modality

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from appliance.errors import media_undecodable
-from appliance.media.image import ImagePolicy, image_size, load_image
+from appliance.media.image import image_size, load_image
 from appliance.media.item_bytes import ItemBytes
-from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, VideoPolicy
+from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, ImagePolicy, VideoPolicy
 from appliance.media.source import modality_of
 from engine.models.family import Family
 
@@ -28,9 +28,9 @@ class MediaSettings:
     """The recipe's limits and choices of every kind, as the workers get them."""
 
     image: ImagePolicy
-    video: VideoPolicy = field(default_factory=lambda: VideoPolicy(limit=0))
-    audio: AudioPolicy = field(default_factory=lambda: AudioPolicy(limit=0))
-    embeddings: EmbeddingsPolicy = field(default_factory=EmbeddingsPolicy)
+    video: VideoPolicy
+    audio: AudioPolicy
+    embeddings: EmbeddingsPolicy
 
 
 @dataclass(slots=True, frozen=True)
@@ -49,11 +49,10 @@ class MediaTask:
 
 @dataclass(slots=True, frozen=True)
 class Prepared:
-    """What the engine needs of an item; `details` are facts about it for the log, as JSON."""
+    """What the engine needs of an item."""
 
     tokens: int
     tensors: dict[str, torch.Tensor]
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Preparer(Protocol):
@@ -84,7 +83,7 @@ class ImagePreparer:
 
     def preprocess(self, decoded: Image.Image, options: Options) -> Prepared:
         tokens = self._tokens(decoded.size)
-        return Prepared(tokens, self._family.preprocess_image(decoded), {"size": decoded.size})
+        return Prepared(tokens, self._family.preprocess_image(decoded))
 
     def _tokens(self, size: tuple[int, int]) -> int:
         try:

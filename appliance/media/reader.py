@@ -39,7 +39,7 @@ class MediaReader:
         """
         policy = self._policies[modality]
         if target.host:
-            return await self._fetcher.fetch_target(target, policy, param=param)
+            return await self._fetcher.fetch(target, policy, param=param)
         loop = asyncio.get_running_loop()
         if target.scheme == "data":
             return Fetched(await loop.run_in_executor(pool, _from_data_url, target, policy, param))

@@ -6,14 +6,13 @@ import binascii
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from appliance.errors import bad_request, media_too_large, media_undecodable
 from appliance.media.data_url import FRAME_LIST
-from appliance.media.image import ImagePolicy, image_size, load_image
-from appliance.media.limits import VideoPolicy
+from appliance.media.image import image_size, load_image
+from appliance.media.limits import ImagePolicy, VideoPolicy
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
 from appliance.media.video_file import VideoDamaged, VideoFile, VideoTooLarge
 from engine.models.family import Family
@@ -21,6 +20,7 @@ from engine.models.family import Family
 LONGEST_START = 32  # of a list of frames
 MOST_FPS = 240  # of a file, for the number of frames that `max_seconds` allows
 ENDLESS = 1_000_000  # frames of a video that any family samples as few from as it ever does
+WHITE = (255, 255, 255)
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,18 +38,6 @@ class Clip:
     fps: float | None = None
     seconds: float | None = None
     times: Sequence[float] = ()
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """The clip's facts as JSON."""
-        return {
-            "size": list(self.size),
-            "frames": len(self.numbers),
-            "total_frames": self.total,
-            "fps": self.fps,
-            "seconds": self.seconds,
-            "times": [round(time, 3) for time in self.times],
-        }
 
 
 class VideoPreparer:
@@ -70,7 +58,7 @@ class VideoPreparer:
         tokens = self._tokens(decoded, policy)
         count = len(decoded.numbers)
         tensors = self._family.preprocess_video(decoded.frames, count, policy.options)
-        return Prepared(tokens, tensors, decoded.details)
+        return Prepared(tokens, tensors)
 
     def _tokens(self, clip: Clip, policy: VideoPolicy) -> int:
         try:
@@ -137,9 +125,7 @@ def _frame_list(listed: bytes, form: str, policy: VideoPolicy, family: Family, p
         raise bad_request(
             "The data URL of frames is not a list of valid base64.", param, "invalid_data_url"
         ) from None
-    limits = ImagePolicy(
-        limit=1, max_bytes=policy.max_bytes, max_pixels=policy.max_pixels, formats=(form,)
-    )
+    limits = ImagePolicy(policy.max_bytes, policy.max_pixels, (form,), rgba_background=WHITE)
     sizes = [image_size(frame, limits, param) for frame in frames]
     _check_list(sizes, policy, family, param)
     images = (load_image(frame, limits, param) for frame in frames)

@@ -1,6 +1,6 @@
 """Media workers: processes that read what strangers sent, so that nothing else has to.
 
-The nursery is a process that imports what workers need and forks one whenever the server asks, so
+The fork server is a process that imports what workers need and forks one whenever the server asks, so
 that a worker that died is replaced in milliseconds. A worker gets an item's bytes in shared memory
 and answers in JSON, with tensors in shared memory again.
 """
@@ -40,8 +40,8 @@ FIRST_TO_DIE = "800"  # of 1000, when the machine runs out of memory
 
 
 @dataclass(slots=True, frozen=True)
-class Nursery:
-    """What the server tells the nursery first."""
+class WorkerSettings:
+    """What the server tells the fork server first."""
 
     folder: str
     kinds: tuple[str, ...]
@@ -52,14 +52,14 @@ class Nursery:
 
 @dataclass(slots=True, frozen=True)
 class Begin:
-    """To the nursery, with the handle of a connection: fork worker `number`."""
+    """To the fork server, with the handle of a connection: fork worker `number`."""
 
     number: int
 
 
 @dataclass(slots=True, frozen=True)
 class End:
-    """To the nursery: kill worker `number`."""
+    """To the fork server: kill worker `number`."""
 
     number: int
 
@@ -75,30 +75,30 @@ class Order:
 
 
 def main(handle: int) -> int:
-    """The nursery, at its end of a connection to the server; returns in each worker too."""
+    """The fork server, at its end of a connection to the server; returns in each worker too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     control = Connection(handle)
-    told: Nursery = control.recv()
-    logging.basicConfig(level=told.log_level, format="%(levelname)s %(name)s: %(message)s")
+    settings: WorkerSettings = control.recv()
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
-    family = family_for(told.folder)
-    preparers = {kind: preparer_for(kind, family, told.settings) for kind in told.kinds}
+    family = family_for(settings.folder)
+    preparers = {kind: preparer_for(kind, family, settings.settings) for kind in settings.kinds}
     Image.init()
     _one_thread()
     gc.freeze()  # what is imported is no garbage: workers look for it after every item
     channel = _fork_until_worker(control)
     if channel is not None:
         control.close()
-        _limit(told.memory_bytes)
+        _limit(settings.memory_bytes)
         with channel, contextlib.suppress(EOFError, OSError):
             Worker(preparers, channel).run()
     return 0
 
 
 def _fork_until_worker(control: Connection) -> Connection | None:
-    """In a worker its connection, in the nursery None when the server is gone."""
+    """In a worker its connection, in the fork server None when the server is gone."""
     children: dict[int, int] = {}  # process by number
     try:
         while True:
@@ -168,14 +168,14 @@ class Worker:
                 answer, tensors = self._answer(order, data)
                 del data
             except ApplianceError as refusal:
-                answer = _told(refusal)
+                answer = _refused(refusal)
             except MemoryError:
                 what = "It takes more memory to decode than is allowed for one item."
-                answer = _told(media_undecodable(what, PARAM))
+                answer = _refused(media_undecodable(what, PARAM))
             except Exception as failure:  # of a decoder, on bytes made to hurt it
                 _log(failure, order.kind)
                 what = "It cannot be decoded."
-                answer = _told(media_undecodable(what, PARAM))
+                answer = _refused(media_undecodable(what, PARAM))
             self._channel.send_bytes(json.dumps(answer).encode())
             if tensors is not None:
                 tensors.send(self._channel, os.getppid())
@@ -193,7 +193,6 @@ class Worker:
         tensors = SharedTensors.store(prepared.tensors)
         answer = {
             "tokens": prepared.tokens,
-            "details": prepared.details,
             "tensors": tensors.layout(),
             "seconds": {"decode": middle - begun, "preprocess": time.perf_counter() - middle},
         }
@@ -218,7 +217,7 @@ def _read(handle: int, size: int) -> bytes:
         os.close(handle)
 
 
-def _told(refusal: ApplianceError) -> dict[str, Any]:
+def _refused(refusal: ApplianceError) -> dict[str, Any]:
     return {
         "refusal": {
             "message": refusal.message,

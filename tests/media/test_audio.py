@@ -17,8 +17,9 @@ from appliance.errors import ApplianceError
 from appliance.media.audio import Sound, load_audio
 from appliance.media.limits import AudioPolicy
 from tests.media.clips import sound_with_cover, video
+from tests.media.policies import audio_policy
 
-POLICY = AudioPolicy(limit=1, max_seconds=20)
+POLICY = audio_policy(max_seconds=20)
 RATE = 16_000
 PARAM = "messages[0].content[0].input_audio.data"
 
@@ -128,7 +129,7 @@ def likeness(one: Any, other: Any) -> float:
 def test_a_sound_track_of_a_video_has_the_same_limits() -> None:
     data = video(5, sound=True)
     assert loaded(data).seconds == pytest.approx(1, abs=0.1)
-    error = refusal(data, AudioPolicy(limit=1, max_seconds=0.5))
+    error = refusal(data, audio_policy(max_seconds=0.5))
     assert (error.status, error.code) == (400, "media_too_large")
     assert loaded(sound_with_cover()).seconds == pytest.approx(1, abs=0.1)
 
@@ -137,10 +138,10 @@ def test_a_sound_track_of_a_video_has_the_same_limits() -> None:
 def test_what_is_too_long_is_refused(form: str) -> None:
     data = written(form, {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(form, "PCM_16"), seconds=3)
     assert loaded(data).seconds == pytest.approx(3, abs=0.1)
-    error = refusal(data, AudioPolicy(limit=1, max_seconds=2.5))
+    error = refusal(data, audio_policy(max_seconds=2.5))
     assert (error.status, error.code) == (400, "media_too_large")
     assert "2.5 seconds" in error.message
-    error = refusal(data, AudioPolicy(limit=1, max_bytes=len(data) - 1))
+    error = refusal(data, audio_policy(max_bytes=len(data) - 1))
     assert (error.status, error.code) == (400, "media_too_large")
 
 

@@ -33,7 +33,7 @@ def intake(family: Qwen2VL) -> Iterator[Desk]:
 
 def ready(size: int) -> Ready:
     tensors = SharedTensors.store({"pixels": torch.zeros(size, dtype=torch.uint8)})
-    return Ready("image", 1, tensors, {})
+    return Ready("image", 1, tensors)
 
 
 def open_memory() -> int:

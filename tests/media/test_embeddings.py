@@ -20,8 +20,9 @@ from engine.models.family import Family
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_llava, write_qwen2_vl
+from tests.media.policies import embeddings_policy
 
-POLICY = EmbeddingsPolicy(accept=True, max_bytes=1 << 20)
+POLICY = embeddings_policy(max_bytes=1 << 20)
 PARAM = "messages[0].content[0].image_embeds"
 GRID = torch.tensor([[1, 4, 6]])
 
@@ -234,7 +235,7 @@ def test_what_holds_no_embeddings_is_refused(told: Any, llava: Family) -> None:
 
 def test_too_many_bytes_are_refused_before_they_are_decoded(llava: Family) -> None:
     sent = tensors(embeds=values(16, 64))
-    assert load(sent, llava, EmbeddingsPolicy(True, 8192)).embeds.shape == (16, 64)
-    error = refusal(sent, llava, EmbeddingsPolicy(True, 2048))
+    assert load(sent, llava, embeddings_policy(max_bytes=8192)).embeds.shape == (16, 64)
+    error = refusal(sent, llava, embeddings_policy(max_bytes=2048))
     assert error.code == "media_too_large"
-    assert refusal("!" * 5000, llava, EmbeddingsPolicy(True, 2048)).code == "media_too_large"
+    assert refusal("!" * 5000, llava, embeddings_policy(max_bytes=2048)).code == "media_too_large"

@@ -36,12 +36,13 @@ from tests.media.origin import (
     serving,
     stall,
 )
+from tests.media.policies import fetched, media_policy
 
 pytestmark = pytest.mark.anyio
 
 PARAM = "messages[0].content[0].image_url.url"
 PICTURE = bytes(range(256)) * 100
-POLICY = MediaPolicy(
+POLICY = media_policy(
     allowed_domains=("origin.test:*", "*.origin.test:*", "127.0.0.1:*"),
     allow_private=True,
     redirects="allowed_domains",
@@ -82,7 +83,7 @@ async def fetch(
     fetcher = Fetcher(resolve=names or Names())
     try:
         url = f"http://origin.test:{origin.port}{path}"
-        return await fetcher.fetch(url, policy, param=PARAM)
+        return await fetched(fetcher, url, policy, param=PARAM)
     finally:
         await fetcher.close()
 
@@ -129,9 +130,9 @@ async def test_connections_are_shared_and_closed() -> None:
         fetcher = Fetcher(resolve=Names())
         url = f"http://origin.test:{origin.port}/a"
         for _ in range(3):
-            assert await fetcher.fetch(url, POLICY, param=PARAM) == PICTURE
+            assert await fetched(fetcher, url, POLICY, param=PARAM) == PICTURE
         assert (origin.opened, len(origin.calls)) == (1, 3)
-        work = [fetcher.fetch(url, POLICY, param=PARAM) for _ in range(8)]
+        work = [fetched(fetcher, url, POLICY, param=PARAM) for _ in range(8)]
         assert set(await asyncio.gather(*work)) == {PICTURE}
         assert origin.opened <= 8
         await fetcher.close()
@@ -147,7 +148,7 @@ async def test_a_connection_dropped_while_idle_is_replaced() -> None:
         fetcher = Fetcher(resolve=Names())
         for _ in range(3):
             url = f"http://origin.test:{origin.port}/a"
-            assert await fetcher.fetch(url, POLICY, param=PARAM) == PICTURE
+            assert await fetched(fetcher, url, POLICY, param=PARAM) == PICTURE
         await fetcher.close()
 
 
@@ -229,7 +230,7 @@ async def test_a_resolver_that_hangs_is_a_timeout() -> None:
 
     fetcher = Fetcher(resolve=hang)
     with pytest.raises(ApplianceError) as caught:
-        await fetcher.fetch("http://origin.test:1/", replace(POLICY, timeout=0.2), param=PARAM)
+        await fetched(fetcher, "http://origin.test:1/", replace(POLICY, timeout=0.2), param=PARAM)
     assert (caught.value.status, caught.value.code) == (504, "media_timeout")
 
 
@@ -430,10 +431,12 @@ async def test_timeouts_leave_no_connection_and_no_place_taken() -> None:
         fetcher = Fetcher(resolve=Names())
         url = f"http://origin.test:{origin.port}"
         policy = replace(POLICY, timeout=0.3)
-        work = [fetcher.fetch(f"{url}/a", policy, param=PARAM) for _ in range(MAX_CONNECTIONS + 8)]
+        work = [
+            fetched(fetcher, f"{url}/a", policy, param=PARAM) for _ in range(MAX_CONNECTIONS + 8)
+        ]
         results = await asyncio.gather(*work, return_exceptions=True)
         assert {getattr(result, "code", result) for result in results} == {"media_timeout"}
-        assert await fetcher.fetch(f"{url}/b", POLICY, param=PARAM) == PICTURE
+        assert await fetched(fetcher, f"{url}/b", POLICY, param=PARAM) == PICTURE
         (pool,) = fetcher._pools.values()
         assert len(pool.connections) == 1
         await fetcher.close()
@@ -445,7 +448,7 @@ async def test_a_cancelled_fetch_closes_its_connection() -> None:
         fetcher = Fetcher(resolve=Names())
         url = f"http://origin.test:{origin.port}/a"
         policy = replace(POLICY, max_bytes=10**6)
-        task = asyncio.create_task(fetcher.fetch(url, policy, param=PARAM))
+        task = asyncio.create_task(fetched(fetcher, url, policy, param=PARAM))
         while not origin.calls:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -561,7 +564,7 @@ def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
 async def secure(url: str, ca_file: str | None, policy: MediaPolicy = POLICY) -> bytes:
     fetcher = Fetcher(ca_file=ca_file, resolve=Names())
     try:
-        return await fetcher.fetch(url, policy, param=PARAM)
+        return await fetched(fetcher, url, policy, param=PARAM)
     finally:
         await fetcher.close()
 
@@ -590,9 +593,9 @@ async def test_one_address_with_two_names_is_verified_for_each(
     async with serving({"/a": content(PICTURE)}, trust=trust) as origin:
         fetcher = Fetcher(ca_file=ca_file, resolve=Names())
         url = f"https://{{}}:{origin.port}/a"
-        assert await fetcher.fetch(url.format("origin.test"), POLICY, param=PARAM) == PICTURE
+        assert await fetched(fetcher, url.format("origin.test"), POLICY, param=PARAM) == PICTURE
         with pytest.raises(ApplianceError) as caught:
-            await fetcher.fetch(url.format("cdn.origin.test"), POLICY, param=PARAM)
+            await fetched(fetcher, url.format("cdn.origin.test"), POLICY, param=PARAM)
         assert caught.value.status == 502
         assert len(origin.calls) == 1
         await fetcher.close()
@@ -634,8 +637,8 @@ async def test_a_host_that_stalls_in_the_handshake_is_a_timeout_and_let_go() -> 
     port = server.sockets[0].getsockname()[1]
     fetcher = Fetcher(resolve=Names())
     with pytest.raises(ApplianceError) as caught:
-        await fetcher.fetch(
-            f"https://origin.test:{port}/", replace(POLICY, timeout=0.3), param=PARAM
+        await fetched(
+            fetcher, f"https://origin.test:{port}/", replace(POLICY, timeout=0.3), param=PARAM
         )
     assert (caught.value.status, caught.value.code) == (504, "media_timeout")
     await asyncio.wait_for(closed.wait(), 10)
@@ -671,14 +674,14 @@ async def test_everything_goes_through_the_proxy_that_resolves_names(
 
         async with serving({"*": forward}) as proxy:
             names = Names()
-            policy = MediaPolicy(
+            policy = media_policy(
                 allowed_domains=("*",), proxy=f"http://127.0.0.1:{proxy.port}", timeout=5
             )
             fetcher = Fetcher(ca_file=ca_file, resolve=names)
-            assert await fetcher.fetch("https://pictures.test/a", policy, param="p") == PICTURE
-            plain = await fetcher.fetch("http://pictures.test/b?c=d", policy, param="p")
+            assert await fetched(fetcher, "https://pictures.test/a", policy, param="p") == PICTURE
+            plain = await fetched(fetcher, "http://pictures.test/b?c=d", policy, param="p")
             assert plain == b"forwarded"
-            await fetcher.fetch("http://[2a00:1450::1]/b", policy, param="p")
+            await fetched(fetcher, "http://[2a00:1450::1]/b", policy, param="p")
             assert names.asked == []
             assert [(call.method, call.target) for call in proxy.calls] == [
                 ("CONNECT", "pictures.test:443"),
@@ -688,7 +691,7 @@ async def test_everything_goes_through_the_proxy_that_resolves_names(
             assert origin.names == ["pictures.test"]
             for url in ("http://localhost/", "http://127.0.0.1/", "https://db.internal/"):
                 with pytest.raises(ApplianceError) as caught:
-                    await fetcher.fetch(url, policy, param="p")
+                    await fetched(fetcher, url, policy, param="p")
                 assert caught.value.code == "media_not_allowed"
             assert len(proxy.calls) == 3
             await fetcher.close()
@@ -697,7 +700,7 @@ async def test_everything_goes_through_the_proxy_that_resolves_names(
 @pytest.mark.parametrize("handler", [content(b"no", "403 Forbidden"), reset, raw(b"junk\r\n\r\n")])
 async def test_a_proxy_that_refuses_or_breaks_is_a_bad_gateway(handler: Any) -> None:
     async with serving({"*": handler}) as proxy:
-        policy = MediaPolicy(allowed_domains=("*",), proxy=f"http://127.0.0.1:{proxy.port}")
+        policy = media_policy(allowed_domains=("*",), proxy=f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(ApplianceError) as caught:
             await secure("https://pictures.test/a", None, policy)
         assert (caught.value.status, caught.value.code) == (502, "media_fetch_failed")

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from appliance.errors import ApplianceError
 from appliance.media.image import ImagePolicy, load_image
 from tests.engine.models.pictures import picture
+from tests.media.policies import image_policy
 
-POLICY = ImagePolicy(limit=4)
+POLICY = image_policy()
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
@@ -76,7 +77,7 @@ def test_transparency_is_composited_as_pillow_does_it(
     expected = Image.alpha_composite(
         Image.new("RGBA", image.size, (*background, 255)), decoded.convert("RGBA")
     ).convert("RGB")
-    policy = ImagePolicy(limit=1, rgba_background=list(background))
+    policy = image_policy(rgba_background=list(background))
     assert same(load_image(data, policy, "p"), expected)
     assert not same(load_image(data, policy, "p"), decoded.convert("RGB"))
 
@@ -162,7 +163,7 @@ def test_what_is_no_image_is_unreadable(data: bytes) -> None:
 
 def outcome(data: bytes) -> int | str:
     try:
-        load_image(data, ImagePolicy(limit=1, max_pixels=100_000), "p")
+        load_image(data, image_policy(max_pixels=100_000), "p")
     except ApplianceError as refused:
         return refused.status
     return "read"
@@ -179,7 +180,7 @@ def test_flipped_bytes_never_escape_as_another_error() -> None:
 
 
 def test_only_listed_formats_are_read() -> None:
-    policy = ImagePolicy(limit=1, formats=["PNG", "HEIF"])
+    policy = image_policy(formats=["PNG", "HEIF"])
     assert load_image(encoded(picture(8, 8)), policy, "p").size == (8, 8)
     assert refusal(encoded(picture(8, 8), "JPEG"), policy) == (422, "media_undecodable")
     assert refusal(encoded(picture(8, 8), "PPM")) == (422, "media_undecodable")
@@ -207,9 +208,9 @@ def test_a_bomb_is_refused_from_its_header(size: tuple[int, int], tracing: Any) 
 
 def test_limits_are_exact() -> None:
     data = encoded(Image.new("RGB", (100, 50)))
-    exact = ImagePolicy(limit=1, max_bytes=len(data), max_pixels=5000)
+    exact = image_policy(max_bytes=len(data), max_pixels=5000)
     assert load_image(data, exact, "p").size == (100, 50)
-    fewer_pixels = ImagePolicy(limit=1, max_pixels=4999)
+    fewer_pixels = image_policy(max_pixels=4999)
     assert refusal(data, fewer_pixels) == (400, "media_too_large")
-    fewer_bytes = ImagePolicy(limit=1, max_bytes=len(data) - 1)
+    fewer_bytes = image_policy(max_bytes=len(data) - 1)
     assert refusal(data, fewer_bytes) == (400, "media_too_large")

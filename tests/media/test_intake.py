@@ -9,13 +9,12 @@ from PIL import Image
 
 from appliance.api.chat.messages import read_messages
 from appliance.media.digest import content_digest, processing_salt, tensor_digest
-from appliance.media.image import ImagePolicy
-from appliance.media.prepare import MediaSettings
 from engine.models.llava import Llava
 from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_llava, write_qwen2_vl
 from tests.engine.models.pictures import picture
 from tests.media.desk import Desk, desk, part, text
+from tests.media.policies import image_policy, settings
 from tests.media.test_image import encoded, see_through
 
 
@@ -92,21 +91,21 @@ def test_a_strip_that_the_model_cannot_take_is_refused(intake: Desk) -> None:
 
 
 def test_whatever_changes_the_tensors_changes_the_digest(family: Qwen2VL, tmp_path: Path) -> None:
-    settings = MediaSettings(image=ImagePolicy(limit=1))
+    plain = settings(image=image_policy())
     data = encoded(Image.new("RGB", (64, 64), "red"))
     salts = [
-        processing_salt(family.folder, "Qwen2VL", settings),
-        processing_salt(family.folder, "Llava", settings),
-        processing_salt(Llava(write_llava(tmp_path / "llava")).folder, "Qwen2VL", settings),
+        processing_salt(family.folder, "Qwen2VL", plain),
+        processing_salt(family.folder, "Llava", plain),
+        processing_salt(Llava(write_llava(tmp_path / "llava")).folder, "Qwen2VL", plain),
     ]
-    black = MediaSettings(image=ImagePolicy(limit=1, rgba_background=(0, 0, 0)))
+    black = settings(image=image_policy(rgba_background=(0, 0, 0)))
     salts.append(processing_salt(family.folder, "Qwen2VL", black))
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text((family.folder / name).read_text())
-    assert processing_salt(tmp_path, "Qwen2VL", settings) == salts[0]
+    assert processing_salt(tmp_path, "Qwen2VL", plain) == salts[0]
     changed = (tmp_path / "preprocessor_config.json").read_text().replace("50176", "25088")
     (tmp_path / "preprocessor_config.json").write_text(changed)
-    salts.append(processing_salt(tmp_path, "Qwen2VL", settings))
+    salts.append(processing_salt(tmp_path, "Qwen2VL", plain))
     red = content_digest("image", data)
     digests = {tensor_digest(salt, red, {}) for salt in salts}
     others = [

@@ -13,7 +13,8 @@ import pytest
 from appliance.errors import ApplianceError
 from appliance.media import local_file
 from appliance.media.local_file import opened, read_local_file
-from appliance.media.policy import MediaPolicy, check_url
+from appliance.media.policy import MediaPolicy
+from tests.media.policies import check_url, media_policy
 
 CONTENT = bytes(range(256)) * 10
 REFUSED = (400, "media_not_allowed")
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def policy(folder: Path) -> MediaPolicy:
-    return MediaPolicy(local_path=str(folder), max_bytes=len(CONTENT))
+    return media_policy(local_path=str(folder), max_bytes=len(CONTENT))
 
 
 def read(path: Path | str, policy: MediaPolicy) -> bytes:

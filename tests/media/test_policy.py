@@ -15,9 +15,9 @@ from appliance.media.policy import (
     MediaPolicy,
     Target,
     check_addresses,
-    check_url,
     read_redirect,
 )
+from tests.media.policies import check_url, media_policy
 
 PUBLIC = "93.184.215.14"
 NAMES = {
@@ -44,7 +44,7 @@ NAMES = {
     "localhost": ["127.0.0.1"],
     "intranet": ["10.0.0.1"],
 }
-LISTED = MediaPolicy(
+LISTED = media_policy(
     allowed_domains=(
         "example.org",
         "*.example.org",
@@ -57,8 +57,8 @@ LISTED = MediaPolicy(
         "[2606:2800:21f:cb07:6820:80da:af6b:8b2c]",
     )
 )
-OPEN = MediaPolicy(allowed_domains=("*",))
-ANY_PORT = MediaPolicy(allowed_domains=("*:*",))
+OPEN = media_policy(allowed_domains=("*",))
+ANY_PORT = media_policy(allowed_domains=("*:*",))
 PARAM = "messages[0].content[1].image_url.url"
 
 
@@ -257,10 +257,10 @@ ANY_PORT_PRIVATE = replace(ANY_PORT, allow_private=True)
 
 @pytest.mark.parametrize("url", [url for url, *_ in ACCEPTED])
 def test_nothing_is_fetched_until_a_domain_is_listed(url: str) -> None:
-    error = refused(url, MediaPolicy())
+    error = refused(url, media_policy())
     assert (error.status, error.code) == (400, "media_not_allowed")
     assert "data: URL" in error.message
-    assert "data: URL" not in refused(url, MediaPolicy(schemes=("https", "http"))).message
+    assert "data: URL" not in refused(url, media_policy(schemes=("https", "http"))).message
 
 
 def test_a_wildcard_takes_every_public_host_at_its_own_port_only() -> None:
@@ -269,7 +269,7 @@ def test_a_wildcard_takes_every_public_host_at_its_own_port_only() -> None:
     for url in ("https://other.net:8443/", "http://other.net:22/", "https://other.net:80/"):
         assert refused(url, OPEN).code == "media_not_allowed"
         assert check(url, ANY_PORT).host == "other.net"
-    only = MediaPolicy(allowed_domains=("*:8443",))
+    only = media_policy(allowed_domains=("*:8443",))
     assert check("https://other.net:8443/", only).port == 8443
     assert refused("https://other.net/", only).code == "media_not_allowed"
 
@@ -370,10 +370,10 @@ def test_an_unlisted_name_is_never_resolved() -> None:
 
 
 def test_data_urls_and_files_are_as_the_policy_says() -> None:
-    assert check("data:image/png;base64,AAAA", MediaPolicy()).scheme == "data"
-    assert check("DATA:,", MediaPolicy()).path == "DATA:,"
-    assert refused("data:,", MediaPolicy(schemes=("https",))).code == "media_not_allowed"
-    folder = MediaPolicy(local_path="/srv/media")
+    assert check("data:image/png;base64,AAAA", media_policy()).scheme == "data"
+    assert check("DATA:,", media_policy()).path == "DATA:,"
+    assert refused("data:,", media_policy(schemes=("https",))).code == "media_not_allowed"
+    folder = media_policy(local_path="/srv/media")
     for url in ("file:///srv/media/ä%20b.png", "FILE://localhost/srv/media/%C3%A4%20b.png"):
         assert check(url, folder) == Target("file", path="/srv/media/ä b.png")
     for url in (
@@ -381,7 +381,7 @@ def test_data_urls_and_files_are_as_the_policy_says() -> None:
         "file:///srv/%00", "file:///srv/%ff", "file://", "file:///a\\b", "file:///a b",
     ):  # fmt: skip
         assert refused(url, folder).code == "media_not_allowed"
-    assert refused("file:///srv/media/a", MediaPolicy()).code == "media_not_allowed"
+    assert refused("file:///srv/media/a", media_policy()).code == "media_not_allowed"
 
 
 def test_schemes_can_be_taken_away() -> None:

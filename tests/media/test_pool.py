@@ -42,15 +42,15 @@ def intake(family: Qwen2VL) -> Iterator[Desk]:
         yield made
 
 
-def nursery(intake: Desk) -> int:
-    process = intake.intake._pool._nursery._process
+def fork_server(intake: Desk) -> int:
+    process = intake.intake._pool._fork_server._process
     assert process is not None
     return process.pid
 
 
 def workers(intake: Desk) -> list[int]:
     """Processes of the workers that live."""
-    parent = nursery(intake)
+    parent = fork_server(intake)
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(child) for child in children if state(int(child)) not in "ZX"]
 
@@ -129,15 +129,15 @@ def test_replacing_a_worker_takes_milliseconds(intake: Desk) -> None:
     assert time.monotonic() - begun < 0.5
 
 
-def test_a_nursery_that_died_is_started_again(intake: Desk) -> None:
-    before = nursery(intake)
+def test_a_fork_server_that_died_is_started_again(intake: Desk) -> None:
+    before = fork_server(intake)
     (worker,) = workers(intake)
     os.kill(before, signal.SIGKILL)
     assert intake.one(part(SMALL)).length, "its worker still works"
     os.kill(worker, signal.SIGKILL)
     eventually(lambda: state(worker) in "ZX")
     assert intake.one(part(SMALL)).length
-    assert nursery(intake) != before
+    assert fork_server(intake) != before
 
 
 def test_decoding_may_not_take_more_memory_than_allowed(family: Qwen2VL) -> None:
@@ -215,9 +215,9 @@ def test_the_workers_end_with_the_server(family: Qwen2VL) -> None:
 import sys, time
 from engine.models.qwen2_vl import Qwen2VL
 from tests.media.desk import desk
-from tests.media.test_pool import nursery, workers
+from tests.media.test_pool import fork_server, workers
 with desk(Qwen2VL({str(family.folder)!r}), "media.workers=2") as intake:
-    print(nursery(intake), *workers(intake), flush=True)
+    print(fork_server(intake), *workers(intake), flush=True)
     time.sleep(60)
 """
     server = subprocess.Popen(

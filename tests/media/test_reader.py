@@ -17,10 +17,11 @@ from appliance.config.schema import MediaConfig
 from appliance.errors import ApplianceError
 from appliance.media.configured import media_policies
 from appliance.media.fetch import Fetcher
-from appliance.media.policy import MediaPolicy, check_url
+from appliance.media.policy import MediaPolicy
 from appliance.media.reader import MediaReader, reader_for
 from appliance.recipe import compose_recipe
 from tests.media.origin import Call, content, serving
+from tests.media.policies import check_url, media_policy
 
 
 def configured(*overrides: str) -> MediaConfig:
@@ -33,7 +34,7 @@ def quoted(key: str, value: str) -> str:
 
 def test_by_default_only_data_urls_are_taken() -> None:
     policy = media_policies(configured())["image"]
-    assert policy == MediaPolicy()
+    assert policy == media_policy()
     assert policy.allowed_domains == ()
     assert (policy.allow_private, policy.redirects, policy.local_path) == (False, "deny", None)
 
@@ -50,7 +51,7 @@ def test_every_key_reaches_the_policy() -> None:
         "media.image.timeout=1.5",
         "media.image.max_bytes=1000",
     )
-    assert media_policies(config)["image"] == MediaPolicy(
+    assert media_policies(config)["image"] == media_policy(
         modality="image",
         allowed_domains=("*.example.org:8443",),
         allow_private=True,
@@ -173,7 +174,7 @@ def test_items_come_from_anywhere_allowed_all_at_once(pool: Executor, tmp_path: 
 
     async def scenario() -> list[bytes]:
         async with serving({"/a": slowly}) as origin:
-            policy = MediaPolicy(
+            policy = media_policy(
                 allowed_domains=("origin.test:*",), allow_private=True, local_path=str(tmp_path)
             )
             remote = [f"http://origin.test:{origin.port}/a"] * 8
@@ -198,7 +199,7 @@ def test_the_limit_of_bytes_is_the_same_wherever_an_image_comes_from(
             sources = (inline, f"file://{tmp_path}/a.png", f"http://o.test:{origin.port}/a")
             for source in sources:
                 for slack in (0, -1):
-                    policy = MediaPolicy(
+                    policy = media_policy(
                         allowed_domains=("o.test:*",),
                         allow_private=True,
                         local_path=str(tmp_path),

@@ -13,7 +13,7 @@ from PIL import Image
 from appliance.config.errors import ConfigurationError
 from appliance.errors import ApplianceError
 from appliance.media.limits import VideoPolicy
-from appliance.media.prepare import PREPARERS, MediaSettings, Prepared, preparer_for
+from appliance.media.prepare import PREPARERS, Prepared, preparer_for
 from appliance.media.video import load_video
 from appliance.offline import with_urls
 from engine.models.family import VideoOptions
@@ -22,8 +22,9 @@ from tests.checkpoints import write_qwen2_vl
 from tests.engine.models.pictures import picture
 from tests.media.clips import number_of, video
 from tests.media.desk import Desk, desk
+from tests.media.policies import settings, video_policy
 
-POLICY = VideoPolicy(limit=1)
+POLICY = video_policy()
 PARAM = "messages[0].content[0].video_url.url"
 
 
@@ -52,9 +53,9 @@ def frame_list(frames: list[Image.Image], form: str = "jpeg", **options: Any) ->
     "policy",
     [
         POLICY,
-        VideoPolicy(limit=1, frames=6),
-        VideoPolicy(limit=1, fps=1),
-        VideoPolicy(limit=1, fps=50, frames=30),
+        video_policy(frames=6),
+        video_policy(fps=1),
+        video_policy(fps=50, frames=30),
     ],
 )
 def test_the_family_says_which_frames_are_taken(policy: VideoPolicy, family: Qwen2VL) -> None:
@@ -63,28 +64,27 @@ def test_the_family_says_which_frames_are_taken(policy: VideoPolicy, family: Qwe
     assert [number_of(frame) for frame in clip.frames] == list(clip.numbers) == expected
     assert (clip.total, clip.fps, clip.seconds) == (75, 15.0, 5.0)
     assert clip.times == pytest.approx([number / 15 for number in expected], abs=1e-3)
-    assert clip.details["frames"] == len(expected)
 
 
 def test_what_lasts_too_long_is_refused(family: Qwen2VL) -> None:
     data = video(40, rate=10)
-    assert load_video(data, VideoPolicy(1, max_seconds=4), family, PARAM).seconds == 4
-    error = refusal(data, VideoPolicy(1, max_seconds=3.9), family)
+    assert load_video(data, video_policy(max_seconds=4), family, PARAM).seconds == 4
+    error = refusal(data, video_policy(max_seconds=3.9), family)
     assert (error.status, error.code) == (400, "media_too_large")
     assert "4.0 seconds" in error.message
     late = video(3, form="matroska", times=[0, 100, 50_000])  # ten frames a second, it claims
-    assert refusal(late, VideoPolicy(1, max_seconds=30), family).code == "media_too_large"
+    assert refusal(late, video_policy(max_seconds=30), family).code == "media_too_large"
 
 
 def test_limits_on_bytes_pixels_and_decoded_frames(family: Qwen2VL) -> None:
     data = video(40)
     taken = 8 * 96 * 64 * 3
-    good = VideoPolicy(1, max_bytes=len(data), max_pixels=96 * 64, max_decoded_bytes=taken)
+    good = video_policy(max_bytes=len(data), max_pixels=96 * 64, max_decoded_bytes=taken)
     assert len(list(load_video(data, good, family, PARAM).frames)) == 8
     for policy in (
-        VideoPolicy(1, max_bytes=len(data) - 1),
-        VideoPolicy(1, max_pixels=96 * 64 - 1),
-        VideoPolicy(1, max_decoded_bytes=taken - 1),
+        video_policy(max_bytes=len(data) - 1),
+        video_policy(max_pixels=96 * 64 - 1),
+        video_policy(max_decoded_bytes=taken - 1),
     ):
         error = refusal(data, policy, family)
         assert (error.status, error.code) == (400, "media_too_large")
@@ -96,7 +96,7 @@ def test_decoding_holds_few_frames_at_a_time(
     data = video(60, size=(640, 480), rate=30)
     options = VideoOptions(fps=30.0)
     with tracing() as peak:
-        clip = load_video(data, VideoPolicy(1, fps=30.0), family, PARAM)
+        clip = load_video(data, video_policy(fps=30.0), family, PARAM)
         tensors = family.preprocess_video(clip.frames, len(clip.numbers), options)
         assert peak() < 20 * 640 * 480 * 3
     assert tensors["video_grid_thw"][0, 0] == 30
@@ -106,7 +106,7 @@ def test_a_file_that_breaks_off_while_frames_are_taken_is_refused(family: Qwen2V
     data = bytearray(video(40, options={"g": "1"}))
     place = data.index(b"mdat") + 3000
     data[place : place + 4000] = b"\xff" * 4000
-    error = refusal(bytes(data), VideoPolicy(1, fps=10.0), family)
+    error = refusal(bytes(data), video_policy(fps=10.0), family)
     assert (error.status, error.code) == (422, "media_undecodable")
 
 
@@ -123,7 +123,7 @@ def test_a_list_of_frames_is_taken_as_it_is(family: Qwen2VL) -> None:
 
 @pytest.mark.parametrize("most", [1, 4])
 def test_a_list_of_more_frames_than_are_ever_taken_is_refused(most: int, family: Qwen2VL) -> None:
-    policy = VideoPolicy(1, frames=most)
+    policy = video_policy(frames=most)
     frames = [picture(60, 60, seed) for seed in range(most + 1)]
     assert len(list(load_video(frame_list(frames[:most]), policy, family, PARAM).frames)) == most
     error = refusal(frame_list(frames), policy, family)
@@ -136,9 +136,9 @@ def test_frames_of_a_list_meet_the_limits_of_a_video(family: Qwen2VL) -> None:
     frames = [picture(60, 60, seed) for seed in range(2)]
     data = frame_list(frames)
     for policy in (
-        VideoPolicy(1, max_bytes=1000),
-        VideoPolicy(1, max_pixels=3599),
-        VideoPolicy(1, max_decoded_bytes=2 * 60 * 60 * 3 - 1),
+        video_policy(max_bytes=1000),
+        video_policy(max_pixels=3599),
+        video_policy(max_decoded_bytes=2 * 60 * 60 * 3 - 1),
     ):
         error = refusal(data, policy, family)
         assert (error.status, error.code) == (400, "media_too_large")
@@ -157,7 +157,7 @@ def test_a_list_that_is_damaged_is_refused(family: Qwen2VL) -> None:
 
 
 def test_a_strip_that_the_model_cannot_take_is_refused(family: Qwen2VL) -> None:
-    preparer = preparer_for("video", family, MediaSettings(None, video=POLICY))  # type: ignore[arg-type]
+    preparer = preparer_for("video", family, settings(video=POLICY))
     data = frame_list([Image.new("RGB", (603, 3))] * 2, "png")
     with pytest.raises(ApplianceError) as refused:
         preparer.probe(data, {})
@@ -166,8 +166,7 @@ def test_a_strip_that_the_model_cannot_take_is_refused(family: Qwen2VL) -> None:
 
 @pytest.mark.parametrize("kind", PREPARERS)
 def test_a_preparer_is_there_for_every_kind(kind: str, family: Qwen2VL) -> None:
-    settings = MediaSettings(None)  # type: ignore[arg-type]
-    assert callable(preparer_for(kind, family, settings).probe)
+    assert callable(preparer_for(kind, family, settings()).probe)
 
 
 class Ear(Qwen2VL):
@@ -186,17 +185,19 @@ class Ear(Qwen2VL):
 
 
 def test_sound_is_ready_for_a_family_that_hears(family: Qwen2VL) -> None:
-    preparer = preparer_for("audio", Ear(family.folder), MediaSettings(None))  # type: ignore[arg-type]
+    preparer = preparer_for("audio", Ear(family.folder), settings())
 
     def prepared(seconds: float) -> Prepared:
         data = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
         data += b"data\xff\xff\xff\xff" + b"\1\2" * int(8000 * seconds)
-        return preparer.preprocess(preparer.decode(data, {}), {})
+        sound = preparer.decode(data, {})
+        assert (sound.source_rate, sound.channels) == (8000, 1)
+        assert sound.seconds == pytest.approx(seconds)
+        return preparer.preprocess(sound, {})
 
     made = prepared(1.5)
     assert made.tokens == 150
     assert made.tensors["samples"].shape == (24_000,)
-    assert made.details == {"seconds": 1.5, "rate": 8000, "channels": 1}
     with pytest.raises(ApplianceError) as refused:
         prepared(0.001)
     assert refused.value.status == 422

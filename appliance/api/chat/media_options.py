@@ -8,10 +8,9 @@ from typing import Any
 from appliance.api.fields.validation import unsupported
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
+from appliance.request_options import CEILINGS
 
 FIELD = "media_io_kwargs"
-# Which key is the ceiling, and whether the value is a whole number.
-CEILINGS = {"video.num_frames": ("frames", True), "video.fps": ("fps", False)}
 
 
 def read_media_options(given: Mapping[str, Any], media: MediaConfig) -> dict[str, dict[str, Any]]:
@@ -29,9 +28,8 @@ def read_media_options(given: Mapping[str, Any], media: MediaConfig) -> dict[str
                 continue
             if option not in media.allow_request_options:
                 raise unsupported(where)
-            key, whole = CEILINGS[option]
-            ceiling = getattr(getattr(media, modality), key)
-            kinds = (int,) if whole else (int, float)
+            ceiling = getattr(getattr(media, modality), CEILINGS[option])
+            kinds = (int,) if isinstance(ceiling, int) else (int, float)
             if type(value) not in kinds or not 0 < value <= ceiling:
                 raise bad_request(
                     f"'{where}' must be a number above 0, at most {ceiling:g}.",

@@ -12,7 +12,7 @@ import threading
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 
-from appliance.media.worker import Begin, End, Nursery
+from appliance.media.worker import Begin, End, WorkerSettings
 
 logger = logging.getLogger("appliance.media")
 
@@ -26,11 +26,11 @@ os._exit(main({handle}))
 """
 
 
-class NurseryProcess:
+class ForkServer:
     """Started again if it dies."""
 
-    def __init__(self, told: Nursery) -> None:
-        self._told = told
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
@@ -74,7 +74,7 @@ class NurseryProcess:
                 [sys.executable, "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL
             )
         self._control = Connection(ours.detach())
-        self._control.send(self._told)
+        self._control.send(self._settings)
 
     def _begin(self, number: int) -> Connection:
         control, process = self._control, self._process

@@ -39,7 +39,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
     workers = WorkerSettings(
         folder=str(family.folder),
         kinds=kinds_of(media),
-        settings=settings,
+        media=settings,
         memory_bytes=int(media.worker_gb * GIB),
         log_level=logging.getLogger().getEffectiveLevel(),
     )

@@ -27,6 +27,11 @@ class ItemBytes:
             self._data = None
         send_handle(channel, self._handle, os.getpid())
 
+    def close(self) -> None:
+        """Give the memory back; nothing can be sent any more."""
+        handle, self._handle, self._data = self._handle, -1, None
+        if handle >= 0:
+            os.close(handle)
+
     def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
+        self.close()

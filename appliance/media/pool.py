@@ -142,6 +142,8 @@ class MediaPool:
         while (call := self._calls.get()) is not None:
             if call.result.set_running_or_notify_cancel():
                 channel = self._pass_on(number, channel, call)
+                if not call.probe or call.result.exception() is not None:
+                    call.task.data.close()  # now, and not with the traceback that may hold it
             del call  # while waiting for the next one, nothing of an item is kept
         self._end(number, channel)
 

@@ -1,8 +1,8 @@
 """Media workers: processes that read what strangers sent, so that nothing else has to.
 
-The fork server is a process that imports what workers need and forks one whenever the server asks, so
-that a worker that died is replaced in milliseconds. A worker gets an item's bytes in shared memory
-and answers in JSON, with tensors in shared memory again.
+The fork server is a process that imports what workers need and forks one whenever the server asks,
+so that a worker that died is replaced in milliseconds. A worker gets an item's bytes in shared
+memory and answers in JSON, with tensors in shared memory again.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FIRST_TO_DIE = "800"  # of 1000, when the machine runs out of memory
 
 @dataclass(slots=True, frozen=True)
 class WorkerSettings:
-    """What the server tells the fork server first."""
+    """What the server sends the fork server first."""
 
     folder: str
     kinds: tuple[str, ...]
-    settings: MediaSettings
+    media: MediaSettings
     memory_bytes: int  # that decoding one item may take
     log_level: int
 
@@ -84,7 +84,7 @@ def main(handle: int) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     family = family_for(settings.folder)
-    preparers = {kind: preparer_for(kind, family, settings.settings) for kind in settings.kinds}
+    preparers = {kind: preparer_for(kind, family, settings.media) for kind in settings.kinds}
     Image.init()
     _one_thread()
     gc.freeze()  # what is imported is no garbage: workers look for it after every item

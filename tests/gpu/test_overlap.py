@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
+from bench.stand_in import torch_flashinfer
+from bench.stand_in.platforms import Recording, cuda_path
 from engine.core import Engine
 from engine.device.platform import Host, HostCopy
 from engine.errors import DeviceLost, EngineDead
@@ -20,10 +23,7 @@ from engine.process.frames import frame_pipe
 from engine.process.messages import Failed
 from engine.request import Output, Request
 from engine.scheduling.batch import Batch
-from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
-from tests.gpu import torch_flashinfer
-from tests.gpu.platforms import Recording, cuda_path
 
 Folder = Callable[[str], Path]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor
 
+from bench.reference import TOLERANCE, Recorder, compare, engine_options, greedy
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import FusedDecoder
@@ -22,7 +23,6 @@ from engine.models.ultravox_model import Tower
 from engine.request import Request
 from engine.running.exercise import largest_sounds
 from tests.checkpoints import write_ultravox
-from tests.engine.harness import TOLERANCE, Recorder, compare, engine_options, greedy
 from tests.engine.models.sounds import ComposedUltravox, prompt_with_sounds, sound, sound_item
 
 # Samples: shorter than two hops, odd and even numbers of frames, more than one chunk, more than two

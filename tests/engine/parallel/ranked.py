@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 import transformers
 
+from bench.reference import Recorder
+from bench.stand_in.platforms import Recording
 from engine.core import Engine
 from engine.options import EngineOptions
 from engine.process.follower import follow
 from engine.process.followers import Followers
 from tests import checkpoints
-from tests.engine.harness import Recorder
-from tests.gpu.platforms import Recording
 
 
 def write_odd(folder: Path) -> Path:

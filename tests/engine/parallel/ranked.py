@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from bench.random_weights import randomise
 from bench.reference import Recorder
 from bench.stand_in.platforms import Recording
 from engine.core import Engine
@@ -40,7 +41,7 @@ def write_threefold(folder: Path) -> Path:
     config = transformers.AutoConfig.from_pretrained(folder)
     assert config.vocab_size % 3
     model = transformers.LlamaForCausalLM(config)
-    checkpoints.randomise(model, 0)
+    randomise(model, 0)
     model.save_pretrained(folder)
     return folder
 

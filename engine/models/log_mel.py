@@ -66,7 +66,7 @@ class LogMel:
     @cached_property
     def _filters(self) -> torch.Tensor:
         """`[bands, size // 2 + 1]`: triangles of equal area, even on Slaney's mel scale."""
-        from librosa.filters import mel  # takes seconds and 200 MB, which only sound is worth
+        from librosa.filters import mel  # takes a second and 110 MB, which only sound is worth
 
         highest = min(self.rate / 2, HIGHEST_HZ)
         filters = mel(

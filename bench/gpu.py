@@ -28,12 +28,12 @@ import torch
 from bench.gpu_checks import kernel_checks, model_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
 from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
+from bench.gpu_tiny import FAMILIES
+from bench.stand_in import torch_flashinfer
+from bench.stand_in.platforms import Recording
 from engine.running.platform import CudaPlatform, Platform
-from tests.gpu import torch_flashinfer
-from tests.gpu.platforms import Recording
 
 RESULTS = Path(__file__).parent / "results"
-FAMILIES = ("llama", "qwen3", "qwen2_vl", "gemma3")
 
 
 @dataclass(slots=True)

@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from engine.attention.backend import AttentionShape, KVCache
-from engine.core import Engine
-from engine.layers.kernels import FlashInferKernels, Norm
-from engine.models.loader import LoadedModel, Progress, load_model
-from engine.request import Request
-from engine.running.platform import Platform
-from engine.scheduling.batch import Batch
-from tests import checkpoints
-from tests.engine.harness import (
+from bench.gpu_tiny import write_tiny
+from bench.reference import (
     Recorder,
     Reference,
     compare,
@@ -29,11 +21,17 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
+from engine.attention.backend import AttentionShape, KVCache
+from engine.core import Engine
+from engine.layers.kernels import FlashInferKernels, Norm
+from engine.models.loader import LoadedModel, Progress, load_model
+from engine.request import Request
+from engine.running.platform import Platform
+from engine.scheduling.batch import Batch
 
 FLOAT32_TOLERANCE = 1e-3  # logits of a few; reductions run in another order than transformers'
 CONTROL = 5  # a control has to miss by this many times what is allowed
 Place = Callable[[torch.Tensor], torch.Tensor]  # a copy on a device
-HEAD_DIM = 64  # of the tiny checkpoints: the least that FlashInfer has kernels for
 
 
 @dataclass(slots=True, frozen=True)
@@ -266,22 +264,6 @@ def load_plainly(
     return loaded
 
 
-def write_checkpoint(family: str, folder: Path) -> Path:
-    """A tiny checkpoint of a family, its heads widened to what FlashInfer has kernels for."""
-    checkpoints.WRITERS[family](folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    text = config.get_text_config()
-    text.head_dim = HEAD_DIM
-    text.hidden_size = HEAD_DIM * text.num_attention_heads
-    if family == "qwen2_vl":
-        text.rope_parameters["mrope_section"] = [8, 12, 12]
-        config.vision_config.hidden_size = text.hidden_size
-    model = getattr(transformers, config.architectures[0])(config)
-    checkpoints.randomise(model, seed=0)
-    model.save_pretrained(folder)
-    return folder
-
-
 def requests_for(folder: Path, family: str) -> list[Request]:
     tokens = [(300 + 7 * i) % 500 + 20 for i in range(150)]
     prompts: list[tuple[list[int], Any]] = [(tokens[:n], []) for n in (1, 16, 33, 150)]
@@ -302,7 +284,7 @@ def model_checks(
     In float32 they must agree. In half precision both differ from the float32 forward by rounding,
     and ours may do so twice as much as transformers' own. Controls are fed wrong pages.
     """
-    write_checkpoint(family, folder)
+    write_tiny(family, folder)
     exact = DeviceReference(folder, platform.device, torch.float32)
     requests = requests_for(folder, family)
     allowed = FLOAT32_TOLERANCE

@@ -206,7 +206,7 @@ def load_random(
     progress: Progress,
     vision_attention: str = "sdpa",
 ) -> LoadedModel:
-    """`engine.loader.load_model` for a folder without weights."""
+    """`engine.models.loader.load_model` for a folder without weights."""
     model = random_model(folder, getattr(torch, dtype), torch.device(device))
     return as_loaded(family_for(folder), model, vision_attention)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ Samples = NDArray[np.float32]
 MAX_CHANNELS = 8
 RATES = range(1_000, 384_001)
 BLOCK = 1 << 16  # samples of a channel that are read at once
-QUALITY = "HQ"  # what librosa resamples with
+QUALITY = "HQ"  # as librosa resamples, which takes a sound as a whole only
 ENDLESS = 0x7FFF0000  # from here on a chunk's size says that it was not known when written
 FORMATS = "WAV, MP3, FLAC, Ogg, Opus, M4A, WebM"
 
@@ -45,6 +46,7 @@ class AudioPreparer:
     """Sound, decoded and resampled to what the family hears."""
 
     def __init__(self, family: Family, settings: MediaSettings) -> None:
+        import_module("librosa.filters")  # for spectrograms: once, before workers are forked
         self._family = family
         self._policy = settings.audio
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -18,6 +19,8 @@ logger = logging.getLogger("appliance.media")
 
 END_SECONDS = 1.0  # it has nothing to save, and may still be importing
 STALL_SECONDS = 10
+# librosa's mel filters need nothing compiled, and numba caches in folders that may be read-only
+ENVIRONMENT = {"NUMBA_DISABLE_JIT": "1"}
 LAUNCH = """
 import os, sys
 sys.path[:] = {path}
@@ -71,7 +74,10 @@ class ForkServer:
         code = LAUNCH.format(path=list(sys.path), handle=handle)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL
+                [sys.executable, "-c", code],
+                pass_fds=[handle],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | ENVIRONMENT,
             )
         self._control = Connection(ours.detach())
         self._control.send(self._settings)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 LOWEST_POWER = 1e-10
 RANGE = 8.0  # decades below the loudest that are kept
 HIGHEST_HZ = 8000.0
-BREAK_HZ, BREAK_MEL = 1000.0, 15.0  # up to here Slaney's scale is linear, above logarithmic
-LOG_STEP = np.log(6.4) / 27.0
 
 
 def sound_options(folder: Path) -> dict[str, Any]:
@@ -75,28 +73,17 @@ class LogMel:
 
     @cached_property
     def _filters(self) -> NDArray[np.float32]:
-        return mel_filters(self.bands, self._size, self.rate).astype(np.float32)
+        """`[bands, size // 2 + 1]`: triangles of equal area, even on Slaney's mel scale."""
+        from librosa.filters import mel  # takes a second and 110 MB, which only sound is worth
 
-
-def mel_filters(bands: int, size: int, rate: int) -> NDArray[np.float64]:
-    """`[bands, size // 2 + 1]`: triangles of equal area, evenly spaced on Slaney's mel scale.
-
-    Source: Slaney's Auditory Toolbox (1998), as librosa's `filters.mel` follows it.
-    """
-    bins = np.linspace(0.0, rate / 2, size // 2 + 1)
-    top = _mel(np.array(min(rate / 2, HIGHEST_HZ)))
-    edges = _hertz(np.linspace(0.0, float(top), bands + 2))
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]
-
-
-def _mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-    above = BREAK_MEL + np.log(np.maximum(hertz, BREAK_HZ) / BREAK_HZ) / LOG_STEP
-    return np.where(hertz < BREAK_HZ, hertz * BREAK_MEL / BREAK_HZ, above)
-
-
-def _hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    above = BREAK_HZ * np.exp(LOG_STEP * (np.maximum(mel, BREAK_MEL) - BREAK_MEL))
-    return np.where(mel < BREAK_MEL, mel * BREAK_HZ / BREAK_MEL, above)
+        highest = min(self.rate / 2, HIGHEST_HZ)
+        filters: NDArray[np.float64] = mel(
+            sr=self.rate,
+            n_fft=self._size,
+            n_mels=self.bands,
+            fmax=highest,
+            htk=False,
+            norm="slaney",
+            dtype=np.float64,
+        )
+        return filters.astype(np.float32)

@@ -10,10 +10,10 @@ import torch
 from appliance.prompt.build import build_chat
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
+from bench.reference import Recorder, engine_options, greedy
 from engine.core import Engine
 from engine.models.ultravox import Ultravox
 from engine.request import MediaItem, Request
-from tests.engine.harness import Recorder, engine_options, greedy
 from tools.demo import audio_model, train_audio
 from tools.demo.marks import UNLEARNED
 

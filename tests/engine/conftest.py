@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.reference import Reference
 from tests import checkpoints
-from tests.engine.harness import Reference
 
 
 @pytest.fixture(scope="session")

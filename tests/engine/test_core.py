@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
 from engine.core import Engine
 from engine.errors import ModelUnsupported, RequestRefused
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request
 from engine.running.runner import Computed
 from engine.scheduling.batch import Batch
-from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 
 Folder = Callable[[str], Path]
 

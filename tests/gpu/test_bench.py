@@ -14,8 +14,8 @@ from bench.gpu import Report, Run
 from bench.gpu_checks import Check, kernel_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape, random_model, write_folder
 from bench.gpu_speed import Limits, ShapeBench, Sizes, idle, pays_from
-from tests.gpu import torch_flashinfer
-from tests.gpu.platforms import Recording, standing_in
+from bench.stand_in import torch_flashinfer
+from bench.stand_in.platforms import Recording, standing_in
 
 
 def test_a_dry_run_does_every_part_and_writes_the_table(

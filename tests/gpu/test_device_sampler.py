@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.stand_in import torch_sampling
 from engine.device.device import Host
 from engine.sampling.device_sampler import DeviceSampler, resolve
 from engine.sampling.sampler import HostSampler
 from engine.scheduling.sequence import Sequence, in_flight
 from tests.engine.sampling.test_sampler import VOCABULARY, options, rows, sequence
-from tests.gpu import torch_sampling
 
 NONE = torch.zeros(8, dtype=torch.int64)
 

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.reference import Recorder, greedy
+from bench.stand_in.platforms import Recording, cuda_path, standing_in
+from bench.stand_in.torch_flashinfer import BatchDecodeWithPagedKVCacheWrapper
 from engine.attention.flashinfer import Rows
 from engine.core import Engine
 from engine.device.device import Graph
@@ -17,10 +20,7 @@ from engine.memory.card_memory import graph_sizes
 from engine.request import Request
 from engine.running.graphs import DecodeGraphs
 from engine.running.runner import Runner
-from tests.engine.harness import Recorder, greedy
 from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import Recording, cuda_path, standing_in
-from tests.gpu.torch_flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
 Folder = Callable[[str], Path]
 

@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.core import Engine
-from engine.errors import ModelUnsupported
-from engine.request import Request
-from tests.engine.harness import (
+from bench.reference import (
     TOLERANCE,
     Recorder,
     Reference,
@@ -24,12 +21,15 @@ from tests.engine.harness import (
     engine_options,
     greedy,
 )
-from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import StandIn, cuda_path, standing_in
-from tests.gpu.torch_flashinfer import (
+from bench.stand_in.platforms import StandIn, cuda_path, standing_in
+from bench.stand_in.torch_flashinfer import (
     BatchDecodeWithPagedKVCacheWrapper,
     apply_rope_with_cos_sin_cache_inplace,
 )
+from engine.core import Engine
+from engine.errors import ModelUnsupported
+from engine.request import Request
+from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
+from bench.stand_in.platforms import Recording, StandIn, cuda_path
 from engine.core import Engine
 from engine.device.device import HostCopy
 from engine.errors import DeviceLost, EngineDead
@@ -20,9 +22,7 @@ from engine.process.messages import Failed
 from engine.request import Output, Request
 from engine.running.runner import Computed
 from engine.scheduling.batch import Batch
-from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import Recording, StandIn, cuda_path
 
 Folder = Callable[[str], Path]
 

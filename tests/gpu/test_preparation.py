@@ -13,6 +13,21 @@ import transformers
 
 from appliance.config.compose import compose
 from appliance.planning import check_device_keys, plan_recipe
+from bench.reference import (
+    TOLERANCE,
+    Recorder,
+    Reference,
+    compare,
+    greedy,
+    picture,
+    prompt_with_images,
+)
+from bench.reference import engine_options as tiny_options
+from bench.stand_in.platforms import Recording, StandIn, cuda_path, standing_in
+from bench.stand_in.torch_flashinfer import (
+    BatchPrefillWithCausalBidirectionalRangesWrapper,
+    single_prefill_with_kv_cache,
+)
 from engine import options as engine_options_module
 from engine.attention.backend import AttentionShape
 from engine.attention.flashinfer import check_supported
@@ -28,21 +43,6 @@ from engine.request import MediaItem, Request
 from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
 from engine.running.runner import Computed, Runner
 from engine.scheduling.batch import Batch
-from tests.engine.harness import (
-    TOLERANCE,
-    Recorder,
-    Reference,
-    compare,
-    greedy,
-    picture,
-    prompt_with_images,
-)
-from tests.engine.harness import engine_options as tiny_options
-from tests.gpu.platforms import Recording, StandIn, cuda_path, standing_in
-from tests.gpu.torch_flashinfer import (
-    BatchPrefillWithCausalBidirectionalRangesWrapper,
-    single_prefill_with_kv_cache,
-)
 
 Folder = Callable[[str], Path]
 MIB, GIB = 1 << 20, 1 << 30

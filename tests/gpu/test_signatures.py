@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from bench.reference import Recorder, greedy, picture, prompt_with_images
+from bench.stand_in import torch_flashinfer
+from bench.stand_in.platforms import Recording, cuda_path
 from engine.request import Request
-from tests.engine.harness import Recorder, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
-from tests.gpu import torch_flashinfer
-from tests.gpu.platforms import Recording, cuda_path
 
 flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed")
 

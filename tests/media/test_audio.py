@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +15,7 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
+from appliance.media.nursery import ENVIRONMENT
 
 from appliance.errors import ApplianceError
 from appliance.media.audio import Sound, load_audio
@@ -259,3 +263,25 @@ def test_flipped_bits_give_sound_or_a_refusal_and_nothing_else(form: str, subtyp
             assert np.isfinite(sound.samples).all()
             assert len(sound.samples) <= POLICY.max_seconds * RATE
     assert statuses <= {400, 422}
+
+
+@pytest.mark.parametrize(("environment", "code"), [(ENVIRONMENT, 0), ({}, 1)])
+def test_librosa_loads_where_numba_can_write_nowhere(
+    environment: dict[str, str], code: int
+) -> None:
+    told = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []  # as in a container whose folders are all read-only
+import librosa.filters
+librosa.filters.mel(sr=16_000, n_fft=400)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", told],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
+    assert ("no locator available" in ran.stderr) == bool(code)

@@ -114,6 +114,7 @@ def test_the_wheel_holds_every_module_and_all_data(wheel: Path) -> None:
     for package in ("appliance", "engine"):
         for file in (CHECKOUT / package).rglob("*.py"):
             assert str(file.relative_to(CHECKOUT)) in held
+        assert f"{package}/py.typed" in held
     for folder in ("conf", "recipes"):
         for file in (CHECKOUT / folder).rglob("*"):
             if file.is_file():

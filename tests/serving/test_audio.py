@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 import soundfile
 
@@ -163,3 +164,22 @@ def test_a_sound_is_timed_in_its_tower(server: Server) -> None:
         lines = answer.read().decode().splitlines()
     name = 'appliance_media_seconds_count{modality="audio",stage="encode"}'
     assert any(line.startswith(name) and float(line.split()[-1]) > 0 for line in lines)
+
+
+def librosa_by_process(server: Server) -> dict[str, set[bool]]:
+    """Whether numba, which comes with librosa, is loaded: in workers, and in all others."""
+    found: dict[str, set[bool]] = {"workers": set(), "others": set()}
+    this = psutil.Process(server.process.pid)
+    for process in (this, *this.children(recursive=True)):
+        kind = "workers" if "appliance.media.worker" in " ".join(process.cmdline()) else "others"
+        loaded = any("llvmlite" in mapped.path for mapped in process.memory_maps())
+        found[kind].add(loaded)
+    return found
+
+
+def test_only_the_workers_of_a_model_that_hears_load_librosa(
+    server: Server, tiny_qwen2_vl: Server
+) -> None:
+    ask(server, input_audio(SHORT))
+    assert librosa_by_process(server) == {"workers": {True}, "others": {False}}
+    assert librosa_by_process(tiny_qwen2_vl) == {"workers": {False}, "others": {False}}

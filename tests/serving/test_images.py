@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.engine.harness import picture
+from bench.reference import picture
 from tests.serving.conftest import Server
 
 

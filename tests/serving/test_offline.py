@@ -10,8 +10,8 @@ import pytest
 
 from appliance.errors import ApplianceError
 from appliance.offline import Appliance
+from bench.reference import picture
 from tests.checkpoints import WRITERS
-from tests.engine.harness import picture
 from tests.serving.conftest import Server
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save
 from transformers.video_utils import read_video_pyav
 
+from bench.reference import Reference, picture
 from engine.models.registry import family_for
 from engine.request import MediaItem
-from tests.engine.harness import Reference, picture
 from tests.engine.models.pictures import media_item
 from tests.engine.models.video_processor import VideoProcessor
 from tests.media.clips import sound_with_cover, video

@@ -17,6 +17,7 @@ from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
 from appliance.planning import plan_recipe
 from appliance.tasks import plan as plan_task
+from bench.reference import engine_options
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
@@ -25,7 +26,6 @@ from engine.models.registry import family_for
 from engine.scheduling.admission import admission
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
 from tests.conftest import Launch
-from tests.engine.harness import engine_options
 
 ROOM = 4 * GIB
 LLAMA_ALONE = b'{"architectures": ["LlamaForCausalLM"]}'

@@ -15,10 +15,10 @@ from transformers import WhisperForConditionalGeneration as Whisper
 
 from appliance.config.errors import WeightsError
 from appliance.weights import source as weights
+from bench.reference import engine_options
 from engine.memory.plan import plan
 from engine.models.loader import load_model
 from tests.checkpoints import write_ultravox
-from tests.engine.harness import engine_options
 from tests.weights.test_weights import configured, resolve
 
 PROCESSOR = "preprocessor_config.json"

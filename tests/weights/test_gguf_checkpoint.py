@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.config.errors import ConfigurationError
 from appliance.weights.gguf_checkpoint import INNER, OUTER, halves_from_pairs, write_checkpoint
-from tests.checkpoints import CORPUS, byte_level_tokenizer
+from tests.checkpoints.tokenization import CORPUS, byte_level_tokenizer
 
 HEADS, KV_HEADS, HIDDEN, INTERMEDIATE, LAYERS = 4, 2, 64, 96, 2
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"

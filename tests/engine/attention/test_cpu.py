@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.reference import greedy
+from bench.stand_in import torch_flashinfer
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention
@@ -14,8 +16,6 @@ from engine.request import Request
 from engine.scheduling.batch import Batch, build_batch
 from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence
-from tests.engine.harness import greedy
-from tests.gpu import torch_flashinfer
 
 PAGE = 4
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.reference import greedy
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.cpu import CpuAttention
 from engine.layers.decoder import Decoder, DecoderInput, LayerFeature, TransformersDecoder
@@ -18,7 +19,6 @@ from engine.request import Request
 from engine.scheduling.batch import build_batch
 from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence
-from tests.engine.harness import greedy
 
 Folder = Callable[[str], Path]
 TOKENS = 11

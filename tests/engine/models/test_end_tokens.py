@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from bench.reference import Recorder, engine_options, greedy
 from engine.core import Engine
 from engine.models.end_tokens import end_tokens
 from engine.request import Request, SamplingOptions
-from tests.engine.harness import Recorder, engine_options, greedy
 
 Folder = Callable[[str], Path]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor
 
+from bench.reference import TOLERANCE, Recorder, compare, engine_options, greedy
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import FusedDecoder
@@ -22,9 +25,9 @@ from engine.models.ultravox_model import Tower
 from engine.request import Request
 from engine.running.exercise import largest_sounds
 from tests.checkpoints import write_ultravox
-from tests.engine.harness import TOLERANCE, Recorder, compare, engine_options, greedy
 from tests.engine.models.sounds import ComposedUltravox, prompt_with_sounds, sound, sound_item
 
+CHECKOUT = Path(__file__).resolve().parents[3]
 # Samples: shorter than two hops, odd and even numbers of frames, more than one chunk, more than two
 LENGTHS = (100, 3_333, 8_000, 15_999, 25_600, 27_000, 52_345)
 SOUNDS = [sound(samples, samples) for samples in LENGTHS]
@@ -237,3 +240,19 @@ def test_the_largest_sound_of_a_prompt_fits_in_it(folder: Path) -> None:
     assert 250 < item.length <= 300
     (embedded,) = Engine(options)._runner.encode([item])
     assert len(embedded) == item.length
+
+
+def test_librosa_is_loaded_where_spectrograms_are_made_and_not_before(folder: Path) -> None:
+    told = f"""
+import sys, torch
+from engine.core import Engine
+from engine.models.registry import family_for
+from bench.reference import engine_options
+family = family_for({str(folder)!r})
+family.audio_tokens(16_000)
+Engine(engine_options({str(folder)!r}))
+assert "librosa" not in sys.modules and "numba" not in sys.modules
+family.preprocess_audio(torch.zeros(16_000))
+assert "librosa" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", told], check=True, timeout=120, cwd=CHECKOUT)

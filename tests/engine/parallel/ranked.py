@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 import transformers
 
+from bench.random_weights import randomise
+from bench.reference import Recorder
+from bench.stand_in.platforms import Recording
 from engine.core import Engine
 from engine.options import EngineOptions
 from engine.process.follower import follow
 from engine.process.followers import Followers
 from tests import checkpoints
-from tests.engine.harness import Recorder
-from tests.gpu.platforms import Recording
 
 
 def write_odd(folder: Path) -> Path:
@@ -40,7 +41,7 @@ def write_threefold(folder: Path) -> Path:
     config = transformers.AutoConfig.from_pretrained(folder)
     assert config.vocab_size % 3
     model = transformers.LlamaForCausalLM(config)
-    checkpoints.randomise(model, 0)
+    randomise(model, 0)
     model.save_pretrained(folder)
     return folder
 

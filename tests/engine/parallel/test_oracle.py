@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.core import Engine
-from engine.options import EngineOptions
-from engine.request import Request
-from tests.engine.harness import (
+from bench.reference import (
     TOLERANCE,
     Recorder,
     Reference,
@@ -22,6 +19,9 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
+from engine.core import Engine
+from engine.options import EngineOptions
+from engine.request import Request
 from tests.engine.parallel.ranked import of_ranks, of_two_ranks_on_a_card
 from tests.engine.running.test_oracle import VISION, words
 

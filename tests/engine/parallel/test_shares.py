@@ -10,6 +10,7 @@ import torch
 
 from appliance.config.compose import compose
 from appliance.planning import plan_recipe
+from bench.reference import Recorder, engine_options, greedy
 from engine.core import Engine
 from engine.errors import DeviceMissing, ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
@@ -21,7 +22,6 @@ from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart, load_share, part
 from engine.request import Request
 from engine.scheduling.batch import Batch, build_batch
-from tests.engine.harness import Recorder, engine_options, greedy
 from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]

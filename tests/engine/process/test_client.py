@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
 from engine.core import Engine
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
 from engine.process.client import EngineClient
 from engine.request import Request, SamplingOptions
-from tests.engine.harness import Recorder, engine_options, greedy, picture, prompt_with_images
 
 Folder = Callable[[str], Path]
 

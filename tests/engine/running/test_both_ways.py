@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.core import Engine
-from engine.errors import RequestRefused
-from engine.memory.plan import Plan, PlanError, plan
-from engine.request import Request
-from engine.scheduling.batch import Batch, no_spans
-from engine.scheduling.scheduler import Budget, Scheduler
-from engine.scheduling.sequence import Sequence
-from tests.engine.harness import (
+from bench.reference import (
     TOLERANCE,
     Recorder,
     Reference,
@@ -26,9 +19,16 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
+from bench.stand_in.platforms import StandIn, cuda_path, engine_on, standing_in
+from bench.stand_in.torch_flashinfer import BatchPrefillWithCausalBidirectionalRangesWrapper
+from engine.core import Engine
+from engine.errors import RequestRefused
+from engine.memory.plan import Plan, PlanError, plan
+from engine.request import Request
+from engine.scheduling.batch import Batch, no_spans
+from engine.scheduling.scheduler import Budget, Scheduler
+from engine.scheduling.sequence import Sequence
 from tests.engine.running.test_oracle import requests_for, words
-from tests.gpu.platforms import StandIn, cuda_path, engine_on, standing_in
-from tests.gpu.torch_flashinfer import BatchPrefillWithCausalBidirectionalRangesWrapper
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.reference import Recorder, engine_options, greedy
+from bench.stand_in.platforms import PATHS, engine_on
 from engine.request import Request, SamplingOptions
 from engine.sampling.constraint import WORD, mask_words
 from engine.scheduling.sequence import Sequence
-from tests.engine.harness import Recorder, engine_options, greedy
 from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import PATHS, engine_on
 
 Folder = Callable[[str], Path]
 END = 1

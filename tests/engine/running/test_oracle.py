@@ -14,11 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.attention.flashinfer import FlashInferAttention
-from engine.core import Engine
-from engine.layers.fuse import FusedDecoder
-from engine.request import Request
-from tests.engine.harness import (
+from bench.reference import (
     TOLERANCE,
     Recorder,
     Reference,
@@ -28,7 +24,11 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
-from tests.gpu.platforms import PATHS, engine_on, replayed
+from bench.stand_in.platforms import PATHS, engine_on, replayed
+from engine.attention.flashinfer import FlashInferAttention
+from engine.core import Engine
+from engine.layers.fuse import FusedDecoder
+from engine.request import Request
 
 TEXT = ["llama", "qwen2", "qwen3", "gemma3_text"]
 VISION = ["qwen2_vl", "llava", "gemma3"]

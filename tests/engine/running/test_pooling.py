@@ -9,11 +9,11 @@ import numpy
 import pytest
 import torch
 
+from bench.reference import Recorder, Reference, greedy, picture, prompt_with_images
+from bench.stand_in.platforms import PATHS, engine_on
 from engine.errors import RequestRefused
 from engine.request import Pooling, Request
-from tests.engine.harness import Recorder, Reference, greedy, picture, prompt_with_images
 from tests.engine.running.test_oracle import words
-from tests.gpu.platforms import PATHS, engine_on
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]

@@ -11,12 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.core import Engine
-from engine.errors import RequestRefused
-from engine.models.family import VideoOptions
-from engine.models.registry import family_for
-from engine.request import MediaItem, Request
-from tests.engine.harness import (
+from bench.reference import (
     TOLERANCE,
     Recorder,
     Reference,
@@ -26,6 +21,11 @@ from tests.engine.harness import (
     picture,
     prompt_with_images,
 )
+from engine.core import Engine
+from engine.errors import RequestRefused
+from engine.models.family import VideoOptions
+from engine.models.registry import family_for
+from engine.request import MediaItem, Request
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]

@@ -1,4 +1,4 @@
-"""Platforms to test with: the CPU in a card's place, with its graphs or without."""
+"""Platforms to check with: the CPU in a card's place, with its graphs or without."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from bench.reference import engine_options
+from bench.stand_in import torch_flashinfer
 from engine.core import Engine
 from engine.device.device import Event, Graph, Host
 from engine.running.platform import FlashInferOffers, Platform
-from tests.engine.harness import engine_options
-from tests.gpu import torch_flashinfer
 
 
 class Replay:

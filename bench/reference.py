@@ -166,8 +166,7 @@ def prompt_with_images(
 ) -> tuple[list[int], list[MediaItem]]:
     """Token ids and media items of text ids and pictures in order."""
     family = family_for(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    placeholder = tokenizer.convert_tokens_to_ids(family.placeholder("image"))
+    placeholder = transformers.AutoConfig.from_pretrained(folder).image_token_id
     tokens: list[int] = []
     media: list[MediaItem] = []
     for part in parts:

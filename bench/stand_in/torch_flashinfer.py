@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu import torch_sampling as sampling
+from bench.stand_in import torch_sampling as sampling
 
 __all__ = [
     "BatchDecodeWithPagedKVCacheWrapper",

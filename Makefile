@@ -40,6 +40,7 @@ lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m appliance.config.reference --check
 
 docs: install

@@ -15,10 +15,10 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from appliance.media.nursery import ENVIRONMENT
 
 from appliance.errors import ApplianceError
 from appliance.media.audio import Sound, load_audio
+from appliance.media.fork_server import ENVIRONMENT
 from appliance.media.limits import AudioPolicy
 from tests.media.clips import sound_with_cover, video
 from tests.media.policies import audio_policy

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +16,10 @@ from appliance.lifecycle import Lifecycle
 from appliance.service import Service
 
 if TYPE_CHECKING:
+    from appliance.client import Client
     from appliance.generation.generation import Generation
     from appliance.media.intake import Intake
     from engine.memory.plan import Plan
-    from engine.process.client import EngineClient
 
 Made = TypeVar("Made")
 
@@ -35,7 +33,7 @@ class Loader:
     def __init__(self, composed: Composed, *, in_process: bool = False) -> None:
         self._composed = composed
         self._in_process = in_process  # the engine in a thread: for the offline API
-        self.client: EngineClient | None = None
+        self.client: Client | None = None
         self.summary = ""
         self._lifecycle = Lifecycle()
         self._intake: Intake | None = None
@@ -83,9 +81,8 @@ class Loader:
 
     def kill(self) -> None:
         """End the engine process at once."""
-        if self.client is not None and self.client.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.client.pid, signal.SIGKILL)
+        if self.client is not None:
+            self.client.kill()
 
     def _fetch(self) -> Path:
         from appliance.weights.source import resolve
@@ -106,7 +103,7 @@ class Loader:
 
         return render(self._composed, plan, address)
 
-    def _make_client(self, plan: Plan) -> EngineClient:
+    def _make_client(self, plan: Plan) -> Client:
         from engine.process.client import EngineClient
 
         return EngineClient(plan.resolved, in_process=self._in_process)

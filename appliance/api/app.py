@@ -59,7 +59,7 @@ def create_app(service: Service) -> ASGIApp:
         app = Authentication(app, keys)
     if server.cors_origins:
         app = CrossOrigin(app, server.cors_origins)
-    return Exchange(app, service, frozenset(route.path for route in table))
+    return Exchange(app, service, table)
 
 
 def on_client_gone(request: Request, fault: Exception) -> Response:

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Protocol
 
+from appliance.client import Client
 from appliance.errors import bad_request, engine_failed
 from appliance.generation.answers import (
     AnswerLength,
@@ -23,23 +23,15 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.generation.prompting import Job, Limits, Prompting, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.media.intake import Intake
-from appliance.metrics import EngineSource, Metrics
+from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 from engine.errors import EngineDead, RequestRefused
-from engine.request import Output, Request, SamplingOptions
+from engine.request import Request, SamplingOptions
 
 logger = logging.getLogger("appliance.generation")
-
-
-class Client(EngineSource, Protocol):
-    """The engine as the server sees it."""
-
-    def submit(self, request: Request) -> AsyncIterator[Output]: ...
-
-    def abort(self, request_id: str, index: int | None = None) -> None: ...
 
 
 class AnswerFields(Protocol):

@@ -145,6 +145,11 @@ class EngineClient:
             await loop.run_in_executor(None, process.join, 5)
         self._close("the engine was stopped")
 
+    def kill(self) -> None:
+        """End the process at once; a thread of this process ends with it."""
+        if self._process is not None:
+            self._process.kill()
+
     def _send(self, requests: Connection, loop: asyncio.AbstractEventLoop) -> None:
         message: ToEngine = None
         with requests:

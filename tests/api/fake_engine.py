@@ -1,4 +1,4 @@
-"""An engine client that says what it is told to: the interface of `engine.client.EngineClient`."""
+"""An `appliance.client.Client` that plays a script."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class FakeEngine:
         self.stats = EngineStats(running=3, pages_total=10, pages_used=4, prefix_hit_tokens=7)
         self.phase = "ready"
         self.fraction = 1.0
-        self.pid: int | None = None
+        self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
+        self.killed = False
         self.dead: str | None = None
         self.stopped = False
         self._streams: dict[str, FakeStream] = {}
@@ -89,3 +90,6 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self.stopped = True
+
+    def kill(self) -> None:
+        self.killed = True

@@ -6,10 +6,12 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.http.faults import fault_response
@@ -39,7 +41,7 @@ def note(scope: Scope, **fields: Any) -> None:
 class Exchange:
     """The outermost ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: Service, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[Route]) -> None:
         self._app = app
         self._metrics = service.metrics
         self._lifecycle = service.lifecycle
@@ -81,9 +83,7 @@ class Exchange:
 
     def _finish(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
         path = scope["path"]
-        route = path if path in self._routes else "other"
-        if path.startswith("/v1/models/"):
-            route = "/v1/models/{id}"
+        route = next((r.path_format for r in self._routes if r.path_regex.match(path)), "other")
         self._metrics.answered(route, status, seconds)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
         if not logger.isEnabledFor(level):

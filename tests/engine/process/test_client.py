@@ -134,3 +134,13 @@ def test_a_checkpoint_that_cannot_be_served_gives_the_reason(tmp_path: Path) -> 
         await client.stop()
 
     asyncio.run(scenario())
+
+
+def test_clients_are_what_the_server_takes_for_an_engine(checkpoint: Folder) -> None:
+    from appliance.client import Client
+    from tests.api.fake_engine import FakeEngine, speak
+
+    wanted = {name for name in (*vars(Client), *Client.__annotations__) if name[0] != "_"}
+    assert {"start", "submit", "on_encode", "phase", "kill"} <= wanted
+    for client in (EngineClient(engine_options(checkpoint("llama"))), FakeEngine(speak(1))):
+        assert all(hasattr(client, name) for name in wanted | {"stats"})

@@ -179,6 +179,9 @@ async def test_origins_have_to_be_listed(cook: Cook) -> None:
     assert refused.headers["access-control-allow-origin"] == "https://app.example"
     other = await client.ask("OPTIONS", CHAT, headers={**asking, "Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
+    assert (other.status, other.error["code"]) == (400, "cors_refused")
+    exposed = refused.headers["access-control-expose-headers"]
+    assert {"X-Request-Id", "X-Ignored-Fields", "Retry-After"} <= set(exposed.split(", "))
 
 
 async def test_before_loading_probes_tell_phase_and_others_wait(cook: Cook) -> None:

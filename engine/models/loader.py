@@ -88,14 +88,16 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
     model.set_attn_implementation(attention)
     model.eval().requires_grad_(False)
     stack = family.decoder(model)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
     return LoadedModel(
         family=family,
         model=model,
         stack=stack,
         shape=attention_shape(stack.config),
-        eos_ids=end_tokens(family.folder),
+        # one that the model has no logit for can never come, and cannot be forbidden
+        eos_ids=frozenset(token for token in end_tokens(family.folder) if token < vocabulary),
         dtype=model.dtype,
-        vocabulary=model.get_output_embeddings().weight.shape[0],
+        vocabulary=vocabulary,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,24 @@ def test_each_file_counts_in_its_turn(
     assert end_tokens(tmp_path) == expected
 
 
+def test_an_end_that_the_model_has_no_logit_for_is_left_out(
+    checkpoint: Folder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("llama"), folder)
+    settings = {"eos_token": "<far>", "added_tokens_decoder": {"99999": {"content": "<far>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert 99999 in end_tokens(folder)
+    recorder = Recorder(Engine(engine_options(folder)))
+    options = SamplingOptions(4, temperature=0.0, min_tokens=4)  # forbids every end meanwhile
+    recorder.run(Request("r", [5, 6, 7], options))
+    assert len(recorder.tokens["r", 0]) == 4
+
+
 def test_an_answer_ends_at_the_tokenizers_own_token(checkpoint: Folder, tmp_path: Path) -> None:
     """Where generation_config.json names another one, as some checkpoints do."""
     folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in checkpoint("llama").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(checkpoint("llama"), folder)
     recorder = Recorder(Engine(engine_options(folder)))
     recorder.run(Request("free", [5, 6, 7], greedy(8)))
     third = recorder.tokens["free", 0][2]

@@ -143,7 +143,7 @@ class Loader:
         intake: Intake | None,
     ) -> Generation:
         from appliance.generation.generation import Generation
-        from appliance.generation.prompting import Limits
+        from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
         from appliance.planning import allowed_modalities
         from appliance.prompt.template import ChatTemplate
@@ -155,8 +155,7 @@ class Loader:
         family, tokenizer = family_for(folder), Tokenizer(folder)
         source = config.chat.template
         text = Path(source).read_text(encoding="utf-8") if source else None
-        return Generation(
-            client=self.client,
+        prompting = Prompting(
             tokenizer=tokenizer,
             template=ChatTemplate(text, tokenizer, family, config.chat.template_kwargs),
             limits=Limits(plan.max_len, plan.pages, plan.page_size, plan.max_sequences),
@@ -164,6 +163,11 @@ class Loader:
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
             pool=threads,
+        )
+        return Generation(
+            client=self.client,
+            prompting=prompting,
+            metrics=service.metrics,
             sampling=sampling_defaults(config.sampling, folder),
         )
 

@@ -44,10 +44,10 @@ async def _draw(lifecycle: Lifecycle, stream: TextIO) -> None:
 
 
 async def _log(lifecycle: Lifecycle) -> None:
-    phase, told = "", 0.0
+    phase, logged = "", 0.0
     while not lifecycle.loaded:
-        if lifecycle.phase != phase or time.monotonic() - told > LOG_SECONDS:
-            phase, told = lifecycle.phase, time.monotonic()
+        if lifecycle.phase != phase or time.monotonic() - logged > LOG_SECONDS:
+            phase, logged = lifecycle.phase, time.monotonic()
             fields = {
                 "fraction": round(lifecycle.fraction, 2),
                 "elapsed": round(lifecycle.elapsed, 1),

@@ -1,4 +1,4 @@
-"""What the engine can be told; the launcher fills it from the composed recipe."""
+"""Settings of the engine, which the launcher makes of the composed recipe."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ class OpenAIEvents:
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
 
     def closing(self) -> bytes:
-        told = ""
+        final = ""
         if self._include_usage:
-            told = f'{self._head}],"usage":{encode(usage(self._answers))}}}\n\n'
-        return f"{told}{DONE}".encode()
+            final = f'{self._head}],"usage":{encode(usage(self._answers))}}}\n\n'
+        return f"{final}{DONE}".encode()
 
     def failure(self, fault: ApplianceError) -> bytes:
         return f"data: {encode(fault.body())}\n\n{DONE}".encode()

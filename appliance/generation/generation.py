@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 import time
-from concurrent.futures import Executor
 from typing import Protocol
 
 from appliance.client import Client
@@ -20,14 +19,11 @@ from appliance.generation.answers import (
     TokenClock,
 )
 from appliance.generation.conversation import ChatPrompt
-from appliance.generation.prompting import Job, Limits, Prompting, sentence
+from appliance.generation.prompting import Job, Prompting, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
-from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
-from appliance.prompt.template import ChatTemplate
-from appliance.prompt.tokenizer import Tokenizer
 from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
 
@@ -53,30 +49,17 @@ class Generation:
         self,
         *,
         client: Client,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        limits: Limits,
-        intake: Intake | None,
-        modalities: tuple[str, ...],
+        prompting: Prompting,
         metrics: Metrics,
-        pool: Executor,
         sampling: SamplingDefaults,
     ) -> None:
         self.client = client
-        self.tokenizer = tokenizer
-        self.limits = limits
-        self.modalities = modalities
-        self._sampling = sampling
+        self.tokenizer = prompting.tokenizer
+        self.limits = prompting.limits
+        self.modalities = prompting.modalities
+        self._prompting = prompting
         self._metrics = metrics
-        self._prompting = Prompting(
-            tokenizer=tokenizer,
-            template=template,
-            limits=limits,
-            intake=intake,
-            modalities=modalities,
-            metrics=metrics,
-            pool=pool,
-        )
+        self._sampling = sampling
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -68,11 +68,11 @@ class Prompting:
         metrics: Metrics,
         pool: Executor,
     ) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._template = template
-        self._limits = limits
+        self.limits = limits
         self._intake = intake
-        self._modalities = modalities
+        self.modalities = modalities
         self._metrics = metrics
         self._pool = pool
 
@@ -112,11 +112,11 @@ class Prompting:
     async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
         if isinstance(source, str):
-            prompt = await self._off_loop(len(source), partial(build_text, source, self._tokenizer))
+            prompt = await self._off_loop(len(source), partial(build_text, source, self.tokenizer))
             ids = prompt.token_ids
         else:
             ids = source
-            size = self._tokenizer.vocab_size
+            size = self.tokenizer.vocab_size
             if min(ids) < 0 or max(ids) >= size:
                 raise bad_request(
                     f"'{param}' holds token ids outside the vocabulary of {size} tokens.", param
@@ -128,7 +128,7 @@ class Prompting:
     def _check_modalities(self, asked: ChatPrompt) -> None:
         for source in asked.conversation.sources:
             modality = source.modality
-            if modality not in self._modalities:
+            if modality not in self.modalities:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
                 plural = modality if modality == "audio" else f"{modality}s"
                 raise bad_request(
@@ -137,7 +137,7 @@ class Prompting:
 
     def _job(self, ids: list[int], length: AnswerLength, param: str) -> Job:
         """Raises ApplianceError when prompt and answer cannot fit."""
-        limits, least = self._limits, 1 if length.wanted is None else length.wanted
+        limits, least = self.limits, 1 if length.wanted is None else length.wanted
         reason = admission(len(ids), least, limits.max_len, limits.pages, limits.page_size)
         if reason is not None:
             alone = admission(len(ids), 1, limits.max_len, limits.pages, limits.page_size)

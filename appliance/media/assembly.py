@@ -71,7 +71,7 @@ def kinds_of(media: MediaConfig) -> tuple[str, ...]:
 
 
 def media_settings(config: MediaConfig) -> MediaSettings:
-    """What workers are told of a recipe. Raises ConfigurationError."""
+    """What workers need to know of a recipe. Raises ConfigurationError."""
     image, video, audio = config.image, config.video, config.audio
     for option in config.allow_request_options:
         key = f"{option.split('.')[0]}.{CEILINGS[option]}"

@@ -191,7 +191,7 @@ def _is_container(data: bytes) -> bool:
 
 
 def _read(file: soundfile.SoundFile, param: str) -> Blocks:
-    told, read = file.frames, 0
+    declared, read = file.frames, 0
     yield file.samplerate, np.zeros((0, file.channels), np.float32)  # refused before it is read
     while True:
         block: Samples = file.read(BLOCK, dtype="float32", always_2d=True)
@@ -199,7 +199,7 @@ def _read(file: soundfile.SoundFile, param: str) -> Blocks:
             break
         read += len(block)
         yield file.samplerate, block
-    if file.format == "FLAC" and read < told:
+    if file.format == "FLAC" and read < declared:
         raise media_undecodable("The audio is cut off.", param)
 
 

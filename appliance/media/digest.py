@@ -24,8 +24,8 @@ def content_digest(kind: str, data: bytes) -> bytes:
 
 def tensor_digest(salt: bytes, content: bytes, options: Options) -> bytes:
     """BLAKE2b-256 of all that an item's tensors depend on: server, content, request."""
-    told = repr(sorted(options.items())).encode()
-    return blake2b(salt + content + told, digest_size=32).digest()
+    wanted = repr(sorted(options.items())).encode()
+    return blake2b(salt + content + wanted, digest_size=32).digest()
 
 
 def processing_salt(folder: Path, family: str, settings: MediaSettings) -> bytes:

@@ -31,10 +31,10 @@ def fresh_seconds(headers: Iterable[tuple[bytes, bytes]]) -> float:
     found: dict[str, list[str]] = {}
     for name, value in headers:
         found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    told = directives(", ".join(found.get("cache-control", ())))
-    if told is None or UNSHARED & told.keys() or "*" in found.get("vary", []):
+    said = directives(", ".join(found.get("cache-control", ())))
+    if said is None or UNSHARED & said.keys() or "*" in found.get("vary", []):
         return 0.0
-    lifetime = told.get("s-maxage", told.get("max-age", "0"))
+    lifetime = said.get("s-maxage", said.get("max-age", "0"))
     age = found.get("age", ["0"])[0]
     if not (lifetime.isdecimal() and age.isdecimal()) or len(found.get("age", [])) > 1:
         return 0.0
@@ -43,15 +43,15 @@ def fresh_seconds(headers: Iterable[tuple[bytes, bytes]]) -> float:
 
 def directives(header: str) -> dict[str, str] | None:
     """The directives of a Cache-Control header; None if it cannot be read or says a thing twice."""
-    told: dict[str, str] = {}
+    said: dict[str, str] = {}
     text, place = header.strip().lower(), 0
     while place < len(text):
         match = DIRECTIVE.match(text, place)
-        if match is None or match[1] in told:
+        if match is None or match[1] in said:
             return None
-        told[match[1]] = match[2] or match[3] or ""
+        said[match[1]] = match[2] or match[3] or ""
         place = match.end()
-    return told
+    return said
 
 
 class FreshUrls:

@@ -124,8 +124,8 @@ class VideoFile:
             table = _table(entries, stream)
             alone = len(container.streams) == 1 and container.duration is not None
             if alone and table.times:
-                told = container.duration / av.time_base  # type: ignore[operator]
-                if table.seconds < told / 2 - SHORTFALL:
+                declared = container.duration / av.time_base  # type: ignore[operator]
+                if table.seconds < declared / 2 - SHORTFALL:
                     raise VideoDamaged("is cut off")
             return table
 
@@ -211,7 +211,7 @@ def _faults() -> Iterator[None]:
 
 
 def _padded(pixels: int) -> int:
-    """What decoders are told: they count the padding of lines and macroblocks too."""
+    """What decoders are limited to: they count the padding of lines and macroblocks too."""
     return 2 * pixels + (1 << 16)
 
 

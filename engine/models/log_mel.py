@@ -24,8 +24,8 @@ def sound_options(folder: Path) -> dict[str, Any]:
     """The feature extractor's settings, looked for where transformers looks."""
     path = folder / "processor_config.json"
     if path.is_file():
-        told = json.loads(path.read_text())
-        nested = told.get("feature_extractor") or told.get("audio_processor")
+        settings = json.loads(path.read_text())
+        nested = settings.get("feature_extractor") or settings.get("audio_processor")
         if isinstance(nested, dict):
             return nested
     path = folder / "preprocessor_config.json"

@@ -135,8 +135,10 @@ def _placeholder(folder: Path) -> str:
     for file, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "")):
         path = folder / file
         if path.is_file():
-            told = json.loads(path.read_text(encoding="utf-8"))
-            entries = (told.get(key) or {}).values() if key else told.get("added_tokens") or []
+            content = json.loads(path.read_text(encoding="utf-8"))
+            entries = (
+                (content.get(key) or {}).values() if key else content.get("added_tokens") or []
+            )
             names += [entry["content"] for entry in entries]
     if PLACEHOLDER in names:
         return PLACEHOLDER

@@ -48,11 +48,11 @@ class UltravoxConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers ha
         super().__init__(**others)
 
 
-def _part(told: Any, otherwise: str) -> Any:
-    if isinstance(told, PreTrainedConfig):
-        return told
-    told = dict(told or {})
-    return AutoConfig.for_model(told.pop("model_type", otherwise), **told)
+def _part(given: Any, otherwise: str) -> Any:
+    if isinstance(given, PreTrainedConfig):
+        return given
+    given = dict(given or {})
+    return AutoConfig.for_model(given.pop("model_type", otherwise), **given)
 
 
 class Tower(WhisperEncoder):  # type: ignore[misc]  # transformers has no types for us

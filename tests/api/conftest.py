@@ -18,7 +18,7 @@ from appliance.api.app import create_app
 from appliance.config.compose import compose
 from appliance.config.schema import Config
 from appliance.generation.generation import Generation
-from appliance.generation.prompting import Limits
+from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
@@ -115,14 +115,15 @@ def generation(
     intake: Intake | None = None,
     modalities: tuple[str, ...] = (),
 ) -> Generation:
-    return Generation(
-        client=engine,
+    prompting = Prompting(
         tokenizer=side.tokenizer,
         template=side.template,
         limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
         intake=intake,
         modalities=modalities,
-        sampling=SamplingDefaults(),
         metrics=metrics,
         pool=pool,
+    )
+    return Generation(
+        client=engine, prompting=prompting, metrics=metrics, sampling=SamplingDefaults()
     )

@@ -42,12 +42,8 @@ class Appliance:
 
     def __init__(self, recipe: str, *overrides: str, config_dir: str | None = None) -> None:
         folders = [config_dir] if config_dir else []
-        overridden = [
-            f"recipe={recipe}",
-            *overrides,
-            "server.api_keys=[]",
-        ]  # nobody else can reach it
-        composed = compose_recipe(overridden, folders)
+        without_keys = "server.api_keys=[]"  # nobody else can reach it
+        composed = compose_recipe([f"recipe={recipe}", *overrides, without_keys], folders)
         config = composed.config
         self.model = config.model.name or recipe
         self._service = Service(config, self.model, composed.digest)

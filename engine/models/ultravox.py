@@ -136,9 +136,8 @@ def _placeholder(folder: Path) -> str:
         path = folder / file
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            entries = (
-                (content.get(key) or {}).values() if key else content.get("added_tokens") or []
-            )
+            listed = (content.get(key) or {}).values() if key else content.get("added_tokens")
+            entries = listed or []
             names += [entry["content"] for entry in entries]
     if PLACEHOLDER in names:
         return PLACEHOLDER

@@ -96,10 +96,12 @@ def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]
     return [MediaItem("image", b"", 0, length, tensors) for _ in range(count)]
 
 
-def largest_video(options: EngineOptions, family: Family) -> list[MediaItem]:
-    """A clip of as many large frames as a prompt holds: one alone may fill it."""
-    asked = VideoOptions()
-    frames, side = 2, FRAME_SIDE
+def largest_videos(options: EngineOptions, family: Family) -> list[MediaItem]:
+    """Clips of as many large frames as a prompt holds, as many as the towers get in one step."""
+    asked, side = VideoOptions(), FRAME_SIDE
+    while family.video_tokens(2, side, side, asked) > options.max_len:
+        side = side * 9 // 10
+    frames = 2
     while family.video_tokens(2 * frames, side, side, asked) <= options.max_len:
         frames *= 2
     step = frames
@@ -109,7 +111,8 @@ def largest_video(options: EngineOptions, family: Family) -> list[MediaItem]:
     pictures = (Image.new("RGB", (side, side)) for _ in range(frames))
     tensors = family.preprocess_video(pictures, frames, asked)
     length = family.video_tokens(frames, side, side, asked)
-    return [MediaItem("video", b"", 0, length, tensors)]
+    count = max(1, options.max_tokens_per_step // length)
+    return [MediaItem("video", b"", 0, length, tensors) for _ in range(count)]
 
 
 def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
@@ -124,7 +127,7 @@ def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
     return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
 
 
-LARGEST = {"image": largest_images, "video": largest_video, "audio": largest_sounds}
+LARGEST = {"image": largest_images, "video": largest_videos, "audio": largest_sounds}
 
 
 def _shape(options: EngineOptions) -> tuple[int, int]:

@@ -360,6 +360,11 @@ def test_the_largest_clip_is_encoded_while_memory_is_measured(
     cuda_path(checkpoint("qwen2_vl"), Counted(), **told, modalities=("image", "video"))
     assert len(seen) == 1
     assert 900 < seen[0] <= 1000  # not the 64 tokens of the largest image
+    seen.clear()
+    told |= {"max_len": 60, "max_tokens_per_step": 200}
+    cuda_path(checkpoint("qwen2_vl"), Counted(), **told, modalities=("image", "video"))
+    assert all(40 < length <= 60 for length in seen)  # no longer than a prompt
+    assert len(seen) == 200 // seen[0]  # as many as a step may have
 
 
 def test_the_largest_sound_is_heard_while_memory_is_measured(

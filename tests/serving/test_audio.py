@@ -69,7 +69,7 @@ def expected(folder: Path, *sounds: Samples) -> list[float]:
     family, tokenizer = family_for(folder), Tokenizer(folder)
     items = [sound_item(family, one) for one in sounds]
     items = [type("Item", (), {"modality": "audio", "tokens": item.length}) for item in items]
-    parts = [{"type": "input_audio"} for _ in sounds]
+    parts = [{"type": "audio"} for _ in sounds]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": TEXT}]}]
     prompt = build_chat(ChatTemplate(None, tokenizer, family), messages, items)
     media = [

@@ -66,7 +66,8 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
             logit_rows += range(query_start[-1], query_start[-1] + item.count)
         elif item.samples:
             logit_rows.append(query_start[-1] + item.count - 1)
-        hidden_rows += [query_start[-1] + row for row in item.pooled]
+        if sequence.request.pooling is not None:
+            hidden_rows += [query_start[-1] + row for row in item.pooled]
         page_indices += pages
         query_start.append(query_start[-1] + item.count)
         page_start.append(page_start[-1] + len(pages))

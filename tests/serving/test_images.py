@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import urllib.request
+from pathlib import Path
 
 import openai
+import psutil
 import pytest
 from PIL import Image
 
@@ -87,3 +89,11 @@ def test_a_picture_is_timed_in_its_tower(tiny_qwen2_vl: Server) -> None:
         lines = answer.read().decode().splitlines()
     name = 'appliance_media_seconds_count{modality="image",stage="encode"}'
     assert any(line.startswith(name) and float(line.split()[-1]) > 0 for line in lines)
+
+
+def test_the_server_itself_loads_no_torch(tiny_qwen2_vl: Server) -> None:
+    """It hands tensors on without looking at them: 190 MB and a second that it does without."""
+    assert "libtorch" not in Path(f"/proc/{tiny_qwen2_vl.process.pid}/maps").read_text()
+    children = psutil.Process(tiny_qwen2_vl.process.pid).children(recursive=True)
+    maps = [Path(f"/proc/{child.pid}/maps").read_text() for child in children]
+    assert any("libtorch" in one for one in maps)  # control: the engine and the workers do

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
+from appliance.generation.parts import AnswerParser, Parts
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
@@ -22,14 +23,18 @@ class Delta:
     """What came to answer `index` since somebody last looked."""
 
     index: int
-    text: str = ""
+    parts: Parts = field(default_factory=Parts)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
+    @property
+    def text(self) -> str:
+        return self.parts.text
+
     def add(self, later: Delta) -> None:
         """Append what came after it."""
-        self.text += later.text
+        self.parts.add(later.parts)
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.finish_reason = later.finish_reason
@@ -39,7 +44,8 @@ class AnswerText:
     """Turns one answer's tokens into text: never half a character, cut at stop strings.
 
     Stop strings are looked for after the first `min_tokens` tokens. The token that ended the answer
-    is not shown unless `show_end`; with `discard` nothing is, and the first token ends it.
+    is not shown unless `show_end`; with `discard` nothing is, and the first token ends it. A
+    `parser` tells what of the text is none for the reader: reasoning, calls of tools.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class AnswerText:
         min_tokens: int = 0,
         show_end: bool = False,
         discard: bool = False,
+        parser: AnswerParser | None = None,
     ) -> None:
         self._index = index
         self._detokenizer = detokenizer
@@ -58,6 +65,8 @@ class AnswerText:
         self._min_tokens = min_tokens
         self._show_end = show_end
         self._discard = discard
+        self._parser = parser
+        self._called = False
         self.tokens = 0
         self.finish_reason: str | None = None
 
@@ -81,8 +90,20 @@ class AnswerText:
                 finish = "stop"
             elif finish is not None:
                 text += self._stops.finish()
+        parts = self._parsed(text, ended=finish is not None)
+        self._called |= bool(parts.tool_calls)
+        if self._called and finish == "stop":
+            finish = "tool_calls"
         self.finish_reason = finish
-        return Delta(self._index, text, list(ids), list(logprobs), finish)
+        return Delta(self._index, parts, list(ids), list(logprobs), finish)
+
+    def _parsed(self, text: str, *, ended: bool) -> Parts:
+        if self._parser is None:
+            return Parts(text)
+        parts = self._parser.push(text)
+        if ended:
+            parts.add(self._parser.finish())
+        return parts
 
 
 @dataclass(slots=True, frozen=True)

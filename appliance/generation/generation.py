@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from appliance.client import Client
@@ -19,6 +20,7 @@ from appliance.generation.answers import (
     TokenClock,
 )
 from appliance.generation.conversation import ChatPrompt
+from appliance.generation.parts import AnswerParser
 from appliance.generation.prompting import Job, Prompting, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.metrics import Metrics
@@ -52,7 +54,9 @@ class Generation:
         prompting: Prompting,
         metrics: Metrics,
         sampling: SamplingDefaults,
+        parser: Callable[[], AnswerParser] | None = None,
     ) -> None:
+        """`parser` makes what tells the parts of a chat's answer apart, one for each answer."""
         self.client = client
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
@@ -60,6 +64,7 @@ class Generation:
         self._prompting = prompting
         self._metrics = metrics
         self._sampling = sampling
+        self._parser = parser
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,7 +83,7 @@ class Generation:
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
         job = await self._prompting.chat(prompt, fields.answer_length)
-        return self._start([job], fields, options)
+        return self._start([job], fields, options, self._parser)
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions
@@ -94,16 +99,24 @@ class Generation:
             )
             for number, source in enumerate(prompts)
         ]
-        return self._start(jobs, fields, options)
+        return self._start(jobs, fields, options, None)
 
-    def _start(self, jobs: list[Job], fields: AnswerFields, options: AnswerOptions) -> Answers:
+    def _start(
+        self,
+        jobs: list[Job],
+        fields: AnswerFields,
+        options: AnswerOptions,
+        parser: Callable[[], AnswerParser] | None,
+    ) -> Answers:
         vocabulary, defaults = self.tokenizer.vocab_size, self._sampling
         sampling = [fields.sampling(job.max_tokens, vocabulary, defaults) for job in jobs]
         scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
         answers = Answers(scores, options.n)
         self._running[answers] = answers.total
         for number, job in enumerate(jobs):
-            work = self._run(number, job, sampling[number], options, answers)
+            first = number * options.n
+            texts = [self._answer_text(first + i, options, parser) for i in range(options.n)]
+            work = self._run(number, job, sampling[number], options, answers, texts)
             task = asyncio.get_running_loop().create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -124,6 +137,7 @@ class Generation:
         sampling: SamplingOptions,
         options: AnswerOptions,
         answers: Answers,
+        texts: list[AnswerText],
     ) -> None:
         request = Request(
             id=secrets.token_hex(12),
@@ -136,7 +150,7 @@ class Generation:
         )
         ended = False
         try:
-            ended = await self._follow(request, number, options, answers)
+            ended = await self._follow(request, number, options, answers, texts)
         except RequestRefused as refused:
             answers.fail(bad_request(sentence(str(refused)), job.param))
         except EngineDead:
@@ -155,13 +169,17 @@ class Generation:
             self._metrics.prompt_length.observe(len(job.prompt_ids))
 
     async def _follow(
-        self, request: Request, number: int, options: AnswerOptions, answers: Answers
+        self,
+        request: Request,
+        number: int,
+        options: AnswerOptions,
+        answers: Answers,
+        texts: list[AnswerText],
     ) -> bool:
         """Pass outputs on until every answer has ended; False when the engine gave one up."""
         clock = TokenClock(self._metrics, options.arrived, options.n)
         prompt = answers.prompts[number]
-        first, left = number * options.n, options.n
-        texts = [self._answer_text(first + index, options) for index in range(options.n)]
+        left = options.n
         async for output in self.client.submit(request):
             text = texts[output.index]
             if text.finish_reason is not None:
@@ -189,7 +207,9 @@ class Generation:
                 return True
         raise EngineDead("the outputs ended before the answers")
 
-    def _answer_text(self, index: int, options: AnswerOptions) -> AnswerText:
+    def _answer_text(
+        self, index: int, options: AnswerOptions, parser: Callable[[], AnswerParser] | None
+    ) -> AnswerText:
         return AnswerText(
             index,
             Detokenizer(
@@ -201,6 +221,7 @@ class Generation:
             min_tokens=options.min_tokens,
             show_end=options.include_stop,
             discard=options.discard,
+            parser=None if parser is None else parser(),
         )
 
     def _leave(self, answers: Answers, count: int) -> None:

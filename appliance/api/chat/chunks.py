@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.chat.logprobs import chat_logprobs
+from appliance.api.chat.parts import chat_parts
 from appliance.api.openai_events import OpenAIEvents, encode
 from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ class ChatChunks(OpenAIEvents):
         return "".join(
             self._chunk(delta) + tail
             for delta in deltas
-            if delta.text
+            if delta.parts
             or delta.finish_reason
             or delta.logprobs
             or (self._token_ids and delta.token_ids)
@@ -65,8 +66,12 @@ class ChatChunks(OpenAIEvents):
         finish = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
         ids = f',"token_ids":{encode(delta.token_ids)}' if self._token_ids else ""
         before, after = self._plain[delta.index]
-        if delta.text or not delta.finish_reason:
-            start = before + encode(delta.text) + after
+        parts = delta.parts
+        if parts.reasoning or parts.tool_calls:
+            fields = encode(chat_parts(parts, delta=True))
+            start = f'{self._head}{{"index":{delta.index},"delta":{fields},'
+        elif parts.text or not delta.finish_reason:
+            start = before + encode(parts.text) + after
         else:
             start = f'{self._head}{{"index":{delta.index},"delta":{{}},'
         return f'{start}"logprobs":{logprobs},"finish_reason":{finish}{ids}}}'

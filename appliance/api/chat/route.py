@@ -11,6 +11,7 @@ from starlette.responses import Response
 from appliance.api.accept import accept
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import chat_logprobs
+from appliance.api.chat.parts import chat_parts
 from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
 from appliance.api.http.auth import owner
@@ -76,7 +77,11 @@ class Chat:
     def _choice(delta: Delta, fields: ChatRequest, generation: Generation) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": delta.index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "message": {
+                "role": "assistant",
+                "refusal": None,
+                **chat_parts(delta.parts, delta=False),
+            },
             "logprobs": None,
             "finish_reason": delta.finish_reason,
         }

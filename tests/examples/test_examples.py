@@ -31,7 +31,9 @@ def test_background(tmp_path: Path) -> None:
     """The command that `make serve` would run is run with it, on a free port."""
     make = tmp_path / "bin" / "make"
     make.parent.mkdir()
-    make.write_text(f'#!/bin/sh\nexec {shutil.which("make")} --dry-run "$@"\n')
+    # these tests may run below a `make` themselves, whose flags would reach this one
+    plain = f"env -u MAKEFLAGS -u MAKELEVEL {shutil.which('make')} --no-print-directory --dry-run"
+    make.write_text(f'#!/bin/sh\nexec {plain} "$@"\n')
     make.chmod(0o755)
     *_, serve = run("background.sh", None, tmp_path, path=str(make.parent)).splitlines()
     command, *overrides = shlex.split(serve)

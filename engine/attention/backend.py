@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -64,10 +64,8 @@ class KVCache:
     ) -> None:
         self.pages = pages
         self.page_size = page_size
-        self.layers = [
-            tuple(zeros((pages + 1, page_size, *size), dtype, device) for size in shape.stored)
-            for _ in range(shape.layers)
-        ]
+        sizes = [(pages + 1, page_size, *size) for size in shape.stored]
+        self.layers = [side_by_side(sizes, dtype, device) for _ in range(shape.layers)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,12 +77,21 @@ class KVCache:
         return sum(tensor[0].nbytes for layer in self.layers for tensor in layer)
 
 
-def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def side_by_side(
+    sizes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Zeros of these sizes in one piece of memory, to which the machine gives larger pages."""
+    counts = [math.prod(size) for size in sizes]
+    whole = zeros(sum(counts), dtype, device)
+    parts: tuple[torch.Tensor, ...] = torch.split(whole, counts)
+    return tuple(part.view(size) for part, size in zip(parts, sizes, strict=True))
+
+
+def zeros(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros that, on the CPU, take memory only once written: numpy allocates with calloc."""
     if device.type != "cpu":
-        return torch.zeros(size, dtype=dtype, device=device)
-    count = math.prod(size) * dtype.itemsize
-    return torch.from_numpy(numpy.zeros(count, dtype=numpy.uint8)).view(dtype).view(size)
+        return torch.zeros(count, dtype=dtype, device=device)
+    return torch.from_numpy(numpy.zeros(count * dtype.itemsize, dtype=numpy.uint8)).view(dtype)
 
 
 class AttentionBackend(Protocol):

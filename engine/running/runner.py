@@ -170,7 +170,8 @@ class Runner:
         upload = self._platform.upload
         hidden = self._hidden_states(upload(batch.token_ids), upload(batch.positions), media)
         rows = batch.hidden_rows
-        pooled = hidden[upload(rows)] if len(rows) else hidden[:0]
+        # of none, no view: it would keep all of the step's states in memory
+        pooled = hidden[upload(rows)] if len(rows) else hidden.new_empty(0, hidden.shape[1])
         if len(batch.logit_rows) != batch.tokens:
             hidden = hidden.index_select(0, upload(batch.logit_rows))
         return Computed(self._logits(hidden).float(), pooled)

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.workload import Prompts, Workload
 from engine.core import Engine
+from engine.device.process_setup import keep_memory
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.memory.plan import plan, resolve_dtype
 from engine.options import EngineOptions
@@ -111,6 +112,7 @@ class StepBench:
         self.kv_bytes_per_token = planned.kv_bytes_per_token
         self.machine = measure_machine(getattr(torch, dtype))
         self.engine = Engine(planned.resolved)
+        keep_memory()  # as the engine process does: else a step's page faults are measured
         self.prompts = Prompts(folder, Workload(self.prompt_tokens, self.decode_steps))
         self._draws = 0
 

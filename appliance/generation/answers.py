@@ -6,16 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
-
-if TYPE_CHECKING:
-    from engine.request import Output, TokenLogprob  # imports torch
+from engine.request import Output, TokenLogprob
 
 
 @dataclass(slots=True)

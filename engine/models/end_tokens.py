@@ -17,7 +17,8 @@ def end_tokens(folder: Path) -> frozenset[int]:
     if declared is None:
         config = _read(folder / "config.json")
         text = config.get("text_config") or {}
-        declared = config.get("eos_token_id", text.get("eos_token_id"))
+        declared = config.get("eos_token_id")
+        declared = text.get("eos_token_id") if declared is None else declared
     ids = [declared] if isinstance(declared, int) else list(declared or [])
     own = _own(folder)
     return frozenset(ids if own is None else [*ids, own])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from appliance.api.replies import FLOOR
 from appliance.prompt.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from engine.request import TokenLogprob  # imports torch
+from engine.request import TokenLogprob
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.answers import AnswerLength, AnswerOptions
 from appliance.generation.sampling_defaults import SamplingDefaults
-
-if TYPE_CHECKING:
-    from engine.request import SamplingOptions  # imports torch
+from engine.request import SamplingOptions
 
 INT64 = 2**63
 INT32 = 2**31
@@ -103,8 +101,6 @@ class SamplingFields(BaseModel, ABC):
 
         Raises ApplianceError for token ids outside the vocabulary.
         """
-        from engine.request import SamplingOptions
-
         if self.min_tokens > max_tokens:
             raise bad_request(
                 f"'min_tokens' is {self.min_tokens}, more than the {max_tokens} tokens that "

@@ -36,6 +36,7 @@ def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizers_own(
         ({}, set()),
         ({"config.json": {"eos_token_id": 7}}, {7}),
         ({"config.json": {"text_config": {"eos_token_id": [7, 8]}}}, {7, 8}),
+        ({"config.json": {"eos_token_id": None, "text_config": {"eos_token_id": 7}}}, {7}),
         (
             {
                 "generation_config.json": {"eos_token_id": [1, 2]},

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from engine.sampling.constraint import ConstraintSource
 
+GREEDY_BELOW = 1e-5  # logits divided by less leave float32
+
 Pooling = Literal["last", "cls", "mean"]  # of the prompt's tokens: the last, the first, all
 
 
@@ -21,9 +23,9 @@ Pooling = Literal["last", "cls", "mean"]  # of the prompt's tokens: the last, th
 class SamplingOptions:
     """How the next token is chosen and when a sequence ends.
 
-    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. Penalties are
-    OpenAI's (`frequency`, `presence`: counted over generated tokens) and CTRL's (`repetition`:
-    prompt and output).
+    Temperature 0 is greedy, and so is any below GREEDY_BELOW. `top_k` 0, `top_p` 1 and `min_p` 0
+    switch the filter off. Penalties are OpenAI's (`frequency`, `presence`: counted over generated
+    tokens) and CTRL's (`repetition`: prompt and output).
     """
 
     max_tokens: int
@@ -41,6 +43,10 @@ class SamplingOptions:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the chosen token's and the k best
     prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < GREEDY_BELOW:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 NO_TOKENS = SamplingOptions(max_tokens=0)

@@ -93,7 +93,7 @@ class SamplingConfig:
         high=1,
     )
     repetition_penalty: float | None = key(
-        "Penalty of requests that set none; null takes the checkpoint's, or 1.", above=0, high=10
+        "Penalty of requests that set none; null takes the checkpoint's, or 1.", low=0.01, high=10
     )
 
 

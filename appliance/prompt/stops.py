@@ -7,11 +7,13 @@ class StopStrings:
     """Lets text through up to the first stop string, holding back what could still become one.
 
     The first to be complete counts, and of several that end together the longest, so that the
-    result does not depend on how the text was cut. `include` shows the stop string itself.
+    result does not depend on how the text was cut. `include` shows the stop string itself. Time is
+    linear in the text, whatever it and the stop strings are.
     """
 
     def __init__(self, stops: list[str], include: bool = False) -> None:
-        self._stops = sorted((stop for stop in stops if stop), key=len, reverse=True)
+        by_length = sorted((stop for stop in stops if stop), key=len, reverse=True)
+        self._patterns = [_Pattern(stop) for stop in by_length]
         self._include = include
         self._held = ""
         self._stopped = False
@@ -20,32 +22,51 @@ class StopStrings:
         """Text that is safe to show, and whether a stop string was met (then nothing follows)."""
         if self._stopped:
             return "", True
-        text = self._held + text
-        met = self._first_complete(text)
-        if met is not None:
-            start, end = met
-            self._held, self._stopped = "", True
-            return text[: end if self._include else start], True
-        keep = self._possible_start(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        before = len(self._held)
+        whole = self._held + text
+        for end, character in enumerate(text, before + 1):
+            met = 0
+            for pattern in self._patterns:  # all of them: each has to keep up with the text
+                if pattern.advance(character) and not met:
+                    met = len(pattern.text)
+            if met:
+                self._held, self._stopped = "", True
+                return whole[: end if self._include else end - met], True
+        keep = max((pattern.matched for pattern in self._patterns), default=0)
+        self._held = whole[len(whole) - keep :]
+        return whole[: len(whole) - keep], False
 
     def finish(self) -> str:
         """What was still held back when the answer ended."""
         held, self._held = self._held, ""
         return held
 
-    def _first_complete(self, text: str) -> tuple[int, int] | None:
-        ends = ((text.find(stop) + len(stop), stop) for stop in self._stops if stop in text)
-        end, stop = min(ends, key=lambda found: (found[0], -len(found[1])), default=(0, ""))
-        return (end - len(stop), end) if stop else None
 
-    def _possible_start(self, text: str) -> int:
-        """How many characters at the end could begin a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+class _Pattern:
+    """One string that is looked for, by the method of Knuth, Morris and Pratt (1977)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0  # how much of its beginning the text seen so far ends with
+        self._borders = _borders(text)
+
+    def advance(self, character: str) -> bool:
+        """Whether the text ends with the whole string, one character later."""
+        text, matched = self.text, self.matched
+        while matched and text[matched] != character:
+            matched = self._borders[matched - 1]
+        matched += text[matched] == character
+        self.matched = matched
+        return matched == len(text)
+
+
+def _borders(text: str) -> list[int]:
+    """Of each beginning of `text` the longest shorter one that it also ends with."""
+    borders = [0] * len(text)
+    matched = 0
+    for place in range(1, len(text)):
+        while matched and text[matched] != text[place]:
+            matched = borders[matched - 1]
+        matched += text[matched] == text[place]
+        borders[place] = matched
+    return borders

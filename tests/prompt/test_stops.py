@@ -69,3 +69,21 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut(
     assert text.startswith(shown)
     if not include:
         assert not any(stop in shown for stop in stops)
+
+
+def test_time_is_linear_in_the_text_whatever_is_looked_for() -> None:
+    """Counted in characters compared, not in seconds."""
+
+    class Counted(str):
+        compared = 0
+
+        def __getitem__(self, key: object) -> str:
+            Counted.compared += isinstance(key, int)
+            return super().__getitem__(key)  # type: ignore[index]
+
+    length = 2000
+    watcher = StopStrings([Counted("a" * length + "b"), Counted("a" * length + "c")])
+    text = ("a" * (length - 1) + "d") * 10  # nearly one of them, again and again
+    for character in text:
+        assert watcher.push(character)[1] is False
+    assert len(text) <= Counted.compared < 10 * (len(text) + 2 * length)

@@ -16,13 +16,16 @@ from engine.request import SamplingOptions
 
 INT64 = 2**63
 INT32 = 2**31
+LONGEST_STOP = 4096  # characters
+MOST_TOKENS_NAMED = 1024  # in `logit_bias` and `stop_token_ids`
+LEAST_TOP_P = 1e-6  # below, it is the best token alone, which float32 might lose
 
 
 def _one_or_many(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -51,12 +54,12 @@ class SamplingFields(BaseModel, ABC):
     stream_options: StreamOptions | None = None
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: dict[str, Bias] = {}
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_TOKENS_NAMED)] = {}
     top_k: int = Field(default=0, ge=-1, lt=INT32)
     min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=10)
     min_tokens: int = Field(default=0, ge=0, lt=INT32)
-    stop_token_ids: list[int] = []
+    stop_token_ids: Annotated[list[int], Field(max_length=MOST_TOKENS_NAMED)] = []
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -115,11 +118,12 @@ class SamplingFields(BaseModel, ABC):
                 if field.name in self.model_fields_set
             },
         )
+        best_alone = given.top_p < LEAST_TOP_P
         return SamplingOptions(
             max_tokens=max_tokens,
             temperature=given.temperature,
-            top_p=given.top_p or 1.0,
-            top_k=max(given.top_k, 0) if given.top_p else 1,
+            top_p=1.0 if best_alone else given.top_p,
+            top_k=1 if best_alone else max(given.top_k, 0),
             min_p=given.min_p,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,

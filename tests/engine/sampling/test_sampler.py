@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,3 +138,11 @@ def test_bias_and_min_tokens() -> None:
     assert sampler(frozenset({best})).sample(logits, [early]) == [second]
     late = sequence(options(temperature=0.0, min_tokens=2), output=[5, 5])
     assert sampler(frozenset({best})).sample(logits, [late]) == [best]
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-40, 1e-6])
+def test_a_temperature_that_would_leave_float32_is_greedy(temperature: float) -> None:
+    logits = rows(4)
+    drawn = sampler().sample(logits, [sequence(options(temperature=temperature))] * 4)
+    assert drawn == logits.argmax(dim=-1).tolist()
+    assert not (logits / torch.tensor(1e-40)).isfinite().all()  # what it would have come to

@@ -225,6 +225,16 @@ class ServerConfig:
     api_keys: list[str] = key("Bearer keys that are accepted; an empty list asks for none.")
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
+    max_connections: int = key(
+        "Connections that may be open; one more takes the place of the one that has been idle for "
+        "longest, or is answered 503.",
+        low=1,
+    )
+    read_seconds: float = key(
+        "How long a request's headers may take to come in; its body may take a second more for "
+        "every 64 KiB.",
+        above=0,
+    )
     unknown_fields: str = key(
         "Request fields nobody knows: warn answers and names them in `X-Ignored-Fields`, "
         "reject answers 400.",

@@ -9,12 +9,14 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import uvicorn
 
 from appliance import progress
 from appliance.api.app import create_app
+from appliance.api.http.connections import Connections, most_connections
 from appliance.api.http.protocol import HttpProtocol
 from appliance.config.compose import Composed
 from appliance.config.errors import USAGE_ERROR, ConfigurationError
@@ -186,10 +188,17 @@ class Serving:
         self.stop()
 
     def _uvicorn(self) -> uvicorn.Config:
+        most = most_connections(self._config.max_connections)
+        if most < self._config.max_connections:
+            logger.warning("at most %d connections: the process may open no more files", most)
+        connections = Connections(most, self._config.read_seconds)
+        self._service.metrics.gauge(
+            "http_connections", "Open connections.", lambda: len(connections)
+        )
         return uvicorn.Config(
             create_app(self._service),
             uds=self._config.uds,
-            http=HttpProtocol,
+            http=partial(HttpProtocol, others=connections),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

@@ -77,6 +77,13 @@ class Server:
             self.process.kill()
 
 
+def metric(server: Server, name: str) -> float:
+    """The first value of a metric."""
+    with urllib.request.urlopen(server.base_url + "/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
 @contextlib.contextmanager
 def serving(*overrides: str, ready: bool = True) -> Iterator[Server]:
     """Run `appliance` with these overrides on a free port."""

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.checkpoints import WRITERS
-from tests.serving.conftest import Server, serving
+from tests.serving.conftest import Server, metric, serving
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -74,14 +74,6 @@ def test_a_client_that_leaves_frees_its_pages(tiny_llama: Server) -> None:
     while metric(tiny_llama, "appliance_kv_pages_used") > 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def metric(server: Server, name: str) -> float:
-    import urllib.request
-
-    with urllib.request.urlopen(server.base_url + "/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return next(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 def test_an_answer_larger_than_a_pipe_holds_ends_nobody(tiny_llama: Server) -> None:

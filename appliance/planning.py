@@ -53,6 +53,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         measured=engine.device == "cuda" and engine.kv_cache_gb is None,
         vision_attention=engine.vision_attention,
         vision_attention_from=engine.vision_attention_from,
+        step_seconds=engine.step_seconds,
         tensor_parallel=ranks,
     )
 

@@ -34,6 +34,7 @@ class EngineOptions:
     measured: bool = False  # pages are measured on the card, not taken as planned
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer
+    step_seconds: float = 300.0  # longest silence of an engine that is not taken for hung
     tensor_parallel: int = 1  # processes (ranks) that share the model
 
     @property

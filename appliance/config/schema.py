@@ -263,6 +263,11 @@ class EngineConfig:
     )
     max_tokens_per_step: int = key("Tokens of prefill and decode together in one step.", low=1)
     max_sequences: int = key("Sequences that may run at once.", low=1)
+    step_seconds: float = key(
+        "Longest that a step may take; an engine that says nothing for so long is ended, and the "
+        "server with it, so that its supervisor starts another.",
+        low=5,
+    )
     kv_cache_gb: float | None = key(
         "KV cache in GiB; null takes a quarter of the memory left, or less if `max_sequences` of "
         "full length need less, and on a card all that is left of `gpu_memory_fraction`.",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
+import os
 import signal
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MAX_THRESHOLD = 1 << 30  # bytes
 
@@ -14,7 +17,22 @@ def set_up(log_level: int) -> None:
     """Leave stopping to the server, and log as it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed as soon as `parent`, which made it, is gone, whatever it is doing.
+
+    A pipe that ends is noticed between steps only. Where there is no such call, that has to do.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def keep_memory() -> None:

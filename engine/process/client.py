@@ -20,6 +20,7 @@ from engine.process.engine_process import run_engine, run_process
 from engine.process.followers import Followers
 from engine.process.frames import FrameReceiver, frame_pipe
 from engine.process.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
+from engine.process.silence import Silence
 from engine.request import Output, Request
 from engine.stats import EngineStats
 
@@ -57,6 +58,7 @@ class EngineClient:
         self._started: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[str] | None = None
         self._stopping = False
+        self._silence = Silence(options.step_seconds, self._hung)
 
     @property
     def pid(self) -> int | None:
@@ -129,11 +131,14 @@ class EngineClient:
     async def stop(self) -> None:
         """End the process; what still runs there is lost."""
         self._stopping = True
-        if self._outputs is None:
-            return
-        self._outbox.put(None)
         loop = asyncio.get_running_loop()
         process = self._process
+        if self._outputs is None:
+            if process is not None:  # it may have closed its pipe and be in no hurry to leave
+                process.kill()
+                await loop.run_in_executor(None, process.join, 5)
+            return
+        self._outbox.put(None)
         if process is None:
             assert self._thread is not None
             await loop.run_in_executor(None, self._thread.join)
@@ -176,9 +181,25 @@ class EngineClient:
         except (EOFError, OSError):
             self._close(self._reason or self._failure())
             return False
+        if messages:
+            self._silence.heard()
         for message in messages:
             self._take(message)
         return bool(messages)
+
+    def _hung(self) -> None:
+        """No step has ended for too long: nothing that waits for one would ever be told."""
+        heard = False
+        while self._read():  # it may be this process that was held up
+            heard = True
+        if heard:
+            self._silence.watch()
+        if heard or self._outputs is None:
+            return
+        self.kill()
+        self._close(
+            self._reason or f"no step has ended for {self.options.step_seconds:g} seconds"
+        )
 
     def _follower_ended(self) -> None:
         while self._read():  # rank 0 may have said why
@@ -193,6 +214,7 @@ class EngineClient:
         match message:
             case Phase(name="ready"):
                 self.phase, self.fraction = "ready", 1.0
+                self._silence.watch()
                 if self._started is not None and not self._started.done():
                     self._started.set_result(None)
             case Phase(name=name, fraction=fraction):
@@ -217,6 +239,7 @@ class EngineClient:
     def _close(self, reason: str) -> None:
         if self._outputs is None:
             return
+        self._silence.stop()
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._outputs.fileno())
         self._outputs.close()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out
+STATS_INTERVAL = 1.0  # seconds between statistics while nothing is put out: a sign of life
 
 
 def run_process(
@@ -108,7 +108,7 @@ def _messages(
         if added or now - reported > STATS_INTERVAL or not engine.has_work():
             outputs.send(Stepped(added, engine.stats(), engine.encodes()))
             reported = now
-        wait = None if not engine.has_work() else 0  # with nothing to do, until something comes
+        wait = 0.0 if engine.has_work() else STATS_INTERVAL
         while requests.poll(wait):
             message: ToEngine = requests.recv()
             if message is None:
@@ -117,7 +117,7 @@ def _messages(
                 for tensors in message.shared:
                     tensors.receive(requests)
             yield message
-            wait = 0
+            wait = 0.0
 
 
 def _receive(engine: Engine, outputs: FrameSender, message: Request | Abort) -> None:

@@ -123,6 +123,40 @@ def test_a_pipe_that_is_full_in_either_direction_loses_nothing(
         runner.run(asyncio.wait_for(scenario(), 120))
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_engine_that_says_nothing_is_ended(checkpoint: Folder, busy: bool) -> None:
+    options = engine_options(checkpoint("llama"), step_seconds=3.0)
+
+    async def scenario() -> None:
+        client = EngineClient(options)
+        await client.start()
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        await asyncio.sleep(1.5)  # a step may take that long
+        os.kill(client.pid, signal.SIGCONT)
+        outputs = [o async for o in client.submit(Request("a", [5, 6, 7], greedy(3)))]
+        assert outputs[-1].finish_reason == "length"
+        await asyncio.sleep(4)  # nor is it held against it that it has nothing to do
+        assert client.phase == "ready"
+
+        stream = client.submit(Request("b", [5, 6, 7], greedy(400))) if busy else None
+        if stream is not None:
+            await anext(stream)
+        os.kill(client.pid, signal.SIGSTOP)
+        begun = asyncio.get_running_loop().time()
+        assert "3 seconds" in await asyncio.wait_for(client.died(), 5)
+        assert asyncio.get_running_loop().time() - begun <= 3.2
+        if stream is not None:
+            with pytest.raises(EngineDead):
+                async for _ in stream:
+                    pass
+        await client.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(client.pid, 0)
+
+    asyncio.run(scenario())
+
+
 def test_a_checkpoint_that_cannot_be_served_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["SecretForCausalLM"]}')
 

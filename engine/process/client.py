@@ -197,9 +197,7 @@ class EngineClient:
         if heard or self._outputs is None:
             return
         self.kill()
-        self._close(
-            self._reason or f"no step has ended for {self.options.step_seconds:g} seconds"
-        )
+        self._close(self._reason or f"no step has ended for {self.options.step_seconds:g} seconds")
 
     def _follower_ended(self) -> None:
         while self._read():  # rank 0 may have said why

@@ -85,9 +85,9 @@ def metric(server: Server, name: str) -> float:
 
 
 @contextlib.contextmanager
-def serving(*overrides: str, ready: bool = True) -> Iterator[Server]:
-    """Run `appliance` with these overrides on a free port."""
-    command = [sys.executable, "-m", "appliance", *overrides, "server.port=0"]
+def serving(*overrides: str, ready: bool = True, port: str = "0") -> Iterator[Server]:
+    """Run `appliance` with these overrides, on a free port unless one is given."""
+    command = [sys.executable, "-m", "appliance", *overrides, f"server.port={port}"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )

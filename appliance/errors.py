@@ -182,6 +182,17 @@ def overloaded(message: str, retry_after: int = 1) -> ApplianceError:
     )
 
 
+def rate_limited(message: str, retry_after: int) -> ApplianceError:
+    """429: the API key has used up what it may use for now."""
+    return ApplianceError(
+        message,
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
 def unavailable(message: str, code: str, retry_after: int = 5) -> ApplianceError:
     """503: `loading`, `draining`, or the engine is gone (`engine_dead`)."""
     return ApplianceError(

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from appliance.api.app import create_app
+from appliance.config.schema import LimitsConfig
 from appliance.errors import ApplianceError
 from appliance.loading import Loader
 from appliance.recipe import compose_recipe
@@ -42,9 +43,11 @@ class Appliance:
 
     def __init__(self, recipe: str, *overrides: str, config_dir: str | None = None) -> None:
         folders = [config_dir] if config_dir else []
-        without_keys = "server.api_keys=[]"  # nobody else can reach it
-        composed = compose_recipe([f"recipe={recipe}", *overrides, without_keys], folders)
+        composed = compose_recipe([f"recipe={recipe}", *overrides], folders)
         config = composed.config
+        # nobody else can reach it
+        config.server.api_keys, config.server.tenants = [], {}
+        config.server.limits = LimitsConfig(priority=config.server.limits.priority)
         self.model = config.model.name or recipe
         self._service = Service(config, self.model, composed.digest)
         self._application = create_app(self._service)

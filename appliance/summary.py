@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from appliance.config.compose import Composed
-from appliance.config.schema import AudioConfig, Config, ImageConfig, MediaConfig, VideoConfig
+from appliance.config.schema import (
+    AudioConfig,
+    Config,
+    ImageConfig,
+    MediaConfig,
+    ServerConfig,
+    VideoConfig,
+)
 from engine.memory.plan import Plan, size
 
 
@@ -25,16 +32,20 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
         ("sounds", sounds(config.media.audio)),
         *([("embeddings", embeddings(config.media))] if config.media.embeddings.accept else []),
         ("remote media", remote_media(config.media)),
-        (
-            "keys",
-            f"{len(config.server.api_keys)} accepted"
-            if config.server.api_keys
-            else "none asked for",
-        ),
+        ("keys", accepted_keys(config.server)),
         ("address", address or configured_address(config)),
         ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
     ]
     return "\n".join(f"  {name:<14}{text}" for name, text in rows)
+
+
+def accepted_keys(server: ServerConfig) -> str:
+    """Return how many keys there are."""
+    named = sum(len(tenant.keys) for tenant in server.tenants.values())
+    if not named + len(server.api_keys):
+        return "none asked for"
+    tenants = f", {named} of them in {len(server.tenants)} tenants" if named else ""
+    return f"{named + len(server.api_keys)} accepted{tenants}"
 
 
 def device(config: Config) -> str:

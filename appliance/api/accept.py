@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -13,6 +14,8 @@ from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import read_json
 from appliance.api.http.exchange import note
+from appliance.api.http.tenants import caller_of
+from appliance.generation.answers import Origin
 from appliance.service import Service
 
 logger = logging.getLogger("appliance.api")
@@ -24,17 +27,22 @@ IGNORED_HEADER_LENGTH = 1000
 
 async def accept(
     request: Request, service: Service, model: type[Fields], unbuilt: Mapping[str, tuple[Any, ...]]
-) -> tuple[Fields, dict[str, str]]:
-    """The checked request, and the headers its answer gets. Raises ApplianceError."""
+) -> tuple[Fields, Origin, dict[str, str]]:
+    """The checked request, whose it is, and the headers its answer gets. Raises ApplianceError."""
+    arrived = time.perf_counter()
+    caller = caller_of(request.scope)
     service.generator()
     server = service.config.server
     body = await read_json(request, server.max_body_bytes)
     fields, ignored = parse(model, body, unbuilt, reject_unknown=server.unknown_fields == "reject")
     fields.check()
+    caller.tenant.check_priority(fields.priority)
     service.check_model(fields.model)
+    scope = caller.owner if service.config.cache.share == "key" else b""
+    origin = Origin(arrived, scope, caller.tenant.charge)
     if not ignored:
-        return fields, {}
+        return fields, origin, {}
     names = ", ".join(quote(name, safe="[]._-") for name in ignored)[:IGNORED_HEADER_LENGTH]
     logger.warning("ignored unknown fields: %s", names)
     note(request.scope, ignored_fields=names)
-    return fields, {"X-Ignored-Fields": names}
+    return fields, origin, {"X-Ignored-Fields": names}

@@ -11,10 +11,11 @@ from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
-from appliance.api.http.auth import Authentication, Keys
+from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange
 from appliance.api.http.faults import fault_response, on_fault, on_http_exception
+from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.errors import ApplianceError, internal
@@ -52,11 +53,8 @@ def create_app(service: Service) -> ASGIApp:
         },
     )
     starlette.router.redirect_slashes = False
-    app: ASGIApp = starlette
     server = service.config.server
-    keys = Keys(server.api_keys)
-    if keys:
-        app = Authentication(app, keys)
+    app: ASGIApp = Authentication(starlette, Tenants(server))
     if server.cors_origins:
         app = CrossOrigin(app, server.cors_origins)
     return Exchange(app, service, table)

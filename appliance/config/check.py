@@ -13,6 +13,8 @@ from typing import Any
 from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.schema import Config
 
+NAME = "NAME"  # stands for any name that the user gives a group of keys
+
 
 @dataclass(slots=True, frozen=True)
 class Key:
@@ -44,6 +46,8 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
         annotation = hints[field.name]
         if dataclasses.is_dataclass(annotation):
             yield from keys(typing.cast(type, annotation), f"{prefix}{field.name}.")
+        elif named := field.metadata.get("of"):
+            yield from keys(named, f"{prefix}{field.name}.{NAME}.")
         else:
             yield Key(prefix + field.name, spell(annotation), field.metadata)
 
@@ -55,6 +59,8 @@ def groups(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield prefix + field.name, str(field.metadata["help"])
             yield from groups(hints[field.name], f"{prefix}{field.name}.")
+        elif "of" in field.metadata:
+            yield f"{prefix}{field.name}.{NAME}", str(field.metadata["help"])
 
 
 def bounds(metadata: Mapping[str, Any]) -> str:
@@ -87,18 +93,33 @@ def within(value: Any, metadata: Mapping[str, Any]) -> bool:
 def check_values(config: Config) -> None:
     """Raise ConfigurationError for the first value outside what the schema allows."""
     for key in keys():
-        value: Any = config
-        for part in key.name.split("."):
-            value = getattr(value, part)
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        wrong = next((one for one in values if not within(one, key.metadata)), None)
-        if wrong is None and len(values) == key.metadata.get("length", len(values)):
-            continue
-        shown = value if wrong is None else wrong
-        hint = suggestion(str(shown), key.metadata.get("choices", ()))
-        raise ConfigurationError(f"{key.name} is {shown!r}, must be {bounds(key.metadata)}{hint}")
+        for name, value in settings(config, key.name):
+            check_value(name, value, key.metadata)
+
+
+def settings(config: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield what is set for a key: one value, or one of each named group that has it."""
+    first, _, rest = name.partition(".")
+    members = config if first == NAME else {first: getattr(config, first)}
+    for member, value in members.items():
+        if not rest:
+            yield member, value
+        else:
+            for inner, found in settings(value, rest):
+                yield f"{member}.{inner}", found
+
+
+def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a value outside what its key allows."""
+    if value is None:
+        return
+    values = value if isinstance(value, list) else [value]
+    wrong = next((one for one in values if not within(one, metadata)), None)
+    if wrong is None and len(values) == metadata.get("length", len(values)):
+        return
+    shown = value if wrong is None else wrong
+    hint = suggestion(str(shown), metadata.get("choices", ()))
+    raise ConfigurationError(f"{name} is {shown!r}, must be {bounds(metadata)}{hint}")
 
 
 def check_key(name: str) -> None:
@@ -107,4 +128,22 @@ def check_key(name: str) -> None:
     stem, _, last = name.rpartition(".")
     if name in known or (last.isdecimal() and stem in known):
         return
+    if is_named(name):
+        return
     raise ConfigurationError(f"unknown key '{name}'{suggestion(name, known)}")
+
+
+def is_named(name: str) -> bool:
+    """Whether a dotted name is a group that the user names, or a key of one."""
+    steps = name.split(".")
+    patterns = [*(key.name for key in keys()), *(group for group, _ in groups())]
+    return any(
+        NAME in pattern and matches(pattern, steps) for pattern in (p.split(".") for p in patterns)
+    )
+
+
+def matches(pattern: list[str], steps: list[str]) -> bool:
+    """Whether dotted steps are a pattern, in which NAME stands for anything."""
+    return len(pattern) == len(steps) and all(
+        expected in (NAME, step) for expected, step in zip(pattern, steps, strict=True)
+    )

@@ -19,7 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from appliance.config.check import check_key, check_values, groups, keys
+from appliance.config.check import check_key, check_values, groups, is_named, keys
 from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.folders import PRIMARY, beside_recipes, data_folder, searching, user_folders
 from appliance.config.recipes import recipe_files
@@ -30,6 +30,7 @@ NOT_IN_DIGEST = (
     "recipe",
     "task",
     "server.api_keys",
+    "server.tenants",
 )  # same model and behaviour whatever these are; keys are secret
 
 
@@ -135,6 +136,10 @@ def check_override(override: Override, options: dict[str, list[str]]) -> None:
         )
     if name not in options:
         check_key(name)
+        if override.is_add() and is_named(name):
+            raise ConfigurationError(
+                f"{name}: a group of that name begins in a recipe; its keys can then be set here"
+            )
         return
     value = override.value()
     if not isinstance(value, str):

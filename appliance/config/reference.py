@@ -62,6 +62,8 @@ def table(members: Sequence[Key], defaults: DictConfig) -> str:
 def default(name: str, defaults: DictConfig) -> str:
     parent, _, last = name.rpartition(".")
     node = OmegaConf.select(defaults, parent) if parent else defaults
+    if node is None:  # of a group that the user names
+        return ""
     if OmegaConf.is_missing(node, last):
         return "must be set"
     value = OmegaConf.select(defaults, name)

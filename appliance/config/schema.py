@@ -28,16 +28,25 @@ def key(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     length: int | None = None,
+    default: Any = MISSING,
 ) -> Any:
-    """Declare a key. Bounds hold for each element of a list; `above` excludes its own value."""
+    """Declare a key. Bounds hold for each element of a list; `above` excludes its own value.
+
+    Defaults are in `conf/`; only groups that the user names need one here.
+    """
     bounds = {"low": low, "high": high, "above": above, "choices": choices, "length": length}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return field(default=MISSING, metadata={"help": help, **given})
+    return field(default=default, metadata={"help": help, **given})
 
 
 def group(cls: type, help: str) -> Any:
     """Declare a group of keys."""
     return field(default_factory=cls, metadata={"help": help})
+
+
+def named(cls: type, help: str) -> Any:
+    """Declare groups of keys that the user names."""
+    return field(default_factory=dict, metadata={"help": help, "of": cls})
 
 
 @dataclass
@@ -218,6 +227,41 @@ class MediaConfig:
 
 
 @dataclass
+class LimitsConfig:
+    """What one tenant may use."""
+
+    requests_per_minute: int | None = key(
+        "Requests that a key, or the keys of a tenant together, may send in a minute; null is "
+        "without limit. More are answered 429.",
+        low=1,
+        default=None,
+    )
+    tokens_per_minute: int | None = key(
+        "Tokens of prompts and answers in a minute; null is without limit. Counted as they come: "
+        "an answer that goes beyond is finished, and the next request waits for longer.",
+        low=1,
+        default=None,
+    )
+    concurrent: int | None = key(
+        "Requests that may be answered at once; null is without limit.", low=1, default=None
+    )
+    priority: list[int] | None = key(
+        "Least and greatest `priority` that a request may ask for; lower is served sooner.",
+        low=-(2**31),
+        high=2**31 - 1,
+        length=2,
+        default=None,
+    )
+
+
+@dataclass
+class TenantConfig(LimitsConfig):
+    """Keys that are limited together and share their caches. Null is as `server.limits` says."""
+
+    keys: list[str] = key("Bearer keys of the tenant, plain or `sha256:HEX`.")
+
+
+@dataclass
 class ServerConfig:
     host: str = key("Address to listen on; 0.0.0.0 for every interface.")
     port: int = key("TCP port; 0 takes any free one.", low=0, high=65535)
@@ -239,6 +283,10 @@ class ServerConfig:
         "Request fields nobody knows: warn answers and names them in `X-Ignored-Fields`, "
         "reject answers 400.",
         choices=("warn", "reject"),
+    )
+    limits: LimitsConfig = group(LimitsConfig, "What each key may use.")
+    tenants: dict[str, TenantConfig] = named(
+        TenantConfig, "Keys that belong together, by the name of their tenant."
     )
     max_queue: int = key("Requests that may wait; one more is answered 429.", low=1)
     cors_origins: list[str] = key(
@@ -308,6 +356,12 @@ class CacheConfig:
     folder: str = key("Folder where converted weights are kept.")
     prefix: bool = key(
         "Whether the KV pages of a prompt's beginning are shared with later prompts."
+    )
+    share: str = key(
+        "Whose requests may find in the caches what others brought: those with the same API key "
+        "or tenant, or all. How fast an answer comes, and `cached_tokens`, tell what was asked "
+        "before.",
+        choices=("key", "all"),
     )
     media_gb: float = key("Preprocessed media kept in shared memory, in GiB; 0 keeps none.", low=0)
     encoder_gb: float = key("Cached outputs of media towers in GiB; 0 keeps none.", low=0)

@@ -112,6 +112,19 @@ class AnswerLength:
 
 
 @dataclass(slots=True, frozen=True)
+class Origin:
+    """Whose a request is, and since when it is here.
+
+    `scope` is what its entries in caches are kept apart by, empty for those that all share; tokens
+    of its prompt and answers are told to `charge`.
+    """
+
+    arrived: float = field(default_factory=time.perf_counter)
+    scope: bytes = b""
+    charge: Callable[[int], None] = lambda tokens: None
+
+
+@dataclass(slots=True, frozen=True)
 class AnswerOptions:
     """How the answers are wanted, besides sampling."""
 
@@ -124,7 +137,7 @@ class AnswerOptions:
     min_tokens: int = 0  # stop strings count after these
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
-    arrived: float = field(default_factory=time.perf_counter)
+    origin: Origin = field(default_factory=Origin)
 
 
 class TokenClock:

@@ -113,6 +113,7 @@ class Generation:
         scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
         answers = Answers(scores, options.n)
         self._running[answers] = answers.total
+        options.origin.charge(answers.prompt_tokens)
         for number, job in enumerate(jobs):
             first = number * options.n
             texts = [self._answer_text(first + i, options, parser) for i in range(options.n)]
@@ -165,7 +166,7 @@ class Generation:
             if not ended:
                 self.client.abort(request.id)
             self._leave(answers, options.n)
-            self._metrics.end_to_end.observe(time.perf_counter() - options.arrived)
+            self._metrics.end_to_end.observe(time.perf_counter() - options.origin.arrived)
             self._metrics.prompt_length.observe(len(job.prompt_ids))
 
     async def _follow(
@@ -177,7 +178,7 @@ class Generation:
         texts: list[AnswerText],
     ) -> bool:
         """Pass outputs on until every answer has ended; False when the engine gave one up."""
-        clock = TokenClock(self._metrics, options.arrived, options.n)
+        clock = TokenClock(self._metrics, options.origin.arrived, options.n)
         prompt = answers.prompts[number]
         left = options.n
         async for output in self.client.submit(request):
@@ -188,6 +189,7 @@ class Generation:
                 answers.fail(engine_failed(output.error or "The engine gave the answer up."))
                 return False
             clock.tick(output.index, len(output.token_ids))
+            options.origin.charge(len(output.token_ids))
             if answers.first_token is None:
                 answers.first_token = clock.first_token
             prompt.cached_tokens = max(prompt.cached_tokens, output.cached_tokens)

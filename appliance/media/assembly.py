@@ -56,6 +56,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
         cache=MediaCache(int(config.cache.media_gb * GIB), descriptors // DESCRIPTOR_SHARE),
         limits={name: getattr(media, name).limit for name in allowed_modalities(media)},
         embeddings=media.embeddings.accept,
+        shared=config.cache.share == "all",
         salt=processing_salt(Path(family.folder), type(family).__name__, settings),
         threads=threads,
         metrics=metrics,

@@ -22,10 +22,13 @@ def content_digest(kind: str, data: bytes) -> bytes:
     return digest.digest()
 
 
-def tensor_digest(salt: bytes, content: bytes, options: Options) -> bytes:
-    """BLAKE2b-256 of all that an item's tensors depend on: server, content, request."""
+def tensor_digest(salt: bytes, scope: bytes, content: bytes, options: Options) -> bytes:
+    """BLAKE2b-256 of all that an item's tensors depend on: server, content, request.
+
+    `scope` is of those who may find what is made of it: empty for all, else 32 bytes.
+    """
     wanted = repr(sorted(options.items())).encode()
-    return blake2b(salt + content + wanted, digest_size=32).digest()
+    return blake2b(b"".join([salt, scope, content, wanted]), digest_size=32).digest()
 
 
 def processing_salt(folder: Path, family: str, settings: MediaSettings) -> bytes:

@@ -60,8 +60,8 @@ class Intake:
     """Takes media in, built once a server.
 
     `limits` has how many items of each modality a request may bring, `embeddings` says whether they
-    may come as such. `salt` stands for all that their tensors depend on besides their content and
-    the request's options.
+    may come as such, `shared` whether what one API key brought is found for another. `salt` stands
+    for all that their tensors depend on besides their content and the request's options.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Intake:
         cache: MediaCache,
         limits: Mapping[str, int],
         embeddings: bool,
+        shared: bool,
         salt: bytes,
         threads: Executor,
         metrics: Metrics,
@@ -81,6 +82,7 @@ class Intake:
         self._cache = cache
         self._limits = limits
         self._embeddings = embeddings
+        self._shared = shared
         self._salt = salt
         self._threads = threads
         self._metrics = metrics
@@ -174,7 +176,9 @@ class Intake:
         self, source: Source, target: Target | None, owner: bytes, options: Options
     ) -> Item:
         with self._counting(source):
-            url = f"{source.kind} {target.url}" if target is not None and target.host else None
+            url = None
+            if target is not None and target.host:
+                url = f"{source.kind} {self._scope(owner).hex()} {target.url}"
             content = None if url is None else self._urls.find(url)
             if content is not None:
                 item = self._kept(source, owner, content, options)
@@ -191,7 +195,7 @@ class Intake:
                 return item
             self._metrics.media_cache_misses.labels(source.modality).inc()
             task = MediaTask(source.kind, ItemBytes(read.data), options)
-            digest = tensor_digest(self._salt, content, options)
+            digest = self._digest(owner, content, options)
             tokens = await self._pool.probe(task)
             if tokens is None:
                 ready = await self._prepared(digest, task)
@@ -223,7 +227,7 @@ class Intake:
         """An item that was prepared before. Raises ApplianceError if its uuid means another."""
         if source.uuid is not None:
             self._bindings.check(owner, source.uuid, content, f"{source.part}.uuid")
-        digest = tensor_digest(self._salt, content, options)
+        digest = self._digest(owner, content, options)
         ready = self._cache.get(digest)
         if ready is None:
             return None
@@ -231,6 +235,12 @@ class Intake:
             raise media_uuid_conflict(f"{source.part}.uuid")
         self._metrics.media_cache_hits.labels(source.modality).inc()
         return Item(source, content, digest, ready.tokens, None, ready)
+
+    def _scope(self, owner: bytes) -> bytes:
+        return b"" if self._shared else owner
+
+    def _digest(self, owner: bytes, content: bytes, options: Options) -> bytes:
+        return tensor_digest(self._salt, self._scope(owner), content, options)
 
     async def _load(self, item: Item, owner: bytes, start: int) -> MediaItem:
         source = item.source

@@ -84,7 +84,7 @@ async def test_sampling_fields_reach_the_engine(cook: Cook) -> None:
         ignore_eos=True,
         logprobs=True,
         top_logprobs=3,
-        priority=-4,
+        priority=4,
         cache_salt="mine",
     )
     request = kitchen.engine.requests[0]
@@ -97,7 +97,7 @@ async def test_sampling_fields_reach_the_engine(cook: Cook) -> None:
     assert sampling.logit_bias == {3: -100.0, 4: 1.5}
     assert (sampling.min_tokens, sampling.stop_token_ids) == (2, frozenset({7}))
     assert (sampling.ignore_eos, sampling.logprobs) == (True, 3)
-    assert (request.n, request.priority) == (2, -4)
+    assert (request.n, request.priority) == (2, 4)
     assert request.salt
 
 

@@ -107,18 +107,18 @@ def test_whatever_changes_the_tensors_changes_the_digest(family: Qwen2VL, tmp_pa
     (tmp_path / "preprocessor_config.json").write_text(changed)
     salts.append(processing_salt(tmp_path, "Qwen2VL", plain))
     red = content_digest("image", data)
-    digests = {tensor_digest(salt, red, {}) for salt in salts}
+    digests = {tensor_digest(salt, b"", red, {}) for salt in salts}
     others = [
         content_digest("image", data + b"\0"),
         content_digest("image", encoded(Image.new("RGB", (32, 128), "red"))),
         content_digest("image", encoded(Image.new("RGBA", (64, 64), "red"))),
         content_digest("video", data),
     ]
-    digests |= {tensor_digest(salts[0], other, {}) for other in others}
-    digests |= {tensor_digest(salts[0], red, {"fps": value}) for value in (1, 2)}
+    digests |= {tensor_digest(salts[0], b"", other, {}) for other in others}
+    digests |= {tensor_digest(salts[0], b"", red, {"fps": value}) for value in (1, 2)}
     assert len(digests) == len(salts) + len(others) + 2
     assert all(len(digest) == 32 for digest in digests)
-    assert tensor_digest(salts[0], content_digest("image", bytes(data)), {}) in digests
+    assert tensor_digest(salts[0], b"", content_digest("image", bytes(data)), {}) in digests
 
 
 def test_transparency_reaches_the_tensors(intake: Desk, family: Qwen2VL) -> None:

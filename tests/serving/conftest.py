@@ -33,6 +33,7 @@ class Server:
     lines: list[str] = field(default_factory=list)
     listening: threading.Event = field(default_factory=threading.Event)
     base_url: str = ""
+    key: str = "none"
 
     @property
     def output(self) -> str:
@@ -40,7 +41,7 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0)
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key=self.key, max_retries=0)
 
     def status(self, path: str) -> int:
         """Status of a GET; 0 when nobody answers."""
@@ -79,7 +80,9 @@ class Server:
 
 def metric(server: Server, name: str) -> float:
     """The first value of a metric."""
-    with urllib.request.urlopen(server.base_url + "/metrics", timeout=5) as answer:
+    asked = urllib.request.Request(server.base_url + "/metrics")
+    asked.add_header("Authorization", f"Bearer {server.key}")
+    with urllib.request.urlopen(asked, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -14,9 +13,9 @@ from appliance.api.chat.logprobs import chat_logprobs
 from appliance.api.chat.parts import chat_parts
 from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
-from appliance.api.http.auth import owner
 from appliance.api.http.event_stream import EventStream
 from appliance.api.http.responses import json_response
+from appliance.api.http.tenants import caller_of
 from appliance.api.replies import head, whole
 from appliance.api.usage import usage
 from appliance.errors import bad_request
@@ -35,13 +34,12 @@ class Chat:
 
     async def create(self, request: Request) -> Response | EventStream:
         """Validate, build the prompt, and answer as one body or as a stream."""
-        arrived = time.perf_counter()
         service = self._service
-        fields, headers = await accept(request, service, ChatRequest, UNBUILT_CHAT)
+        fields, origin, headers = await accept(request, service, ChatRequest, UNBUILT_CHAT)
         self._check_template(fields)
         generation = service.generator()
-        prompt = fields.prompt(owner(request.scope), service.config.media)
-        options = fields.answer_options(arrived, continuing=fields.continue_final_message)
+        prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
+        options = fields.answer_options(origin, continuing=fields.continue_final_message)
         answers = await generation.chat(prompt, fields, options)
         if fields.stream:
             chunks = ChatChunks(

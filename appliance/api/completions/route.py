@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -30,12 +29,13 @@ class Completions:
 
     async def create(self, request: Request) -> Response | EventStream:
         """Validate, tokenize, and answer as one body or as a stream."""
-        arrived = time.perf_counter()
         service = self._service
-        fields, headers = await accept(request, service, CompletionRequest, UNBUILT_COMPLETION)
+        fields, origin, headers = await accept(
+            request, service, CompletionRequest, UNBUILT_COMPLETION
+        )
         generation = service.generator()
         discard = not fields.max_tokens
-        options = fields.answer_options(arrived, continuing=True, discard=discard)
+        options = fields.answer_options(origin, continuing=True, discard=discard)
         answers = await generation.complete(fields.prompt, fields, options)
         choices = CompletionChoices(
             answers,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from appliance.errors import ApplianceError, bad_request
-from appliance.generation.answers import AnswerLength, AnswerOptions
+from appliance.generation.answers import AnswerLength, AnswerOptions, Origin
 from appliance.generation.sampling_defaults import SamplingDefaults
 from engine.request import SamplingOptions
 
@@ -138,21 +138,20 @@ class SamplingFields(BaseModel, ABC):
         )
 
     def answer_options(
-        self, arrived: float, *, continuing: bool, discard: bool = False
+        self, origin: Origin, *, continuing: bool, discard: bool = False
     ) -> AnswerOptions:
         """What the request wants of its answers besides sampling."""
-        salt = self.cache_salt
         return AnswerOptions(
             n=self.n,
             stop=tuple(self.stop),
             include_stop=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
             priority=self.priority,
-            salt=hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else b"",
+            salt=_salt(origin.scope, self.cache_salt),
             min_tokens=self.min_tokens,
             continuing=continuing,
             discard=discard,
-            arrived=arrived,
+            origin=origin,
         )
 
     def _bias(self, vocab_size: int) -> dict[int, float]:
@@ -170,6 +169,13 @@ class SamplingFields(BaseModel, ABC):
             if not 0 <= token < vocab_size:
                 raise outside_vocabulary(token, vocab_size, f"stop_token_ids[{index}]")
         return frozenset(self.stop_token_ids)
+
+
+def _salt(scope: bytes, salt: str | None) -> bytes:
+    """What cached prompts are kept apart by."""
+    if not scope and not salt:
+        return b""
+    return hashlib.blake2b((salt or "").encode(), key=scope, digest_size=16).digest()
 
 
 def outside_vocabulary(token: int, vocab_size: int, path: str) -> ApplianceError:

@@ -1,73 +1,53 @@
-"""Bearer keys: kept as SHA-256, compared in constant time, not asked for by the probes."""
+"""Letting requests in: a key that is known, and a tenant that has something left to use."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterable
-
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.http.faults import fault_response
-from appliance.errors import ApplianceError, unauthorized
+from appliance.api.http.tenants import Caller, Tenants
+from appliance.errors import ApplianceError
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health"})
 
 
-class Keys:
-    """The keys that are accepted: each plain, or `sha256:` and the hexadecimal digest of one."""
-
-    def __init__(self, entries: Iterable[str]) -> None:
-        self._digests = [_digest_of(entry) for entry in entries]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def __contains__(self, key: object) -> bool:
-        if not isinstance(key, bytes):
-            return False
-        digest = hashlib.sha256(key).digest()
-        found = False
-        for known in self._digests:
-            found |= hmac.compare_digest(known, digest)
-        return found
-
-
-def _digest_of(entry: str) -> bytes:
-    scheme, _, digest = entry.partition(":")
-    if scheme == "sha256" and len(digest) == 64:
-        return bytes.fromhex(digest)
-    return hashlib.sha256(entry.encode()).digest()
-
-
-def owner(scope: Scope) -> bytes:
-    """Digest of the key that a request brings; nothing where it brings none."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return hashlib.sha256(value.partition(b" ")[2].strip()).digest()
-    return b""
-
-
 class Authentication:
-    """ASGI middleware that lets nobody without a key past, if there are keys."""
+    """ASGI middleware that lets nobody without a key past, if there are keys.
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    What is posted is charged to its tenant; the answer's headers tell what is left.
+    """
+
+    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self._app = app
-        self._keys = keys
+        self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            refused = self._refusal(scope)
-            if refused is not None:
-                await fault_response(refused)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = scope["appliance.caller"] = self._tenants.caller(scope)
+        except ApplianceError as refused:
+            await fault_response(refused)(scope, receive, send)
+            return
+        if self._tenants:
+            scope["appliance.notes"]["tenant"] = caller.tenant.name
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        await self._charged(caller, scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> ApplianceError | None:
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, key = value.partition(b" ")
-                if scheme.lower() == b"bearer" and key.strip() in self._keys:
-                    return None
-                return unauthorized("The API key is not known here.")
-        return unauthorized("An API key is needed: send 'Authorization: Bearer <key>'.")
+    async def _charged(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        tenant = caller.tenant
+
+        async def send_with_rest(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(tenant.headers())
+            await send(message)
+
+        try:
+            with tenant.request():
+                await self._app(scope, receive, send_with_rest)
+        except ApplianceError as refused:
+            await fault_response(refused)(scope, receive, send_with_rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from typing import Protocol
 
-KEPT_DESCRIPTORS = 512  # for media, pipes, files and connections that are just being refused
+SHARE = 2  # of the descriptors, connections may take one in so many: items of media need some too
 
 
 class Closable(Protocol):
@@ -71,7 +71,7 @@ def most_connections(wanted: int) -> int:
     Many systems start processes with a soft limit of 1,024, for the sake of select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + KEPT_DESCRIPTORS
+    needed = wanted * SHARE
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -79,6 +79,4 @@ def most_connections(wanted: int) -> int:
         soft = needed
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(
-        1, min(wanted, soft - KEPT_DESCRIPTORS if soft > 2 * KEPT_DESCRIPTORS else soft // 2)
-    )
+    return min(wanted, soft // SHARE)

@@ -12,7 +12,18 @@ from starlette.types import ASGIApp
 from appliance.api.http.faults import fault_response
 from appliance.errors import bad_request
 
-EXPOSED = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
+EXPOSED = (
+    "X-Request-Id",
+    "X-Ignored-Fields",
+    "Retry-After",
+    *(
+        f"X-RateLimit-{part}-{what}"
+        for what in ("Requests", "Tokens")
+        for part in ("Limit", "Remaining", "Reset")
+    ),
+    "X-RateLimit-Limit-Concurrent",
+    "X-RateLimit-Remaining-Concurrent",
+)
 
 
 class CrossOrigin(CORSMiddleware):

@@ -36,6 +36,7 @@ LATENCY_BUCKETS = (
     120.0,
     300.0,
 )
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 MEDIA_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -115,6 +116,9 @@ class Metrics:
             "e2e_request_latency_seconds",
             "Time from a request to the last token of its last answer.",
             LATENCY_BUCKETS,
+        )
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late the server's event loop was.", LAG_BUCKETS
         )
         self.prompt_length = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a request.", LENGTH_BUCKETS

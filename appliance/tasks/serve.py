@@ -17,6 +17,7 @@ import uvicorn
 from appliance import progress
 from appliance.api.app import create_app
 from appliance.api.http.connections import Connections, most_connections
+from appliance.api.http.lag import LoopLag
 from appliance.api.http.protocol import HttpProtocol
 from appliance.config.compose import Composed
 from appliance.config.errors import USAGE_ERROR, ConfigurationError
@@ -83,6 +84,8 @@ class Serving:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         http = asyncio.create_task(server.serve(sockets))
+        lag = LoopLag(self._service.metrics.loop_lag)
+        lag.start()
         try:
             while not server.started and not http.done():
                 await asyncio.sleep(0.005)
@@ -97,6 +100,7 @@ class Serving:
             server.should_exit = True
             await asyncio.gather(http, return_exceptions=True)
             await self._loader.stop()
+            lag.stop()
             if self._config.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._config.uds)

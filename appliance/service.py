@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from appliance.config.schema import Config
 from appliance.errors import not_found, overloaded
@@ -13,6 +16,13 @@ from appliance.metrics import Metrics
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation  # loads the model's libraries
+
+
+Made = TypeVar("Made")
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "aside")
 
 
 @dataclass(slots=True)
@@ -28,6 +38,15 @@ class Service:
     address: str = ""  # where it listens
     keep_alive_seconds: float = 10.0
     created: int = field(default_factory=lambda: int(time.time()))
+
+    _aside: ThreadPoolExecutor = field(default_factory=_one_thread)
+
+    async def aside(self, work: Callable[[], Made]) -> Made:
+        """Do work that would hold up the event loop: large bodies and answers, one at a time.
+
+        One thread, since each that computes takes the interpreter from the loop for a moment.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
     @property
     def fingerprint(self) -> str:

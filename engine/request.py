@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from engine.device.shared_tensors import SharedTensors
 
@@ -116,8 +116,7 @@ class Request:
         return [tensors for tensors in pieces.values() if isinstance(tensors, SharedTensors)]
 
 
-@dataclass(slots=True, frozen=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):  # tuples are unpickled without a call in Python
     """Log-probability of one token and of the most likely ones at its place, best first."""
 
     token_id: int

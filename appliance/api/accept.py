@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ from starlette.requests import Request
 
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.validation import parse
-from appliance.api.http.body import read_json
+from appliance.api.http.body import parse_json, read_body
 from appliance.api.http.exchange import note
 from appliance.api.http.tenants import caller_of
 from appliance.generation.answers import Origin
@@ -23,6 +24,7 @@ logger = logging.getLogger("appliance.api")
 Fields = TypeVar("Fields", bound=SamplingFields)
 
 IGNORED_HEADER_LENGTH = 1000
+LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop
 
 
 async def accept(
@@ -33,9 +35,9 @@ async def accept(
     caller = caller_of(request.scope)
     service.generator()
     server = service.config.server
-    body = await read_json(request, server.max_body_bytes)
-    fields, ignored = parse(model, body, unbuilt, reject_unknown=server.unknown_fields == "reject")
-    fields.check()
+    body = await read_body(request, server.max_body_bytes)
+    read = partial(_read, body, model, unbuilt, server.unknown_fields == "reject")
+    fields, ignored = await service.aside(read) if len(body) > LONG_BODY else read()
     caller.tenant.check_priority(fields.priority)
     service.check_model(fields.model)
     scope = caller.owner if service.config.cache.share == "key" else b""
@@ -46,3 +48,15 @@ async def accept(
     logger.warning("ignored unknown fields: %s", names)
     note(request.scope, ignored_fields=names)
     return fields, origin, {"X-Ignored-Fields": names}
+
+
+def _read(
+    body: bytearray,
+    model: type[Fields],
+    unbuilt: Mapping[str, tuple[Any, ...]],
+    reject_unknown: bool,
+) -> tuple[Fields, list[str]]:
+    """The request and the paths of its ignored fields."""
+    fields, ignored = parse(model, parse_json(body), unbuilt, reject_unknown=reject_unknown)
+    fields.check()
+    return fields, ignored

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from appliance.api.http.responses import encode
 from appliance.api.usage import usage
 from appliance.errors import ApplianceError
 from appliance.generation.answers import Answers
 
 DONE = "data: [DONE]\n\n"
-
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class OpenAIEvents:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from appliance.api.http.event_stream import close_when_gone
 from appliance.api.http.exchange import note
+from appliance.api.http.responses import encode
 from appliance.generation.answers import Answers, Delta
 from appliance.service import Service
 
@@ -26,6 +28,13 @@ def head(service: Service, prefix: str, kind: str) -> dict[str, Any]:
         "model": service.model,
         "system_fingerprint": service.fingerprint,
     }
+
+
+def body_of(head: Mapping[str, Any], choices: Iterable[str], tail: Mapping[str, Any]) -> bytes:
+    """A whole answer as JSON: fields, choices that are JSON already, and further fields."""
+    told = b",".join([choice.encode() for choice in choices])
+    parts = [encode(head)[:-1].encode(), b',"choices":[', told, b"],", encode(tail)[1:].encode()]
+    return b"".join(parts)
 
 
 async def whole(request: Request, answers: Answers) -> list[Delta]:

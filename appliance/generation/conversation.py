@@ -22,6 +22,8 @@ class Conversation:
     messages: list[Message]
     sources: list[Source] = field(default_factory=list)
     text_length: int = 0  # characters
+    certain_length: int = 0  # of them, what any template writes: they drop thoughts, and trim
+    parts: int = 0  # of all messages together
 
 
 @dataclass(slots=True, frozen=True)

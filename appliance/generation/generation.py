@@ -7,10 +7,11 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from appliance.client import Client
-from appliance.errors import bad_request, engine_failed
+from appliance.errors import bad_request, engine_failed, overloaded
 from appliance.generation.answers import (
     AnswerLength,
     AnswerOptions,
@@ -30,6 +31,11 @@ from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
 
 logger = logging.getLogger("appliance.generation")
+
+AT_ONCE = 32  # answers that begin in one turn of the event loop
+# Log-probabilities that a request may come to, and all of them together: some 120 bytes each until
+# they are read.
+MOST_LOGPROBS, MOST_LOGPROBS_IN_ALL = 3_000_000, 6_000_000
 
 
 class AnswerFields(Protocol):
@@ -67,6 +73,7 @@ class Generation:
         self._parser = parser
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
         self._tasks: set[asyncio.Task[None]] = set()
+        self._logprobs = 0  # that unread answers may come to
 
     @property
     def active(self) -> int:
@@ -83,7 +90,7 @@ class Generation:
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
         job = await self._prompting.chat(prompt, fields.answer_length)
-        return self._start([job], fields, options, self._parser)
+        return await self._start([job], fields, options, self._parser)
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions
@@ -93,15 +100,15 @@ class Generation:
         Raises ApplianceError.
         """
         many = len(prompts) > 1
-        jobs = [
-            await self._prompting.text(
-                source, fields.answer_length, f"prompt[{number}]" if many else "prompt"
-            )
-            for number, source in enumerate(prompts)
-        ]
-        return self._start(jobs, fields, options, None)
+        jobs: list[Job] = []
+        for number, source in enumerate(prompts):
+            param = f"prompt[{number}]" if many else "prompt"
+            jobs.append(await self._prompting.text(source, fields.answer_length, param))
+            if len(jobs) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return await self._start(jobs, fields, options, None)
 
-    def _start(
+    async def _start(
         self,
         jobs: list[Job],
         fields: AnswerFields,
@@ -110,10 +117,30 @@ class Generation:
     ) -> Answers:
         vocabulary, defaults = self.tokenizer.vocab_size, self._sampling
         sampling = [fields.sampling(job.max_tokens, vocabulary, defaults) for job in jobs]
+        noted = sum(map(partial(logprobs_of, options.n), jobs, sampling))
+        self._check_logprobs(noted)
         scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
         answers = Answers(scores, options.n)
         self._running[answers] = answers.total
+        self._logprobs += noted
+        answers.on_close(partial(self._forget_logprobs, noted))
         options.origin.charge(answers.prompt_tokens)
+        try:
+            await self._begin(jobs, sampling, options, answers, parser)
+        except BaseException:
+            answers.close()
+            raise
+        return answers
+
+    async def _begin(
+        self,
+        jobs: list[Job],
+        sampling: list[SamplingOptions],
+        options: AnswerOptions,
+        answers: Answers,
+        parser: Callable[[], AnswerParser] | None,
+    ) -> None:
+        begun = 0
         for number, job in enumerate(jobs):
             first = number * options.n
             texts = [self._answer_text(first + i, options, parser) for i in range(options.n)]
@@ -122,7 +149,24 @@ class Generation:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             answers.on_close(task.cancel)
-        return answers
+            if first + options.n - begun >= AT_ONCE and number + 1 < len(jobs):
+                begun = first + options.n
+                await asyncio.sleep(0)  # all tasks of a moment begin in one turn of the loop
+
+    def _check_logprobs(self, count: int) -> None:
+        """Raise ApplianceError where there would be too many to keep until they are read."""
+        if count > MOST_LOGPROBS:
+            raise bad_request(
+                f"The answers may come to {count} log-probabilities, more than {MOST_LOGPROBS}: "
+                "ask for fewer tokens, answers or top log-probabilities.",
+                "logprobs",
+                "invalid_value",
+            )
+        if count and self._logprobs + count > MOST_LOGPROBS_IN_ALL:
+            raise overloaded("Too many log-probabilities are asked for already; try again soon.")
+
+    def _forget_logprobs(self, count: int) -> None:
+        self._logprobs -= count
 
     def stop_all(self, reason: str) -> None:
         """End whatever still runs with an error."""
@@ -232,3 +276,13 @@ class Generation:
             self._running[answers] = left
         else:
             self._running.pop(answers, None)
+
+
+def logprobs_of(n: int, job: Job, sampling: SamplingOptions) -> int:
+    """How many log-probabilities `n` answers to a prompt may come to, its own included."""
+    count = 0
+    if sampling.logprobs is not None:
+        count += n * sampling.max_tokens * (1 + sampling.logprobs)
+    if sampling.prompt_logprobs is not None:
+        count += n * len(job.prompt_ids) * (1 + sampling.prompt_logprobs)
+    return count

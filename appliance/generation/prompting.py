@@ -87,6 +87,8 @@ class Prompting:
             template = template.with_source(asked.template)
         template.check_kwargs(asked.template_kwargs)
         self._check_modalities(asked)
+        certain = self.tokenizer.least_tokens(conversation.certain_length)
+        self._check_least(max(certain, conversation.parts), "messages")
 
         async def prompt(items: Sequence[Item]) -> Prompt:
             build = partial(
@@ -112,10 +114,12 @@ class Prompting:
     async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
         if isinstance(source, str):
+            self._check_least(self.tokenizer.least_tokens(len(source)), param)
             prompt = await self._off_loop(len(source), partial(build_text, source, self.tokenizer))
             ids = prompt.token_ids
         else:
             ids = source
+            self._check_least(len(ids), param)
             size = self.tokenizer.vocab_size
             if min(ids) < 0 or max(ids) >= size:
                 raise bad_request(
@@ -134,6 +138,16 @@ class Prompting:
                 raise bad_request(
                     f"This model takes no {plural}.", source.field, "unsupported_parameter"
                 )
+
+    def _check_least(self, tokens: int, param: str) -> None:
+        """Refuse what cannot fit before any work is done for it. Raises ApplianceError."""
+        longest = self.limits.longest
+        if tokens >= longest:
+            raise context_length_exceeded(
+                f"The prompt has at least {tokens} tokens; prompt and answer together may have "
+                f"{longest} here.",
+                param,
+            )
 
     def _job(self, ids: list[int], length: AnswerLength, param: str) -> Job:
         """Raises ApplianceError when prompt and answer cannot fit."""

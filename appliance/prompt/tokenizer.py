@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 
+from appliance.prompt.shrinking import shrinking
 from appliance.prompt.token_bytes import TokenBytes
 
 NAMED_TOKENS = (
@@ -48,6 +49,7 @@ class Tokenizer:
         self._inner = _inside_text(self._backend.pre_tokenizer)
         self._alike_inside = not _marks_beginnings(self._backend.pre_tokenizer)
         description = json.loads(self._backend.to_str())
+        self._shrinks_by = shrinking(description) * max(map(len, self._backend.get_vocab()))
         self._bytes = TokenBytes(self._backend, description["decoder"])
         self.strips_first_space = self._bytes.strips_first_space
         self.named_tokens = self._named_tokens()
@@ -56,6 +58,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size()
 
+    def least_tokens(self, characters: int) -> int:
+        """How many tokens a text of so many characters has at the least; 0 if it cannot be told."""
+        return characters // self._shrinks_by if self._shrinks_by else 0
+
     def id_of(self, token: str) -> int | None:
         """The id of a token written exactly so."""
         return self._backend.token_to_id(token)
@@ -63,12 +69,12 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text`; `special` tells whether special tokens count in it, or all is plain."""
         if special:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return self._encode(text)
         return self._encode_plain(text, first=True)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a raw prompt: special tokens in it count, and the tokenizer adds its own."""
-        return self._backend.encode(text, add_special_tokens=True).ids
+        return self._encode(text, add_special_tokens=True)
 
     def encode_guarded(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
         """As `encode(special=True)`, but added tokens that touch a range in `plain` are plain text.
@@ -116,7 +122,7 @@ class Tokenizer:
         if not text:
             return []
         if (first or self._alike_inside) and not self._added_pattern.search(text):
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return self._encode(text)
         ids = self._run_model(text, first)
         if self._added_ids.isdisjoint(ids):
             return ids
@@ -126,6 +132,11 @@ class Tokenizer:
             for place, character in enumerate(text)
             for index in self._run_model(character, first and place == 0)
         ]
+
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """`encode` holds the interpreter's lock all the while, this lets go of it."""
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def _run_model(self, text: str, first: bool) -> list[int]:
         backend = self._backend

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
@@ -33,6 +35,7 @@ DRAIN_POLL_SECONDS = 0.05
 DEATH_LINGER_SECONDS = 2.0  # so that streams end and probes can tell
 CLOSE_SECONDS = 2
 IDLE_SECONDS = 75
+SWITCH_SECONDS = 0.001  # for which a thread that computes may keep the interpreter from the loop
 BACKLOG = 4096
 
 
@@ -158,6 +161,8 @@ class Serving:
         if reason is not None:
             logger.error("the model could not be loaded: %s", reason)
             return code
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking at it again and again holds up the event loop
         if self._loader.summary:
             print(self._loader.summary, flush=True)
         logger.info("ready", extra={"fields": {"elapsed": round(lifecycle.elapsed, 1)}})
@@ -249,6 +254,7 @@ def run(composed: Composed) -> int:
 
     config = composed.config
     configure(config.logging)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main() -> int:
         service = Service(config, config.model.name or "model", composed.digest)

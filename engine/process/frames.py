@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 LENGTH = struct.Struct("<Q")
-CHUNK = 1 << 20  # bytes that one `receive` takes at most, so that a flood leaves the loop its turns
+CHUNK = 1 << 17  # bytes that one `receive` takes at most, so that a flood leaves the loop its turns
 
 
 class FrameSender:

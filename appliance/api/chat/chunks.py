@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.api.chat.logprobs import chat_logprobs
+from appliance.api.chat.logprobs import ChatLogprobs
 from appliance.api.chat.parts import chat_parts
-from appliance.api.openai_events import OpenAIEvents, encode
+from appliance.api.http.responses import encode
+from appliance.api.openai_events import OpenAIEvents
 from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
 
@@ -28,8 +29,7 @@ class ChatChunks(OpenAIEvents):
         super().__init__(
             head, answers, include_usage=include_usage, continuous_usage=continuous_usage
         )
-        self._tokenizer = tokenizer
-        self._logprobs = logprobs
+        self._logprobs = ChatLogprobs(tokenizer) if logprobs else None
         self._token_ids = token_ids
         self._plain = [
             (f'{self._head}{{"index":{index},"delta":{{"content":', "},")
@@ -61,8 +61,8 @@ class ChatChunks(OpenAIEvents):
 
     def _chunk(self, delta: Delta) -> str:
         logprobs = "null"
-        if self._logprobs and delta.logprobs:
-            logprobs = encode(chat_logprobs(delta.logprobs, self._tokenizer))
+        if self._logprobs is not None and delta.logprobs:
+            logprobs = self._logprobs.render(delta.logprobs)
         finish = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
         ids = f',"token_ids":{encode(delta.token_ids)}' if self._token_ids else ""
         before, after = self._plain[delta.index]

@@ -16,6 +16,7 @@ MESSAGE_FIELDS = frozenset(
     {"role", "content", "name", "refusal", "tool_calls", "function_call", "audio", "annotations"}
 )
 PARTS = ("text", *KINDS)
+MOST_PARTS = 100_000  # of all messages; a token each is more than most models take
 UNBUILT_PARTS = (
     "audio_embeds",
     "video",
@@ -34,19 +35,37 @@ def read_messages(messages: Any, ignored: list[str]) -> Conversation:
         raise bad_request("'messages' must be an array.", "messages", "invalid_type")
     if not messages:
         raise bad_request("'messages' must not be empty.", "messages", "invalid_value")
+    parts = sum(
+        len(content) if isinstance(content := message.get("content"), list) else 1
+        for message in messages
+        if isinstance(message, dict)
+    )
+    if parts > MOST_PARTS:
+        raise bad_request(
+            f"'messages' holds {parts} messages and parts, more than {MOST_PARTS}.",
+            "messages",
+            "invalid_value",
+        )
     sources: list[Source] = []
     read = [
         _message(message, f"messages[{index}]", sources, ignored)
         for index, message in enumerate(messages)
     ]
-    return Conversation(read, sources, sum(_text_length(message) for message in read))
+    lengths = [(message["role"], _text_length(message)) for message in read]
+    return Conversation(
+        read,
+        sources,
+        text_length=sum(whole for _, (whole, _) in lengths),
+        certain_length=sum(bare for role, (_, bare) in lengths if role != "assistant"),
+        parts=parts,
+    )
 
 
-def _text_length(message: Message) -> int:
+def _text_length(message: Message) -> tuple[int, int]:
+    """Characters with and without white space at the ends."""
     content = message["content"]
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part["text"]) for part in content if part["type"] == "text")
+    texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return sum(map(len, texts)), sum(len(text.strip()) for text in texts)
 
 
 def _message(message: Any, path: str, sources: list[Source], ignored: list[str]) -> Message:

@@ -9,21 +9,21 @@ from starlette.responses import Response
 
 from appliance.api.accept import accept
 from appliance.api.chat.chunks import ChatChunks
-from appliance.api.chat.logprobs import chat_logprobs
+from appliance.api.chat.logprobs import ChatLogprobs
 from appliance.api.chat.parts import chat_parts
 from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
-from appliance.api.http.event_stream import EventStream
-from appliance.api.http.responses import json_response
+from appliance.api.http.event_stream import EventStream, is_large
+from appliance.api.http.responses import encode, json_response
 from appliance.api.http.tenants import caller_of
-from appliance.api.replies import head, whole
+from appliance.api.replies import body_of, head, whole
 from appliance.api.usage import usage
 from appliance.errors import bad_request
 from appliance.generation.answers import Delta
 from appliance.service import Service
 
 if TYPE_CHECKING:
-    from appliance.generation.generation import Generation  # loads the model's libraries
+    pass  # loads the model's libraries
 
 
 class Chat:
@@ -52,15 +52,23 @@ class Chat:
                 token_ids=fields.return_token_ids,
             )
             return EventStream(
-                answers, chunks, keep_alive=service.keep_alive_seconds, headers=headers
+                answers,
+                chunks,
+                keep_alive=service.keep_alive_seconds,
+                headers=headers,
+                aside=service.aside,
             )
         deltas = await whole(request, answers)
-        body = head(service, "chatcmpl", "chat.completion")
-        body["choices"] = [self._choice(delta, fields, generation) for delta in deltas]
-        body["usage"] = usage(answers)
+        tail: dict[str, Any] = {"usage": usage(answers)}
         if fields.return_token_ids:
-            body["prompt_token_ids"] = answers.prompts[0].token_ids
-        return json_response(body, headers)
+            tail["prompt_token_ids"] = answers.prompts[0].token_ids
+
+        def body() -> bytes:
+            logprobs = ChatLogprobs(generation.tokenizer) if fields.logprobs else None
+            choices = (self._choice(delta, logprobs, fields.return_token_ids) for delta in deltas)
+            return body_of(head(service, "chatcmpl", "chat.completion"), choices, tail)
+
+        return json_response(await service.aside(body) if is_large(deltas) else body(), headers)
 
     def _check_template(self, fields: ChatRequest) -> None:
         allowed = self._service.config.chat.allow_request_template
@@ -72,7 +80,7 @@ class Chat:
             )
 
     @staticmethod
-    def _choice(delta: Delta, fields: ChatRequest, generation: Generation) -> dict[str, Any]:
+    def _choice(delta: Delta, logprobs: ChatLogprobs | None, token_ids: bool) -> str:
         choice: dict[str, Any] = {
             "index": delta.index,
             "message": {
@@ -80,11 +88,9 @@ class Chat:
                 "refusal": None,
                 **chat_parts(delta.parts, delta=False),
             },
-            "logprobs": None,
             "finish_reason": delta.finish_reason,
         }
-        if fields.logprobs:
-            choice["logprobs"] = chat_logprobs(delta.logprobs, generation.tokenizer)
-        if fields.return_token_ids:
+        if token_ids:
             choice["token_ids"] = delta.token_ids
-        return choice
+        told = "null" if logprobs is None else logprobs.render(delta.logprobs)
+        return f'{encode(choice)[:-1]},"logprobs":{told}}}'

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.completions.logprobs import CompletionLogprobs
-from appliance.api.openai_events import OpenAIEvents, encode
+from appliance.api.http.responses import encode
+from appliance.api.openai_events import OpenAIEvents
 from appliance.generation.answers import Answers, Delta
 from appliance.prompt.tokenizer import Tokenizer
 
@@ -30,8 +31,8 @@ class CompletionChoices:
         )
         self._begun = [False] * answers.total
 
-    def choice(self, delta: Delta) -> dict[str, Any]:
-        """One entry of `choices`."""
+    def choice(self, delta: Delta) -> str:
+        """One entry of `choices` as JSON, empty where there is nothing to tell."""
         prompt = self._answers.prompts[delta.index // self._answers.n]
         first = not self._begun[delta.index]
         self._begun[delta.index] = True
@@ -47,16 +48,18 @@ class CompletionChoices:
         choice: dict[str, Any] = {
             "index": delta.index,
             "text": text,
-            "logprobs": None,
             "finish_reason": delta.finish_reason,
         }
+        logprobs = "null"
         if self._logprobs is not None:
-            choice["logprobs"] = self._logprobs[delta.index].render(tokens, ids)
+            logprobs = self._logprobs[delta.index].render(tokens, ids)
+        elif not (text or delta.finish_reason or (self._token_ids and delta.token_ids)):
+            return ""
         if self._token_ids:
             choice["token_ids"] = delta.token_ids
             if first:
                 choice["prompt_token_ids"] = prompt.token_ids
-        return choice
+        return f'{encode(choice)[:-1]},"logprobs":{logprobs}}}'
 
 
 class CompletionChunks(OpenAIEvents):
@@ -82,11 +85,4 @@ class CompletionChunks(OpenAIEvents):
     def deltas(self, deltas: list[Delta]) -> bytes:
         tail = "]" + self._end()
         choices = (self._choices.choice(delta) for delta in deltas)
-        return "".join(
-            self._head + encode(choice) + tail
-            for choice in choices
-            if choice["text"]
-            or choice["finish_reason"]
-            or choice["logprobs"]
-            or choice.get("token_ids")
-        ).encode()
+        return "".join(self._head + choice + tail for choice in choices if choice).encode()

@@ -11,9 +11,9 @@ from appliance.api.accept import accept
 from appliance.api.completions.chunks import CompletionChoices, CompletionChunks
 from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_COMPLETION
-from appliance.api.http.event_stream import EventStream
+from appliance.api.http.event_stream import EventStream, is_large
 from appliance.api.http.responses import json_response
-from appliance.api.replies import head, whole
+from appliance.api.replies import body_of, head, whole
 from appliance.api.usage import usage
 from appliance.service import Service
 
@@ -53,13 +53,20 @@ class Completions:
                 continuous_usage=fields.continuous_usage,
             )
             return EventStream(
-                answers, chunks, keep_alive=service.keep_alive_seconds, headers=headers
+                answers,
+                chunks,
+                keep_alive=service.keep_alive_seconds,
+                headers=headers,
+                aside=service.aside,
             )
         deltas = await whole(request, answers)
-        body = head(service, "cmpl", "text_completion")
-        body["choices"] = [choices.choice(delta) for delta in deltas]
-        body["usage"] = usage(answers)
-        return json_response(body, headers)
+
+        def body() -> bytes:
+            begun = head(service, "cmpl", "text_completion")
+            return body_of(begun, map(choices.choice, deltas), {"usage": usage(answers)})
+
+        large = is_large(deltas, answers.prompts)
+        return json_response(await service.aside(body) if large else body(), headers)
 
     @staticmethod
     def _echoes(fields: CompletionRequest, generation: Generation) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -39,6 +40,16 @@ BOUNDS = {
 }
 
 
+class Ignored(list[str]):
+    """Paths of fields that nobody knows, the first MOST of them: a body may have millions."""
+
+    MOST = 100
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Add as many of them as there is room for."""
+        super().extend(path[:200] for path in islice(paths, self.MOST - len(self)))
+
+
 def parse(
     model: type[Model],
     body: Mapping[str, Any],
@@ -49,7 +60,7 @@ def parse(
     """The request and the paths of its ignored fields. Raises ApplianceError 400."""
     known = model.model_fields
     fields: dict[str, Any] = {}
-    ignored: list[str] = []
+    ignored = Ignored()
     for name, value in body.items():
         if value is None or name in HINTS:
             continue
@@ -59,7 +70,7 @@ def parse(
             if not harmless(value, unbuilt[name]):
                 raise unsupported(name, unbuilt[name])
         else:
-            ignored.append(name)
+            ignored.extend([name])
     try:
         request = model.model_validate(fields, context=ignored)
     except ValidationError as invalid:

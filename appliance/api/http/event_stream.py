@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -12,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 from appliance.api.http.exchange import note
 from appliance.api.http.faults import fault_response
 from appliance.errors import ApplianceError
-from appliance.generation.answers import Answers, Delta
+from appliance.generation.answers import Answers, Delta, PromptScore
 
 KEEP_ALIVE = b": keep-alive\n\n"
+LARGE = 512  # tokens from which on what is told of them is written off the event loop
 
 
 class Events(Protocol):
@@ -33,6 +35,12 @@ class Events(Protocol):
         """What ends a stream that fails after its first byte."""
 
 
+def is_large(deltas: Iterable[Delta], prompts: Iterable[PromptScore] = ()) -> bool:
+    """Whether writing them out would hold up the event loop; `prompts` are told of too."""
+    generated = sum(len(delta.token_ids) for delta in deltas)
+    return generated + sum(len(prompt.logprobs or ()) for prompt in prompts) > LARGE
+
+
 async def close_when_gone(receive: Receive, answers: Answers) -> None:
     """Close `answers` as soon as the client has left."""
     while (await receive())["type"] != "http.disconnect":
@@ -44,7 +52,7 @@ class EventStream:
     """An ASGI response that streams answers as fast as the reader takes them.
 
     A failure before the first byte is a plain error response. When nothing was sent for
-    `keep_alive` seconds, a comment is.
+    `keep_alive` seconds, a comment is. `aside` does what would hold up the event loop.
     """
 
     def __init__(
@@ -54,8 +62,10 @@ class EventStream:
         *,
         keep_alive: float,
         headers: Mapping[str, str],
+        aside: Callable[[Callable[[], bytes]], Awaitable[bytes]],
     ) -> None:
         self._answers = answers
+        self._aside = aside
         self._events = events
         self._keep_alive = keep_alive
         self._headers = [
@@ -84,7 +94,8 @@ class EventStream:
     async def _stream(self, new: list[Delta], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         answers, events, clock = self._answers, self._events, time.monotonic
-        body = events.opening() + events.deltas(new)
+        opening = await self._written(new, answers.prompts)
+        body = events.opening() + opening
         written = clock() if new else 0.0
         while not answers.done:
             if not body and clock() - written >= self._keep_alive:
@@ -97,7 +108,13 @@ class EventStream:
             except ApplianceError as fault:
                 await send({"type": "http.response.body", "body": events.failure(fault)})
                 return
-            body = events.deltas(new)
+            body = await self._written(new)
         if not answers.closed:
             body += events.closing()
             await send({"type": "http.response.body", "body": body})
+
+    async def _written(self, new: list[Delta], prompts: Iterable[PromptScore] = ()) -> bytes:
+        """Events for what is new."""
+        if is_large(new, prompts):
+            return await self._aside(partial(self._events.deltas, new))
+        return self._events.deltas(new)

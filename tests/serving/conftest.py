@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -88,11 +90,22 @@ def metric(server: Server, name: str) -> float:
 
 
 @contextlib.contextmanager
-def serving(*overrides: str, ready: bool = True, port: str = "0") -> Iterator[Server]:
-    """Run `appliance` with these overrides, on a free port unless one is given."""
+def serving(
+    *overrides: str, ready: bool = True, port: str = "0", files: int | None = None
+) -> Iterator[Server]:
+    """Run `appliance` with these overrides, on a free port unless one is given.
+
+    `files` is how many it may open.
+    """
     command = [sys.executable, "-m", "appliance", *overrides, f"server.port={port}"]
+    bounded = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files or 0, files or 0))
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        preexec_fn=bounded if files else None,
     )
     server = Server(process)
     reader = threading.Thread(target=server.read, daemon=True)

@@ -1,6 +1,7 @@
 # make serve            set up what is missing, then serve (ARGS="recipe=… key=value")
 # make test             run all tests
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works
+# make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
 
 ARGS ?= recipe=demo
@@ -14,7 +15,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES = pyproject.toml setup.py Makefile
 
-.PHONY: install serve test lint docs image
+.PHONY: install serve test soak lint docs image
 
 install: .venv/.installed
 
@@ -35,6 +36,9 @@ serve: install
 
 test: .venv/.tested
 	$(BIN)/python -m pytest
+
+soak: .venv/.tested
+	$(BIN)/python -m tests.attack.soak --output bench/results/soak.md
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from PIL import Image
 
 from tests.attack.crowd import Crowd
 from tests.attack.test_crowd import asked, said
-from tests.attack.test_deaths import family_of, gone, streams
+from tests.attack.test_deaths import family_of, gone, shared_memory, streams
 from tests.attack.wire import completion, until
 from tests.checkpoints import WRITERS
 from tests.serving.conftest import Server, metric, serving
@@ -138,7 +138,7 @@ def crowds(table: Table, server: Server, count: int, rounds: int) -> None:
 def deaths(table: Table, overrides: list[str], rounds: int) -> None:
     victims = ("server", "engine", "fork server", "media worker")
     for victim in victims:
-        kept, memory_names = 0, set(os.listdir("/dev/shm"))
+        kept, memory_names = 0, shared_memory()
         for _ in range(rounds):
             with serving(*overrides) as server:
                 everybody = list(family_of(server).values())
@@ -155,7 +155,7 @@ def deaths(table: Table, overrides: list[str], rounds: int) -> None:
                     fine = server.process.wait(20) == 1 and gone(everybody)
                 else:
                     fine = until(lambda: server.status("/readyz") == 200)
-            kept += fine and set(os.listdir("/dev/shm")) <= memory_names
+            kept += fine and shared_memory() <= memory_names
         table.add(f"{victim} killed under 50 streams", f"{kept} of {rounds}", kept == rounds)
 
 

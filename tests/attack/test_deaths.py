@@ -38,7 +38,9 @@ def family_of(server: Server) -> dict[str, psutil.Process]:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    """What Python, torch and OpenMP leave in /dev/shm when they leave something."""
+    names = ("sem.", "mp-", "psm_", "torch_", "__KMP", "nccl")
+    return {name for name in os.listdir("/dev/shm") if name.startswith(names)}
 
 
 @contextmanager

@@ -26,9 +26,14 @@ from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
-# OpenMP reads this when torch is loaded: waiting threads spin from one operation to the next, but
-# not much longer. The default is fifteen times as long.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
+# OpenMP reads the first when torch is loaded: waiting threads spin from one operation to the next,
+# but not much longer. The default is fifteen times as long. The others are how many products torch
+# and oneDNN keep the machine code of, one for each number of rows: 1,024 of each kind by default.
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "20000",
+    "LRU_CACHE_CAPACITY": "256",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+}
 STOP_SECONDS = 0.5  # what a stopped engine process may take to leave by itself
 
 

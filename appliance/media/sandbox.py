@@ -22,6 +22,7 @@ from engine.device.process_setup import end_with_parent
 # An id that distributions give to nobody, within the 16 bits that user namespaces map: limits by
 # user count this server's workers alone, and nothing belongs to it.
 STRANGER = 65_521
+CHANNEL, MEMORY = 3, 4  # descriptors of a worker: to the server, and what tells its memory
 DESCRIPTORS = 16  # the standard ones, the channel, what memory it has, an item, what is made of it
 
 MOST_DESCRIPTORS = 1 << 20  # of any process, unless an administrator raised it
@@ -41,9 +42,9 @@ Step = Callable[[], str | None]
 def enter(keep: tuple[int, int], memory_bytes: int, parent: int) -> list[str]:
     """Give up what decoding does not need, for good; returns what could not be, in words.
 
-    `keep` are the descriptors to be kept beside the standard ones; they become 3 and 4. A file may
-    get `memory_bytes`. This process ends with its parent, `parent`. Raises RuntimeError if there
-    are threads, which would keep what they have.
+    `keep` are the descriptors to be kept beside the standard ones; they become CHANNEL and MEMORY.
+    A file may get `memory_bytes`. This process ends with its parent, `parent`. Raises RuntimeError
+    if there are threads, which would keep what they have.
     """
     _keep(keep)
     if sys.platform != "linux":
@@ -74,11 +75,11 @@ def enter(keep: tuple[int, int], memory_bytes: int, parent: int) -> list[str]:
 
 def _keep(handles: tuple[int, int]) -> None:
     """Close all descriptors but these and the standard ones."""
-    above = [fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 5) for handle in handles]
-    for number, handle in enumerate(above, 3):
+    above = [fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, MEMORY + 1) for handle in handles]
+    for number, handle in zip((CHANNEL, MEMORY), above, strict=True):
         os.dup2(handle, number, inheritable=False)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    os.closerange(5, most if 0 < most < MOST_DESCRIPTORS else MOST_DESCRIPTORS)
+    os.closerange(MEMORY + 1, most if 0 < most < MOST_DESCRIPTORS else MOST_DESCRIPTORS)
 
 
 def _limit(memory_bytes: int) -> None:

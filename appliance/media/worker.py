@@ -37,7 +37,6 @@ from engine.models.registry import family_for
 logger = logging.getLogger("appliance.media")
 
 TRIM_BYTES = 128 << 20  # what a worker may keep beyond what it began with
-CHANNEL, HELD = 3, 4  # descriptors of a worker: to the server, and what tells its memory
 FIRST_TO_DIE = "800"  # of 1000, when the machine runs out of memory
 
 
@@ -100,7 +99,7 @@ def main(handle: int, parent: int) -> int:
     if channel is not None:
         control.close()
         missing = _confine(channel, settings.memory_bytes, fork_server)
-        with Connection(CHANNEL) as connection, contextlib.suppress(EOFError, OSError):
+        with Connection(sandbox.CHANNEL) as connection, contextlib.suppress(EOFError, OSError):
             connection.send_bytes(json.dumps({"missing": missing}).encode())
             Worker(preparers, connection).run()
     return 0
@@ -163,7 +162,7 @@ def _data_bytes() -> int:
 
 def _resident_bytes() -> int:
     """Memory of a worker that is there (proc_pid_statm(5)); it can open no file any more."""
-    return int(os.pread(HELD, 128, 0).split()[1]) * mmap.PAGESIZE
+    return int(os.pread(sandbox.MEMORY, 128, 0).split()[1]) * mmap.PAGESIZE
 
 
 class Worker:

@@ -35,7 +35,11 @@ class WorkerLog(threading.Thread):
                     begun, lines = time.monotonic(), 0
                 lines += 1
                 if lines <= LINES and (text := shown(line)):
-                    logger.warning("media worker: %s", text)
+                    name, _, said = text.partition(" ")  # of a level, where Python logs
+                    level = logging.getLevelNamesMapping().get(name)
+                    if level is None:
+                        level, said = logging.WARNING, text
+                    logger.log(level, "media worker: %s", said)
         self._tell_left_out(lines)
 
     def finish(self) -> None:

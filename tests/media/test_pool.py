@@ -74,9 +74,13 @@ def interrupted(intake: Desk, number: int) -> ApplianceError:
     eventually(lambda: len(workers(intake)) == 1)
     (worker,) = workers(intake)
 
+    def asked() -> float:
+        return intake.metric("media_seconds_count", stage="queue", modality="image")
+
     async def interrupt() -> None:
+        twice = asked() + 2  # for its size, and for its pixels
         work = asyncio.ensure_future(intake.loaded([{"content": [part(large())]}]))
-        while state(worker) != "R":
+        while asked() < twice or state(worker) != "R":
             assert not work.done()
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)

@@ -246,7 +246,7 @@ class MediaPool:
         if odd:
             logger.warning(
                 "a media worker answered what none says, and was replaced: %s",
-                fault,
+                str(fault),  # with the exception itself, a log might hold the item
                 extra={"fields": fields},
             )
         else:

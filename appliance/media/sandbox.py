@@ -14,6 +14,7 @@ import resource
 import struct
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from appliance.media import syscall_filter
@@ -161,5 +162,6 @@ def _call(result: int) -> int:
     return result
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

@@ -11,11 +11,12 @@ from multiprocessing.connection import Connection
 from engine.device.device import HostCopy
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
+from engine.models.item_tensors import FLOATS, fitting
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.request import Output, Request, TokenLogprob
+from engine.request import MediaItem, Output, Request, TokenLogprob
 from engine.running.flight import Choice, Flight
 from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
@@ -86,9 +87,7 @@ class Engine:
         if any(item.modality not in options.modalities for item in request.media):
             raise RequestRefused("this engine was started without the tower for such media")
         for item in request.media:
-            embeds = item.tensors.get("embeds")
-            if embeds is not None and embeds.shape != (item.length, self._runner.hidden):
-                raise RequestRefused("embeddings of a media item do not fit its placeholders")
+            self._check(item)
         spans = [
             (item.start, item.end)
             for item in request.media
@@ -133,6 +132,15 @@ class Engine:
             self._scheduler.add(sequence)
         self._sequences[request.id] = sequences
         self._prompt_tokens += len(request.prompt_ids)
+
+    def _check(self, item: MediaItem) -> None:
+        """Raises RequestRefused for tensors that no preparing of an item gives."""
+        try:
+            if "embeds" in item.tensors:
+                fitting(item, "embeds", FLOATS, (item.length, self._runner.hidden))
+            self._family.check_item(item)
+        except ValueError as wrong:
+            raise RequestRefused(f"tensors of a media item do not fit: {wrong}") from None
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its answers, now; its pages are free when this returns."""

@@ -10,23 +10,66 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
+from typing import BinaryIO, cast
 
 from appliance.media.worker import Begin, End, WorkerSettings
+from appliance.media.worker_log import WorkerLog
 
 logger = logging.getLogger("appliance.media")
 
 END_SECONDS = 1.0  # it has nothing to save, and may still be importing
 STALL_SECONDS = 10
-# librosa's mel filters need nothing compiled, and numba caches in folders that may be read-only
-ENVIRONMENT = {"NUMBA_DISABLE_JIT": "1"}
+# What is passed on of the server's environment: where programs, libraries and modules lie, and how
+# text is written. Tokens, keys and proxies are none of a decoder's business.
+PASSED_ON = frozenset(
+    (
+        "PATH",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "VIRTUAL_ENV",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONSAFEPATH",
+        "PYTHONNOUSERSITE",
+        "PYTHONUSERBASE",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONPYCACHEPREFIX",
+        "PYTHONUTF8",
+        "PYTHONIOENCODING",
+    )
+)
+PASSED_ON_PREFIX = "LC_"
+ENVIRONMENT = {
+    # librosa's mel filters need nothing compiled, and numba caches in folders that may be read-only
+    "NUMBA_DISABLE_JIT": "1",
+    # worker processes are the parallelism, and may have no thread beside their first
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 LAUNCH = """
 import os, sys
 sys.path[:] = {path}
 from appliance.media.worker import main
-os._exit(main({handle}))
+os._exit(main({handle}, {parent}))
 """
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the fork server and its workers know of the server's environment."""
+    passed = {
+        name: value
+        for name, value in given.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIX)
+    }
+    return passed | ENVIRONMENT
 
 
 class ForkServer:
@@ -37,6 +80,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
+        self._log: WorkerLog | None = None
         self._stopped = False
 
     def start(self) -> None:
@@ -71,14 +115,19 @@ class ForkServer:
         self._close()
         ours, theirs = socket.socketpair()
         handle = theirs.fileno()
-        code = LAUNCH.format(path=list(sys.path), handle=handle)
+        code = LAUNCH.format(path=list(sys.path), handle=handle, parent=os.getpid())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 pass_fds=[handle],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment(os.environ),
             )
+        assert self._process.stderr is not None
+        self._log = WorkerLog(cast(BinaryIO, self._process.stderr))
+        self._log.start()
         self._control = Connection(ours.detach())
         self._control.send(self._settings)
 
@@ -105,3 +154,6 @@ class ForkServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        if self._log is not None:
+            self._log.finish()
+            self._log = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import queue
 import threading
@@ -21,9 +20,18 @@ from appliance.errors import (
     overloaded,
     unavailable,
 )
+from appliance.media.answer import (
+    STAGES,
+    OddAnswer,
+    check_refusal,
+    made,
+    measured,
+    missing,
+    receive,
+)
 from appliance.media.fork_server import ForkServer
 from appliance.media.prepare import PARAM, MediaTask
-from appliance.media.worker import READY, Order, WorkerSettings
+from appliance.media.worker import Order, WorkerSettings
 from appliance.metrics import Metrics
 from engine.device.shared_tensors import SharedTensors
 from engine.errors import EngineError
@@ -71,11 +79,13 @@ class MediaPool:
         metrics: Metrics,
     ) -> None:
         self._fork_server = ForkServer(settings)
+        self._most_bytes = settings.memory_bytes
         self._places = places
         self._seconds = seconds
         self._metrics = metrics
         self._inside = 0
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._missing: list[str] = []
         self._begun: list[Future[bool]] = [Future() for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name="media", daemon=True)
@@ -90,6 +100,8 @@ class MediaPool:
         begun = [asyncio.wrap_future(future) for future in self._begun]
         if not all(await asyncio.gather(*begun)):
             raise EngineError("the media workers could not be started; the log says why")
+        if self._missing:
+            logger.warning("media workers are confined in part: %s", "; ".join(self._missing))
 
     async def stop(self) -> None:
         """End the processes, whatever they are doing."""
@@ -158,7 +170,7 @@ class MediaPool:
                 try:
                     call.result.set_result(self._on_worker(channel, call))
                     return channel
-                except _Idle:  # it ended while it had nothing to do: not this item's fault
+                except _Idle:  # it ended or spoke while it had nothing to do: not this item's fault
                     self._end(number, channel)
                     channel = None
             call.result.set_exception(
@@ -175,16 +187,17 @@ class MediaPool:
 
     def _begin(self, number: int) -> Connection | None:
         """A connection to a new worker that is ready; None if there can be none."""
-        try:
-            channel = self._fork_server.begin(number)
-        except OSError:
-            return None
-        try:
-            if channel.poll(START_SECONDS) and channel.recv_bytes(maxlength=64) == READY:
+        again = self._begun[number].done()  # later on, its parent may have been about to die
+        for _ in range(1 + again):
+            try:
+                channel = self._fork_server.begin(number)
+            except OSError:
+                return None
+            try:
+                self._missing = missing(receive(channel, time.monotonic() + START_SECONDS))
                 return channel
-        except (EOFError, OSError):
-            pass
-        self._end(number, channel)
+            except (EOFError, OSError, OddAnswer):
+                self._end(number, channel)
         return None
 
     def _end(self, number: int, channel: Connection | None) -> None:
@@ -198,42 +211,44 @@ class MediaPool:
             raise _Idle
         task, deadline = call.task, time.monotonic() + self._seconds
         try:
+            if channel.poll():  # gone, or it says what nobody asked for
+                raise _Idle
             channel.send(Order(task.kind, task.data.size, dict(task.options), call.probe))
             task.data.send(channel)
         except ConnectionError as fault:
             raise _Idle from fault
-        if not channel.poll(self._seconds):
-            raise TimeoutError
         # whatever the worker read may have taken it over: what it says is data, and checked
-        answer = json.loads(channel.recv_bytes(maxlength=1 << 20))
-        refusal = answer.get("refusal")
-        if refusal is not None:
-            raise ApplianceError(
-                str(refusal["message"]),
-                status=int(refusal["status"]),
-                type=str(refusal["type"]),
-                code=str(refusal["code"]),
-                param=PARAM,
-            )
-        tokens = answer["tokens"]
+        said = receive(channel, deadline)
+        check_refusal(said)
         if call.probe:
-            return None if tokens is None else int(tokens)
-        tensors = SharedTensors.laid_out(answer["tensors"])
+            return measured(said)
+        item = made(said, self._most_bytes, self._seconds)
         if not channel.poll(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
-        tensors.receive(channel)
-        tensors.check()
-        for stage in ("decode", "preprocess"):
-            self._metrics.media_took(stage, task.modality, float(answer["seconds"][stage]))
-        return Ready(task.kind, int(tokens), tensors)
+        try:
+            item.tensors.receive(channel)
+            item.tensors.check()
+        except ValueError as wrong:
+            raise OddAnswer(str(wrong)) from None
+        for stage in STAGES:
+            self._metrics.media_took(stage, task.modality, item.seconds[stage])
+        return Ready(task.kind, item.tokens, item.tensors)
 
     def _blame(self, fault: Exception, call: _Call) -> ApplianceError:
         modality = call.task.modality
-        late = isinstance(fault, TimeoutError)
-        self._metrics.media_workers_replaced.labels("timeout" if late else "died").inc()
+        late, odd = isinstance(fault, TimeoutError), isinstance(fault, OddAnswer)
+        cause = "timeout" if late else "odd" if odd else "died"
+        self._metrics.media_workers_replaced.labels(cause).inc()
         fields = {"kind": call.task.kind, "bytes": call.task.data.size}
         if late:
             logger.warning("a media worker took too long", extra={"fields": fields})
             return media_timeout(modality, self._seconds, PARAM)
-        logger.warning("a media worker died", extra={"fields": fields})
+        if odd:
+            logger.warning(
+                "a media worker answered what none says, and was replaced: %s",
+                str(fault),  # with the exception itself, a log might hold the item
+                extra={"fields": fields},
+            )
+        else:
+            logger.warning("a media worker died", extra={"fields": fields})
         return media_undecodable(f"The {modality} cannot be decoded.", PARAM)

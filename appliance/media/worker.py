@@ -1,8 +1,9 @@
 """Media workers: processes that read what strangers sent, so that nothing else has to.
 
 The fork server is a process that imports what workers need and forks one whenever the server asks,
-so that a worker that died is replaced in milliseconds. A worker gets an item's bytes in shared
-memory and answers in JSON, with tensors in shared memory again.
+so that a worker that died is replaced in milliseconds. A worker gives up all rights first
+(`appliance.media.sandbox`). It gets an item's bytes in shared memory and answers in JSON, with
+tensors in shared memory again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from appliance.errors import ApplianceError, media_undecodable
+from appliance.media import sandbox
 from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
+from appliance.media.rehearsal import rehearse
+from engine.device.process_setup import end_with_parent
 from engine.device.shared_tensors import SharedTensors
 from engine.models.registry import family_for
 
 logger = logging.getLogger("appliance.media")
 
 TRIM_BYTES = 128 << 20  # what a worker may keep beyond what it began with
-READY = b"ready"
 FIRST_TO_DIE = "800"  # of 1000, when the machine runs out of memory
 
 
@@ -74,8 +75,12 @@ class Order:
     probe: bool
 
 
-def main(handle: int) -> int:
-    """The fork server, at its end of a connection to the server; returns in each worker too."""
+def main(handle: int, parent: int) -> int:
+    """The fork server, at its end of a connection to the server; returns in each worker too.
+
+    `parent` is the process of the server.
+    """
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     control = Connection(handle)
@@ -84,21 +89,24 @@ def main(handle: int) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     family = family_for(settings.folder)
-    preparers = {kind: preparer_for(kind, family, settings.media) for kind in settings.kinds}
-    Image.init()
     _one_thread()
+    preparers = {kind: preparer_for(kind, family, settings.media) for kind in settings.kinds}
+    rehearse(settings.kinds, family)
+    gc.collect()
     gc.freeze()  # what is imported is no garbage: workers look for it after every item
+    fork_server = os.getpid()
     channel = _fork_until_worker(control)
     if channel is not None:
         control.close()
-        _limit(settings.memory_bytes)
-        with channel, contextlib.suppress(EOFError, OSError):
-            Worker(preparers, channel).run()
+        missing = _confine(channel, settings.memory_bytes, fork_server)
+        with Connection(sandbox.CHANNEL) as connection, contextlib.suppress(EOFError, OSError):
+            connection.send_bytes(json.dumps({"missing": missing}).encode())
+            Worker(preparers, connection).run()
     return 0
 
 
-def _fork_until_worker(control: Connection) -> Connection | None:
-    """In a worker its connection, in the fork server None when the server is gone."""
+def _fork_until_worker(control: Connection) -> int | None:
+    """In a worker the handle of its connection, in the fork server None when the server is gone."""
     children: dict[int, int] = {}  # process by number
     try:
         while True:
@@ -108,7 +116,7 @@ def _fork_until_worker(control: Connection) -> Connection | None:
                 child = os.fork()
                 if not child:
                     children.clear()
-                    return Connection(handle)
+                    return handle
                 os.close(handle)
                 children[message.number] = child
             elif message.number in children:
@@ -124,7 +132,7 @@ def _fork_until_worker(control: Connection) -> Connection | None:
 
 
 def _one_thread() -> None:
-    """Worker processes are the parallelism.
+    """Worker processes are the parallelism, and may have no more than one thread each.
 
     Families import torch where they make tensors: here it is imported once for all workers.
     """
@@ -133,19 +141,28 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _limit(memory_bytes: int) -> None:
-    """Bound private memory to what is held already and this much more."""
-    held = _status("VmData") + memory_bytes
+def _confine(channel: int, memory_bytes: int, fork_server: int) -> list[str]:
+    """Bound private memory to what is held already and this much more, and enter the sandbox.
+
+    Returns what of it there is not.
+    """
+    held = _data_bytes() + memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (held, held))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    return sandbox.enter((channel, memory), memory_bytes, fork_server)
 
 
-def _status(name: str) -> int:
-    """A field of /proc/self/status in bytes."""
+def _data_bytes() -> int:
+    """Private memory that this process may write to."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith("VmData:"):
             return int(line.split()[1]) << 10
     return 0
+
+
+def _resident_bytes() -> int:
+    """Memory of a worker that is there (proc_pid_statm(5)); it can open no file any more."""
+    return int(os.pread(sandbox.MEMORY, 128, 0).split()[1]) * mmap.PAGESIZE
 
 
 class Worker:
@@ -154,11 +171,10 @@ class Worker:
     def __init__(self, preparers: Mapping[str, Preparer], channel: Connection) -> None:
         self._preparers = preparers
         self._channel = channel
-        self._held = _status("VmRSS")
+        self._held = _resident_bytes()
 
     def run(self) -> None:
         """Raises EOFError when the server lets go."""
-        self._channel.send_bytes(READY)
         while True:
             order: Order = self._channel.recv()
             handle = recv_handle(self._channel)
@@ -201,7 +217,7 @@ class Worker:
     def _tidy(self) -> None:
         """Give back what an item left."""
         gc.collect()  # frames of a video are in cycles, whose few objects hide many bytes
-        if _status("VmRSS") > self._held + TRIM_BYTES:
+        if _resident_bytes() > self._held + TRIM_BYTES:
             libc = ctypes.CDLL(None)
             if hasattr(libc, "malloc_trim"):
                 libc.malloc_trim(0)
@@ -218,14 +234,7 @@ def _read(handle: int, size: int) -> bytes:
 
 
 def _refused(refusal: ApplianceError) -> dict[str, Any]:
-    return {
-        "refusal": {
-            "message": refusal.message,
-            "status": refusal.status,
-            "type": refusal.type,
-            "code": refusal.code,
-        }
-    }
+    return {"refusal": {"code": refusal.code, "message": refusal.message}}
 
 
 def _log(failure: Exception, kind: str) -> None:

@@ -12,16 +12,20 @@ import fcntl
 import math
 import mmap
 import os
+import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
+from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 ALIGNMENT = 64
+MOST_TENSORS, MOST_DIMENSIONS = 16, 8  # of an item; families have two of five at most
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 ITEMSIZES = {
     "uint8": 1,
     "int32": 4,
@@ -92,24 +96,31 @@ class SharedTensors(Mapping[str, "torch.Tensor"]):
         return {"size": self.nbytes, "places": places}
 
     @classmethod
-    def laid_out(cls, layout: Mapping[str, Any]) -> SharedTensors:
-        """Tensors whose memory is still to be received."""
-        places = [
-            Place(str(name), str(dtype), tuple(int(length) for length in shape), int(offset))
-            for name, dtype, shape, offset in layout["places"]
-        ]
-        return cls(places, int(layout["size"]))
+    def laid_out(cls, layout: Any, most: int | None = None) -> SharedTensors:
+        """Tensors whose memory, of at most `most` bytes, is still to be received.
+
+        Raises ValueError for whatever `layout` does not give: it may come from a stranger.
+        """
+        if not isinstance(layout, dict) or layout.keys() != {"size", "places"}:
+            raise ValueError("a layout has a size and places")
+        size, listed = layout["size"], layout["places"]
+        if not _whole(size, most) or not size:
+            raise ValueError("no size that memory may have")
+        if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+            raise ValueError("no list of tensors, or too long a one")
+        places = {place.name: place for place in (_place(one, size) for one in listed)}
+        if len(places) != len(listed):
+            raise ValueError("two tensors have one name")
+        return cls(places.values(), size)
 
     def check(self) -> None:
-        """Raise ValueError unless the memory is sealed and holds what the layout says."""
-        whole = fcntl.fcntl(self._handle, fcntl.F_GET_SEALS) & SEALS == SEALS
-        if not whole or os.fstat(self._handle).st_size != self.nbytes:
+        """Raise ValueError unless the memory is sealed and as large as the layout says."""
+        try:
+            seals = fcntl.fcntl(self._handle, fcntl.F_GET_SEALS)
+        except OSError as none:
+            raise ValueError("this is no shared memory") from none
+        if seals & SEALS != SEALS or os.fstat(self._handle).st_size != self.nbytes:
             raise ValueError("shared memory is not sealed, or of another size")
-        for place in self.places.values():
-            if place.dtype not in ITEMSIZES or place.offset < 0 or place.offset % ALIGNMENT:
-                raise ValueError("a tensor has no valid place")
-            if any(length < 0 for length in place.shape) or place.end > self.nbytes:
-                raise ValueError("a tensor reaches beyond its memory")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self.places[name]
@@ -141,8 +152,46 @@ class SharedTensors(Mapping[str, "torch.Tensor"]):
         send_handle(connection, self._handle, receiver)
 
     def receive(self, connection: Connection) -> None:
-        """Take the memory that `send` handed over."""
-        self._handle = recv_handle(connection)
+        """Take the memory that `send` handed over.
+
+        Raises EOFError at the end, and ValueError if something else was handed over.
+        """
+        with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+            # room for one more than there may be: what there is no room for never gets here
+            message, handles, flags, _ = socket.recv_fds(channel, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            raise EOFError
+        if len(handles) != 1 or flags & socket.MSG_CTRUNC:
+            for handle in handles:
+                os.close(handle)
+            raise ValueError("not one descriptor, but another number of them")
+        (self._handle,) = handles
+
+
+def _place(listed: Any, size: int) -> Place:
+    """One tensor of a layout, within memory of `size` bytes."""
+    if not isinstance(listed, list) or len(listed) != 4:
+        raise ValueError("a tensor has a name, a type, a shape and an offset")
+    name, dtype, shape, offset = listed
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError("no name that a tensor has")
+    if not isinstance(dtype, str) or dtype not in ITEMSIZES:
+        raise ValueError("tensors of such a type are not carried")
+    if not isinstance(shape, list | tuple) or len(shape) > MOST_DIMENSIONS:
+        raise ValueError("no shape that a tensor has")
+    if not all(_whole(length, size) for length in shape):
+        raise ValueError("a tensor is longer than its memory")
+    if not _whole(offset, size) or offset % ALIGNMENT:
+        raise ValueError("a tensor has no valid place")
+    place = Place(name, dtype, tuple(shape), offset)
+    if place.end > size:
+        raise ValueError("a tensor reaches beyond its memory")
+    return place
+
+
+def _whole(number: Any, most: int | None) -> bool:
+    """Whether it is a whole number from 0 to `most`; True and False are none."""
+    return type(number) is int and number >= 0 and (most is None or number <= most)
 
 
 def write(handle: int, data: memoryview, offset: int = 0) -> None:

@@ -158,6 +158,13 @@ class Family:
         """A preprocessed item as the transformers processor gives it, float32, by its names."""
         raise KeyError(item.modality)
 
+    def check_item(self, item: MediaItem) -> None:
+        """Raise ValueError unless the tensors are what preparing an item of this length gives.
+
+        What only the decoder's width tells of embeddings is for the engine to check.
+        """
+        raise ValueError(f"no {item.modality} is taken")
+
     def encode(self, model: nn.Module, items: list[MediaItem]) -> list[torch.Tensor]:
         """Embeddings of each item, `[item.length, hidden]`, in the model's dtype."""
         raise KeyError(items[0].modality)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 
 from engine.models.family import Family, VideoOptions
+from engine.models.item_tensors import check_length, fitting
 from engine.models.pixels import Normaliser, as_bytes, processor_options, video_options
 from engine.request import MediaItem
 
@@ -173,6 +174,14 @@ class Qwen2VL(Family):
         pixels = pixels.expand(-1, -1, self.frames, -1, -1).flatten(1)
         grid = f"{item.modality}_grid_thw"
         return {PIXELS[item.modality]: pixels, grid: item.tensors[grid].to(device)}
+
+    def check_item(self, item: MediaItem) -> None:
+        grid = fitting(item, f"{item.modality}_grid_thw", ("int64",), (1, 3))[0].tolist()
+        check_length(item, self.embedding_tokens(item.modality, grid))
+        if "embeds" not in item.tensors:
+            frames = 1 if item.modality == "image" else self.frames
+            patches = math.prod(grid), 3, frames, self.patch, self.patch
+            fitting(item, "pixels", ("uint8",), patches)
 
     def embedding_grid(self, modality: str) -> str | None:
         return f"{modality}_grid_thw" if modality in self.modalities else None

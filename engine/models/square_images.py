@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.models.family import Family
+from engine.models.item_tensors import check_length, fitting
 from engine.models.pixels import Normaliser
 from engine.request import MediaItem
 
@@ -56,6 +57,12 @@ class SquareImages(Family):
 
     def image_tokens(self, width: int, height: int) -> int:
         return self.tokens
+
+    def check_item(self, item: MediaItem) -> None:
+        check_length(item, self.tokens)
+        if "embeds" not in item.tensors:
+            side = int(self._vision.get("image_size", IMAGE_SIZE))
+            fitting(item, "pixels", ("uint8",), (1, side, side, 3))
 
     def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
         """`pixel_values` `[1, 3, height, width]` of an item's `pixels` `[1, height, width, 3]`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import ModelUnsupported
 from engine.models.family import Family
+from engine.models.item_tensors import check_length, fitting
 from engine.models.log_mel import LogMel, sound_options
 from engine.models.sound_chunks import AT_ONCE, chunk_lengths
 from engine.models.text_defaults import LLAMA
@@ -85,12 +86,20 @@ class Ultravox(Family):
         return self._log_mel.rate
 
     def audio_tokens(self, samples: int) -> int:
-        lengths = chunk_lengths(self._log_mel.frames(samples), self.context)
+        return self._tokens(self._log_mel.frames(samples))
+
+    def _tokens(self, frames: int) -> int:
+        lengths = chunk_lengths(frames, self.context)
         return sum(-(-length // self.frames_per_token) for length in lengths)
 
     def preprocess_audio(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
         """`features` `[bands, frames]`, float32, 100 frames a second."""
         return {"features": self._log_mel.spectrogram(samples)}
+
+    def check_item(self, item: MediaItem) -> None:
+        if "embeds" not in item.tensors:
+            features = fitting(item, "features", ("float32",), (self._log_mel.bands, None))
+            check_length(item, self._tokens(features.shape[1]))
 
     def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
         """`audio_values` `[chunks, bands, width]`, and `audio_lens` `[chunks]`, in frames."""

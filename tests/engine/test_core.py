@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
 from engine.core import Engine
@@ -102,9 +104,17 @@ def test_a_step_that_raises_ends_one_request_only(engine: Engine) -> None:
 
 def test_a_tower_that_gives_too_few_embeddings_ends_that_request_only(checkpoint: Folder) -> None:
     folder = checkpoint("llava")
-    recorder = Recorder(Engine(engine_options(folder)))
+    engine = Engine(engine_options(folder))
+    recorder = Recorder(engine)
     tokens, media = prompt_with_images(folder, [words(5), picture(60, 60, 1), words(4)])
-    wrong = MediaItem("image", b"other", media[0].start, media[0].length - 1, media[0].tensors)
+    wrong = MediaItem("image", b"other", media[0].start, media[0].length, media[0].tensors)
+    encode = engine._family.encode
+
+    def too_few(model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+        encoded = zip(encode(model, items), items, strict=True)
+        return [rows[:-1] if item is wrong else rows for rows, item in encoded]
+
+    engine._family.encode = too_few  # type: ignore[method-assign]
     recorder.run(
         Request("bad", tokens, greedy(3), [wrong]), Request("good", tokens, greedy(3), media)
     )

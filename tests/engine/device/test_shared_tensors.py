@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import socket
+from collections.abc import Iterator
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -48,25 +52,81 @@ def test_nobody_can_change_what_others_read() -> None:
 def test_a_layout_that_does_not_fit_its_memory_is_refused() -> None:
     shared = SharedTensors.store({"a": torch.zeros(16), "b": torch.zeros(16)})
     good = shared.layout()
+    huge = 10**4000
     for change in (
-        {"size": good["size"] + 1},
+        {"size": 0},
+        {"size": -good["size"]},
+        {"size": True},
+        {"size": float(good["size"])},
+        {"size": str(good["size"])},
+        {"places": None},
+        {"places": {"a": ["float32", [16], 0]}},
+        {"places": [["a", "float32", [16]]]},
         {"places": [["a", "float32", [33], 0]]},
         {"places": [["a", "float32", [16], -64]]},
         {"places": [["a", "float32", [-16, -1], 0]]},
+        {"places": [["a", "float32", [True] * 2, 0]]},
+        {"places": [["a", "float32", [16.0], 0]]},
+        {"places": [["a", "float32", "16", 0]]},
+        {"places": [["a", "float32", [huge], 0]]},
+        {"places": [["a", "float32", [0, huge], 0]]},
+        {"places": [["a", "float32", [1 << 32, 1 << 32], 0]]},
+        {"places": [["a", "float32", [1] * 9, 0]]},
         {"places": [["a", "float32", [1], 4]]},
+        {"places": [["a", "float32", [1], False]]},
         {"places": [["a", "float32", [16], good["size"]]]},
         {"places": [["a", "object", [1], 0]]},
+        {"places": [["a", ["float32"], [1], 0]]},
+        {"places": [[7, "float32", [1], 0]]},
+        {"places": [["__class__", "float32", [1], 0]]},
+        {"places": [["a", "float32", [1], 0]] * 2},
+        {"places": [[f"a{number}", "float32", [1], 0] for number in range(17)]},
+        {"more": 1},
     ):
-        wrong = SharedTensors.laid_out({**good, **change})
-        wrong._handle = os.dup(shared._handle)
-        with pytest.raises(ValueError, match=r"memory|place"):
-            wrong.check()
+        with pytest.raises(ValueError, match=r"memory|tensor|type|layout|size"):
+            SharedTensors.laid_out({**good, **change})
+    for none in (None, [], "size", 7, {}):
+        with pytest.raises(ValueError, match="layout"):
+            SharedTensors.laid_out(none)
+    assert SharedTensors.laid_out(good, good["size"])
+    for size in (good["size"] + 1, huge):
+        with pytest.raises(ValueError, match="size"):
+            SharedTensors.laid_out({**good, "size": size}, good["size"])
+    shorter = SharedTensors.laid_out({**good, "size": good["size"] + 1})
+    shorter._handle = os.dup(shared._handle)
+    with pytest.raises(ValueError, match="size"):
+        shorter.check()
     unsealed = SharedTensors.laid_out(good)
     unsealed._handle = os.memfd_create("t", os.MFD_ALLOW_SEALING)
     os.ftruncate(unsealed._handle, good["size"])
     with pytest.raises(ValueError, match="sealed"):
         unsealed.check()
     assert SEALS
+    reading, writing = os.pipe()
+    for number in (reading, writing, os.open("/", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)):
+        other = SharedTensors.laid_out(good)
+        other._handle = number
+        with pytest.raises(ValueError, match="memory"):
+            other.check()
+
+
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_another_number_of_descriptors_is_refused_and_none_is_left_open(count: int) -> None:
+    shared = SharedTensors.store({"a": torch.zeros(16)})
+    with pair() as (ours, theirs):
+        before = len(handles())
+        with socket.socket(fileno=os.dup(ours.fileno())) as channel:
+            socket.send_fds(channel, [b"\1"], [shared._handle] * count)
+        with pytest.raises(ValueError, match="descriptor"):
+            SharedTensors.laid_out(shared.layout()).receive(theirs)
+        assert len(handles()) == before
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Connection, Connection]]:
+    ours, theirs = Pipe()
+    with ours, theirs:
+        yield ours, theirs
 
 
 def test_types_that_are_not_carried_are_refused() -> None:

@@ -142,7 +142,7 @@ def test_embeddings_that_do_not_fit_their_place_are_refused(checkpoint: Folder) 
     tokens, [item] = prompt_with_images(checkpoint("llava"), [words(3, 1), picture(60, 60, 1)])
     for shape in [(item.length - 1, 64), (item.length, 63), (1, item.length, 64)]:
         wrong = replace(item, tensors={"embeds": torch.zeros(shape)})
-        with pytest.raises(RequestRefused, match="embeddings"):
+        with pytest.raises(RequestRefused, match="embeds"):
             engine.add(Request("r", tokens, greedy(1), [wrong]))
     assert not engine.has_work()
 

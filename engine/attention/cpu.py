@@ -74,6 +74,7 @@ class CpuAttention:
         # kept from step to step: fresh memory of this size costs a page fault every 4 KiB
         self._gathered = [torch.empty(0, dtype=self.dtype) for _ in shape.stored]
         self._batch_slots = torch.empty(0, dtype=torch.int64)
+        self._begun: torch.Tensor | None = None  # [pages] int64
         self._window_of = [shape.window_left(layer) for layer in range(shape.layers)]
         self._plans: dict[int, Plan] = {}
 
@@ -90,7 +91,19 @@ class CpuAttention:
 
     def plan(self, batch: Batch) -> None:
         self._batch_slots = batch.slots
+        self._begun = self._begun_pages(batch)
         self._plans = {window: self._plan(batch, window) for window in set(self._window_of)}
+
+    def _begun_pages(self, batch: Batch) -> torch.Tensor | None:
+        """Pages that the batch begins and does not fill; None: there are none."""
+        query_start = batch.query_start.tolist()
+        last = [
+            query_start[i + 1] - 1 - (length - 1) % self.page_size
+            for i, length in enumerate(batch.lengths)
+            if length % self.page_size
+            and (length - 1) % self.page_size < query_start[i + 1] - query_start[i]
+        ]
+        return batch.slots[last].to(torch.int64) // self.page_size if last else None
 
     def _plan(self, batch: Batch, window: int) -> Plan:
         plan = Plan([], [])
@@ -151,6 +164,10 @@ class CpuAttention:
     def run(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
+        if self._begun is not None:
+            # a mask does not hide what others left there if it is no number: 0 x NaN is NaN
+            for paged in self._paged[layer]:
+                paged.index_fill_(0, self._begun, 0)
         for slots, new in zip(self._slots[layer], (key, value), strict=True):
             slots.index_copy_(0, self._batch_slots, new)
         plan = self._plans[self._window_of[layer]]

@@ -122,6 +122,55 @@ def test_a_tower_that_gives_too_few_embeddings_ends_that_request_only(checkpoint
     assert last == {"bad": "error", "good": "length"}
 
 
+@pytest.mark.parametrize("fault", ["few pixels", "no grid", "small grid", "large grid", "negative"])
+def test_tensors_that_do_not_fit_each_other_end_that_request_only(
+    fault: str, checkpoint: Folder
+) -> None:
+    folder = checkpoint("qwen2_vl")
+    recorder = Recorder(Engine(engine_options(folder)))
+    tokens, media = prompt_with_images(folder, [words(5), picture(60, 60, 1), words(4)])
+    pixels, grid = media[0].tensors["pixels"], media[0].tensors["image_grid_thw"]
+    tensors = {
+        "few pixels": {"pixels": pixels[:-4], "image_grid_thw": grid},
+        "no grid": {"pixels": pixels},
+        "small grid": {"pixels": pixels, "image_grid_thw": grid.clamp(max=2)},
+        "large grid": {"pixels": pixels, "image_grid_thw": grid * 100},
+        "negative": {"pixels": pixels, "image_grid_thw": -grid},
+    }[fault]
+    wrong = MediaItem("image", b"other", media[0].start, media[0].length, tensors)
+    bad = Request("bad", tokens, greedy(3), [wrong])
+    good = Request("good", tokens, greedy(3), media)
+    if fault == "no grid":  # the process answers an error to whatever `add` raises
+        with pytest.raises(KeyError):
+            recorder.engine.add(bad)
+        recorder.run(good)
+    else:
+        recorder.run(bad, good)
+    last = {output.request_id: output.finish_reason for output in recorder.outputs}
+    assert last.pop("bad", "error") == "error"
+    assert last["good"] == "length"
+    assert recorder.engine.stats().pages_used == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_numbers_that_spoil_one_answer_spoil_no_other(value: float, checkpoint: Folder) -> None:
+    folder = checkpoint("qwen2_vl")
+    options = engine_options(folder, pages=12)
+    tokens, media = prompt_with_images(folder, [words(5), picture(60, 60, 1), words(4)])
+    recorder, alone = Recorder(Engine(options)), Recorder(Engine(options))
+    embeds = torch.full((media[0].length, recorder.engine._runner.hidden), value)
+    tensors = {"embeds": embeds, "image_grid_thw": media[0].tensors["image_grid_thw"]}
+    wrong = MediaItem("image", b"other", media[0].start, media[0].length, tensors)
+    others = [Request(f"r{i}", words(21 + i, i), greedy(6)) for i in range(3)]
+    alone.run(*others)
+    bad = Request("bad", tokens, greedy(12, temperature=1.0), [wrong])
+    recorder.run(bad, *others)  # beside it, and then in the pages that it had
+    recorder.run(*(Request(f"late {r.id}", r.prompt_ids, r.sampling) for r in others))
+    for other in others:
+        for name in (other.id, f"late {other.id}"):
+            assert recorder.tokens[name, 0] == alone.tokens[other.id, 0]
+
+
 def test_the_reasons_to_stop(engine: Engine) -> None:
     recorder = Recorder(engine)
     recorder.run(Request("free", words(10), greedy(8)))

@@ -80,3 +80,28 @@ def test_a_backend_refuses_what_it_cannot_attend_to() -> None:
     narrow = AttentionShape(1, 4, 2, 16, scale=0.25, value_dim=8)
     with pytest.raises(ModelUnsupported, match="another size than keys"):
         FlashInferAttention(narrow, cache, Host(), torch.float32, torch_flashinfer)
+
+
+@pytest.mark.parametrize("left", [float("nan"), float("inf"), 3e38])
+def test_what_others_left_in_pages_is_not_attended_to(left: float) -> None:
+    shape, lengths = AttentionShape(1, 4, 2, 16, scale=0.25), [13, 14, 17]
+    attended = []
+    for content in (0.0, left):
+        generator = torch.Generator().manual_seed(1)
+        cache = KVCache(shape, 60, PAGE, torch.float32, torch.device("cpu"))
+        for part in cache.layers[0]:
+            part[1:] = content
+        backend = CpuAttention(shape, cache)
+        whole = batch_of([0] * 3, lengths)
+        starts = [0] * 3
+        for ends in ([3, 9, 13], [11, 12, 15], [12, 13, 16], lengths):
+            slices = [Slice(whole.slices[n].sequence, starts[n], ends[n]) for n in range(3)]
+            starts = ends
+            batch = build_batch(slices, PAGE)
+            backend.plan(batch)
+            query, key, value = (
+                torch.randn(batch.tokens, heads, 16, generator=generator) for heads in (4, 2, 2)
+            )
+            attended.append(backend.run(0, query, key, value))
+    for clean, used in zip(attended[:4], attended[4:], strict=True):
+        assert torch.equal(clean, used)

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,10 +25,12 @@ def family_of(server: Server) -> dict[str, psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
     found = {}
     for child in children:
-        command = " ".join(child.cmdline())
+        try:
+            command = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:  # a zombie is one too
+            continue
         if "appliance.media" in command:
-            parent = child.parent()
-            forked = parent is not None and "appliance.media" in " ".join(parent.cmdline())
+            forked = child.ppid() != server.process.pid
             found["media worker" if forked else "fork server"] = child
         elif "resource_tracker" in command:
             found["tracker"] = child
@@ -35,6 +38,10 @@ def family_of(server: Server) -> dict[str, psutil.Process]:
             rank = sum(name.startswith("engine") for name in found)
             found["engine" if not rank else f"engine rank {rank}"] = child
     return found
+
+
+def is_there(server: Server, name: str) -> bool:
+    return name in family_of(server)
 
 
 def shared_memory() -> set[str]:
@@ -79,6 +86,7 @@ def test_a_worker_and_its_parent_are_replaced_and_an_engine_ends_the_server(
     with serving(*overrides, "engine.threads=1") as server:
         with streams(server) as begun:
             for victim in ("media worker", "fork server"):
+                assert until(partial(is_there, server, victim))  # replaced, if it was killed
                 family_of(server)[victim].kill()
                 assert server.status("/readyz") == 200
             everybody = list(family_of(server).values())

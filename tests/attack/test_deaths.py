@@ -24,10 +24,14 @@ def family_of(server: Server) -> dict[str, psutil.Process]:
     children = psutil.Process(server.process.pid).children(recursive=True)
     found = {}
     for child in children:
-        command = " ".join(child.cmdline())
-        if "appliance.media" in command:
+        try:
+            command = " ".join(child.cmdline())
             parent = child.parent()
-            forked = parent is not None and "appliance.media" in " ".join(parent.cmdline())
+            above = "" if parent is None else " ".join(parent.cmdline())
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it was killed a moment ago
+            continue
+        if "appliance.media" in command:
+            forked = "appliance.media" in above
             found["media worker" if forked else "fork server"] = child
         elif "resource_tracker" in command:
             found["tracker"] = child

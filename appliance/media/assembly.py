@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 from concurrent.futures import Executor
@@ -22,6 +21,7 @@ from appliance.media.worker import WorkerSettings
 from appliance.metrics import Metrics
 from appliance.planning import allowed_modalities
 from appliance.request_options import CEILINGS
+from engine.device.log_lines import LogStyle
 from engine.models.family import Family
 
 GIB = 1 << 30
@@ -41,7 +41,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
         kinds=kinds_of(media),
         media=settings,
         memory_bytes=int(media.worker_gb * GIB),
-        log_level=logging.getLogger().getEffectiveLevel(),
+        style=LogStyle.current(),
     )
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Intake(

@@ -29,6 +29,7 @@ from PIL import Image
 
 from appliance.errors import ApplianceError, media_undecodable
 from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
+from engine.device.log_lines import LogStyle, configure
 from engine.device.shared_tensors import SharedTensors
 from engine.models.registry import family_for
 
@@ -47,7 +48,7 @@ class WorkerSettings:
     kinds: tuple[str, ...]
     media: MediaSettings
     memory_bytes: int  # that decoding one item may take
-    log_level: int
+    style: LogStyle
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,7 +81,7 @@ def main(handle: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     control = Connection(handle)
     settings: WorkerSettings = control.recv()
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    configure(settings.style)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     family = family_for(settings.folder)
@@ -230,5 +231,7 @@ def _refused(refusal: ApplianceError) -> dict[str, Any]:
 
 def _log(failure: Exception, kind: str) -> None:
     """Where it happened; its message may quote the item."""
-    place = "".join(traceback.format_tb(failure.__traceback__)[-2:])
-    logger.warning("%s while preparing an item of kind %s\n%s", type(failure).__name__, kind, place)
+    last = traceback.extract_tb(failure.__traceback__)[-1]
+    where = f"{last.filename}:{last.lineno} {last.name}"
+    fields = {"kind": kind, "fault": type(failure).__name__, "where": where}
+    logger.warning("an item could not be prepared", extra={"fields": fields})

@@ -23,6 +23,7 @@ from filelock import FileLock
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
+from engine.device.log_lines import join
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +279,8 @@ def from_hub(name: str, revision: str | None, cache: Path) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    join("huggingface_hub")
 
     def snapshot(*, local: bool) -> Path:
         return Path(

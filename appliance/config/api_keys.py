@@ -76,15 +76,12 @@ def gather_keys(server: ServerConfig) -> KeyFile | None:
 def read_key_file(path: str) -> KeyFile:
     """One entry a line; blank lines and those that begin with `#` are notes."""
     try:
-        handle = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigurationError(f"{FILE}: '{path}' is not a regular file")
-            content = file.read(LARGEST_FILE + 1)
+        content, mode = _read(os.path.expanduser(path))
     except (OSError, ValueError) as error:
         why = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "no path"
         raise ConfigurationError(f"{FILE}: cannot read '{path}': {why}") from error
+    if not stat.S_ISREG(mode):
+        raise ConfigurationError(f"{FILE}: '{path}' is not a regular file")
     if len(content) > LARGEST_FILE:
         raise ConfigurationError(f"{FILE}: '{path}' is larger than {LARGEST_FILE} bytes")
     entries = []
@@ -94,7 +91,20 @@ def read_key_file(path: str) -> KeyFile:
         entries.append(entry)
     if not entries:  # the server would be open to all
         raise ConfigurationError(f"{FILE}: '{path}' holds no key")
-    return KeyFile(entries, bool(status.st_mode & stat.S_IROTH))
+    return KeyFile(entries, bool(mode & stat.S_IROTH))
+
+
+def _read(path: str) -> tuple[bytes, int]:
+    """Content, a byte more than allowed at most, and mode; of what is no file the mode alone."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            return b"", mode
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(LARGEST_FILE + 1), mode
+    finally:
+        os.close(handle)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:
@@ -116,8 +126,10 @@ def _check(places: Iterable[tuple[str, Sequence[str]]]) -> None:
                 raise ConfigurationError(f"{owner} and {place} have a key in common")
 
 
-def _fault(entry: str) -> str | None:
+def _fault(entry: object) -> str | None:
     """What is wrong with an entry, in words that do not quote it."""
+    if not isinstance(entry, str):
+        return "is not a key but a list or a group"
     if not entry:
         return "is empty, must be a key"
     if not PLAIN.fullmatch(entry):

@@ -224,7 +224,9 @@ def explain_secret(name: str, reason: str, known: Mapping[str, Key]) -> str:
         return f"{name}: environment variable '{unset[1]}' is not set"
     if not is_named(name) and name not in {*known, *(group for group, _ in groups())}:
         return f"unknown key '{name}'{suggestion(name, known)}"
-    key = known.get(name) or known[re.sub(r"(?<=tenants\.)[^.]+", NAME, name)]
+    key = known.get(name) or known.get(re.sub(r"(?<=tenants\.)[^.]+", NAME, name))
+    if key is None:
+        return f"{name}: a group of that name begins in a recipe; its keys can then be set here"
     return f"{name} must be {key.type}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.checkpoints import WRITERS
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
-LISTENING = re.compile(r"listening on (http://\S+)")
+LISTENING = re.compile(r"listening on (http://[^\s\"]+)")
 
 
 @dataclass
@@ -88,11 +89,24 @@ def metric(server: Server, name: str) -> float:
 
 
 @contextlib.contextmanager
-def serving(*overrides: str, ready: bool = True, port: str = "0") -> Iterator[Server]:
-    """Run `appliance` with these overrides, on a free port unless one is given."""
+def serving(
+    *overrides: str,
+    ready: bool = True,
+    port: str = "0",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run `appliance` with these overrides, on a free port unless one is given.
+
+    `environment` is added to this process's own.
+    """
     command = [sys.executable, "-m", "appliance", *overrides, f"server.port={port}"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **(environment or {})},
     )
     server = Server(process)
     reader = threading.Thread(target=server.read, daemon=True)

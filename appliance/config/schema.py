@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from appliance.request_options import CEILINGS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 SCHEMES = ("https", "http", "data")
 TASKS = ("serve", "plan")  # modules of `appliance.tasks`
+MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
 
 

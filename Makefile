@@ -2,6 +2,7 @@
 # make test             run all tests
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
+# make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
 
 ARGS ?= recipe=demo
 RECIPE ?= demo
@@ -14,7 +15,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES = pyproject.toml setup.py Makefile
 
-.PHONY: install serve test lint docs image
+.PHONY: install serve test lint docs image lock audit
 
 install: .venv/.installed
 
@@ -42,9 +43,17 @@ lint: .venv/.tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m appliance.config.reference --check
+	$(BIN)/hadolint --no-color Dockerfile
 
 docs: install
 	$(BIN)/python -m appliance.config.reference
+
+lock: install
+	$(BIN)/python -m tools.lock requirements.lock "$(TORCH)"
+
+audit: install
+	$(PIP) install "$(TORCH)" --editable ".[audit]"
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 image:
 	docker build --build-arg RECIPE=$(RECIPE) --tag appliance-$(subst _,-,$(RECIPE)) .

@@ -3,22 +3,26 @@
 # Override keys:         docker run … appliance-demo model.max_len=4096
 # Recipes of your own:   docker run --volume ./mine:/recipes --env RECIPE=mine … (mine/recipe/mine.yaml)
 
-FROM python:3.12-slim AS build
+ARG PYTHON=3.12-slim
+FROM python:${PYTHON} AS build
 RUN python -m venv /opt/appliance
 ENV PATH=/opt/appliance/bin:$PATH
-# The pin keeps CUDA packages out; on its own so that code changes do not install it again.
-RUN pip install --no-cache-dir torch==2.13.0
 WORKDIR /source
+# Versions are those of the lock, torch's own keeps CUDA packages out; installed on its own so that code changes do not
+# install it again.
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --constraint requirements.lock torch
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY conf conf
 COPY recipes recipes
 COPY engine engine
 COPY appliance appliance
-RUN pip install --no-cache-dir torch==2.13.0 .
+RUN pip install --no-cache-dir --constraint requirements.lock .
 
-FROM python:3.12-slim
+FROM python:${PYTHON}
 ARG RECIPE=demo
-RUN useradd --create-home --uid 1000 appliance \
+RUN groupadd --gid 1000 appliance \
+    && useradd --create-home --uid 1000 --gid 1000 appliance \
     && install --directory --owner appliance --group appliance /var/cache/appliance /recipes
 COPY --from=build /opt/appliance /opt/appliance
 ENV PATH=/opt/appliance/bin:$PATH \
@@ -27,7 +31,8 @@ ENV PATH=/opt/appliance/bin:$PATH \
     RECIPE=${RECIPE}
 # A recipe that does not compose fails the build, not the start.
 RUN appliance recipe="${RECIPE}" server=container --cfg job > /dev/null
-USER appliance
+# By number: an orchestrator that asks for a user who is not root can tell.
+USER 1000:1000
 WORKDIR /home/appliance
 VOLUME /var/cache/appliance
 EXPOSE 8000

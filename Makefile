@@ -3,6 +3,7 @@
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
+# make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
 
 ARGS ?= recipe=demo
 RECIPE ?= demo
@@ -15,7 +16,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES = pyproject.toml setup.py Makefile
 
-.PHONY: install serve test soak lint docs image
+.PHONY: install serve test soak lint docs image lock audit
 
 install: .venv/.installed
 
@@ -46,9 +47,17 @@ lint: .venv/.tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m appliance.config.reference --check
+	$(BIN)/hadolint --no-color Dockerfile
 
 docs: install
 	$(BIN)/python -m appliance.config.reference
+
+lock: install
+	$(BIN)/python -m tools.lock requirements.lock "$(TORCH)"
+
+audit: install
+	$(PIP) install "$(TORCH)" --editable ".[audit]"
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 image:
 	docker build --build-arg RECIPE=$(RECIPE) --tag appliance-$(subst _,-,$(RECIPE)) .

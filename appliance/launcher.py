@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from appliance import __version__
+from appliance.argument_memory import overwrite_secrets
 from appliance.config.errors import USAGE_ERROR, ConfigurationError, suggestion
+from appliance.config.masking import redacted
 
 
 class Arguments(argparse.ArgumentParser):
@@ -52,13 +54,22 @@ class Arguments(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 2, with one line on stderr, for what the user can correct."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        overwrite_secrets()
     try:
-        return run(sys.argv[1:] if argv is None else list(argv))
+        return run(arguments)
     except ConfigurationError as error:
-        print(f"appliance: {error}", file=sys.stderr)
+        print(f"appliance: {redacted(str(error), arguments)}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:  # the reader of our output is gone: `appliance --help | head`
         sys.stderr.close()
+        return 1
+    except Exception as error:  # our bug: a traceback, but of secrets nothing
+        from engine.device.log_lines import fault_lines
+
+        lines = fault_lines(error, lambda text: redacted(text, arguments))
+        print(f"appliance: a fault of its own\n{lines}", file=sys.stderr)
         return 1
 
 
@@ -68,7 +79,7 @@ def run(argv: list[str]) -> int:
         print(__version__)
         return 0
 
-    from appliance.config.compose import as_recipe, compose_node
+    from appliance.config.compose import as_package, as_recipe, compose_node
     from appliance.config.folders import user_folders
     from appliance.config.recipes import listing
 
@@ -83,8 +94,9 @@ def run(argv: list[str]) -> int:
     if arguments.cfg:
         node = compose_node(arguments.overrides, folders)
         if arguments.package:
-            return ask_hydra(arguments)
-        print(as_recipe(node, resolve=arguments.resolve), end="")
+            print(as_package(node, arguments.package, arguments.resolve), end="")
+        else:
+            print(as_recipe(node, arguments.resolve), end="")
         return 0
     if not arguments.overrides:
         print(listing(folders))
@@ -99,12 +111,19 @@ def ask_hydra(arguments: argparse.Namespace) -> int:
     """Let Hydra answer flags about its composition: help, information, completion."""
     import hydra
 
-    from appliance.config.compose import VERSION_BASE, compose_node, register_schema
+    from appliance.config.compose import (
+        VERSION_BASE,
+        compose_node,
+        hydras_overrides,
+        register_schema,
+    )
     from appliance.config.folders import PRIMARY, data_folder, searching, user_folders
 
     folders = user_folders(arguments.config_dir)
+    overrides = arguments.overrides
     if not arguments.shell_completion:
-        compose_node(arguments.overrides, folders)  # says what is wrong in our words
+        node = compose_node(overrides, folders)  # says what is wrong in our words
+        overrides = hydras_overrides(node, overrides, arguments.resolve)
     flags = {
         "--help": arguments.help,
         "--resolve": arguments.resolve,
@@ -113,7 +132,7 @@ def ask_hydra(arguments: argparse.Namespace) -> int:
         f"--package={arguments.package}": arguments.package,
         f"--info={arguments.info}": arguments.info,
     }
-    sys.argv[1:] = [*(flag for flag, given in flags.items() if given), *arguments.overrides]
+    sys.argv[1:] = [*(flag for flag, given in flags.items() if given), *overrides]
     register_schema()
     with searching(folders):
         hydra.main(

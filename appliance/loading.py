@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.config.compose import Composed
+from appliance.config.environment import HUB_TOKENS, forget
 from appliance.lifecycle import Lifecycle
 from appliance.service import Service
 
@@ -43,6 +44,8 @@ class Loader:
         lifecycle = self._lifecycle = service.lifecycle
         lifecycle.phase = "fetching weights"
         folder = await in_daemon(self._fetch)
+        if not self._in_process:  # neither the engine nor those who read media need it
+            forget(HUB_TOKENS)
         lifecycle.phase = "planning"
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"

@@ -13,6 +13,7 @@ from appliance.config.schema import Config
 from appliance.errors import not_found, overloaded
 from appliance.lifecycle import Lifecycle
 from appliance.metrics import Metrics
+from appliance.secrecy import Secrecy
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation  # loads the model's libraries
@@ -35,6 +36,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     generation: Generation | None = None
+    secrecy: Secrecy = field(default_factory=Secrecy)
     address: str = ""  # where it listens
     keep_alive_seconds: float = 10.0
     created: int = field(default_factory=lambda: int(time.time()))

@@ -44,7 +44,9 @@ async def accept(
     origin = Origin(arrived, scope, caller.tenant.charge)
     if not ignored:
         return fields, origin, {}
-    names = ", ".join(quote(name, safe="[]._-") for name in ignored)[:IGNORED_HEADER_LENGTH]
+    names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*") for name in ignored)[
+        :IGNORED_HEADER_LENGTH
+    ]
     logger.warning("ignored unknown fields: %s", names)
     note(request.scope, ignored_fields=names)
     return fields, origin, {"X-Ignored-Fields": names}

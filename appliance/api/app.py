@@ -54,7 +54,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     starlette.router.redirect_slashes = False
     server = service.config.server
-    app: ASGIApp = Authentication(starlette, Tenants(server))
+    app: ASGIApp = Authentication(starlette, Tenants(server, service.secrecy))
     if server.cors_origins:
         app = CrossOrigin(app, server.cors_origins)
     return Exchange(app, service, table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,17 +19,27 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from appliance.config.check import check_key, check_values, groups, is_named, keys
+from appliance.config.api_keys import check_server_keys
+from appliance.config.check import NAME, Key, check_key, check_values, groups, is_named, keys
 from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.folders import PRIMARY, beside_recipes, data_folder, searching, user_folders
+from appliance.config.masking import (
+    is_secret,
+    masked_arguments,
+    masked_overrides,
+    masked_tree,
+    secret_variables,
+)
 from appliance.config.recipes import recipe_files
 from appliance.config.schema import Config
 
 VERSION_BASE = "1.3"
+QUOTING = re.compile(r"(alias|anchor|tag|handle) '[^']*'")  # of YAML errors, what was written
 NOT_IN_DIGEST = (
     "recipe",
     "task",
     "server.api_keys",
+    "server.api_keys_file",
     "server.tenants",
 )  # same model and behaviour whatever these are; keys are secret
 
@@ -41,6 +51,8 @@ class Composed:
     config: Config
     digest: str
     yaml: str
+    exposed: tuple[str, ...] = ()  # keys whose secrets stood in the overrides
+    secret_variables: tuple[str, ...] = ()  # of the environment, that keys refer to
 
 
 def register_schema() -> None:
@@ -59,15 +71,19 @@ def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     config.model.path = beside_recipes(config.model.path, folders)
     if config.model.name is None:
         config.model.name = config.recipe or Path(config.model.path.partition("#")[0]).name
-    return Composed(config, digest(node, template), as_recipe(node))
+    shown = zip(argv, masked_arguments(argv), strict=True)
+    exposed = tuple(text.partition("=")[0].lstrip("+") for text, told in shown if told != text)
+    yaml = as_recipe(node)
+    variables = secret_variables(OmegaConf.to_container(node), resolve(node))
+    return Composed(config, digest(node, template), yaml, exposed, variables)
 
 
 def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """Compose without requiring mandatory values, and check everything that is set."""
     overrides = parse(argv)
     options = group_options(folders)
-    for override in overrides:
-        check_override(override, options)
+    for override, shown in zip(overrides, masked_arguments(argv), strict=True):
+        check_override(override, options, shown)
     register_schema()
     with (
         searching(folders),
@@ -81,10 +97,16 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
             with open_dict(node):
                 del node["hydra"]
             node.recipe = choice
-            OmegaConf.to_container(node, resolve=True)
+            resolved = resolve(node)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigurationError(explain(error, options)) from error
+    check_server_keys(resolved["server"])
     return node
+
+
+def resolve(node: DictConfig) -> dict[str, Any]:
+    """Return plain values, interpolations followed."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def to_config(node: DictConfig) -> Config:
@@ -106,8 +128,10 @@ def parse(argv: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(argv))
     except OverrideParseException as error:
+        place = list(argv).index(error.override) if error.override in argv else None
+        shown = "an override" if place is None else f"'{masked_arguments(argv)[place]}'"
         raise ConfigurationError(
-            f"cannot read '{error.override}': overrides are key=value or group=option, "
+            f"cannot read {shown}: overrides are key=value or group=option, "
             "and a value with = , : or brackets is quoted twice: 'key=\"value\"'"
         ) from error
 
@@ -123,9 +147,9 @@ def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
     return options
 
 
-def check_override(override: Override, options: dict[str, list[str]]) -> None:
-    """Raise ConfigurationError for a key or option that does not exist."""
-    name, text = override.key_or_group, override.input_line
+def check_override(override: Override, options: dict[str, list[str]], text: str) -> None:
+    """Raise ConfigurationError for a key or option that does not exist; `text` is shown of it."""
+    name = override.key_or_group
     if name == "hydra" or name.startswith(("hydra.", "hydra/")):
         raise ConfigurationError(f"'{text}': Hydra's own settings are fixed here")
     if override.is_sweep_override():
@@ -165,7 +189,8 @@ def explain(error: Exception, options: dict[str, list[str]]) -> str:
     for one in reversed(chain):
         if isinstance(one, yaml.MarkedYAMLError) and one.problem_mark is not None:
             mark = one.problem_mark
-            return f"{mark.name}, line {mark.line + 1}: not valid YAML ({one.problem})"
+            problem = QUOTING.sub(r"\1", str(one.problem))
+            return f"{mark.name}, line {mark.line + 1}: not valid YAML ({problem})"
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return where + explain_key(one)
     reason = " ".join(str(chain[-1]).split())
@@ -178,6 +203,9 @@ def explain_key(error: OmegaConfBaseException) -> str:
     name = str(error.full_key)
     known = {key.name: key for key in keys()}
     reason = " ".join(str(error.msg or error).split())
+    stem = name.partition("[")[0]
+    if is_secret(stem):
+        return explain_secret(stem, reason, known)
     if name == "recipe":
         return "a recipe has to begin with the line '# @package _global_'"
     if name in known:
@@ -188,6 +216,18 @@ def explain_key(error: OmegaConfBaseException) -> str:
     ):
         return f"unknown key '{name}'{suggestion(name, known)}"
     return f"{name}: {reason.split(' full_key:')[0]}"
+
+
+def explain_secret(name: str, reason: str, known: Mapping[str, Key]) -> str:
+    """Say what is wrong with a key that is, or may be meant as, a secret: values are not quoted."""
+    if unset := re.search(r"Environment variable '(\w+)' not found", reason):
+        return f"{name}: environment variable '{unset[1]}' is not set"
+    if not is_named(name) and name not in {*known, *(group for group, _ in groups())}:
+        return f"unknown key '{name}'{suggestion(name, known)}"
+    key = known.get(name) or known.get(re.sub(r"(?<=tenants\.)[^.]+", NAME, name))
+    if key is None:
+        return f"{name}: a group of that name begins in a recipe; its keys can then be set here"
+    return f"{name} must be {key.type}"
 
 
 def causes(error: BaseException | None) -> Any:
@@ -219,9 +259,33 @@ def digest(node: DictConfig, template: Path | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def as_recipe(node: DictConfig, resolve: bool = False) -> str:
-    """Return YAML that is itself a recipe: saved under `recipe/`, it composes to the same."""
+def as_recipe(node: DictConfig, resolved: bool = False) -> str:
+    """Return YAML that is itself a recipe: saved under `recipe/`, it composes to the same.
+
+    Plain keys are printed as their digests.
+    """
     name = node.recipe or "no recipe"
     return (
-        f"# @package _global_\n# Composed from {name}.\n{OmegaConf.to_yaml(node, resolve=resolve)}"
+        f"# @package _global_\n# Composed from {name}.\n{OmegaConf.to_yaml(shown(node, resolved))}"
     )
+
+
+def as_package(node: DictConfig, package: str, resolved: bool = False) -> str:
+    """Return the YAML of a part of a recipe, as Hydra prints it."""
+    part = OmegaConf.select(shown(node, resolved), package)
+    if part is None:
+        raise ConfigurationError(f"--package: there is nothing under '{package}'")
+    text = OmegaConf.to_yaml(part) if OmegaConf.is_config(part) else f"{part}\n"
+    return f"# @package {package}\n{text}"
+
+
+def shown(node: DictConfig, resolved: bool = False) -> DictConfig:
+    """Return what may be printed of a composed node."""
+    tree = OmegaConf.to_container(node, resolve=resolved)
+    return OmegaConf.create(masked_tree(tree, resolve(node)))
+
+
+def hydras_overrides(node: DictConfig, argv: Sequence[str], resolved: bool) -> list[str]:
+    """Return overrides with which Hydra composes, and prints, no secrets."""
+    tree = OmegaConf.to_container(node, resolve=resolved)
+    return masked_overrides(argv, tree, masked_tree(tree, resolve(node)))

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from appliance.request_options import CEILINGS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 SCHEMES = ("https", "http", "data")
 TASKS = ("serve", "plan")  # modules of `appliance.tasks`
+MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
 
 
@@ -266,7 +265,14 @@ class ServerConfig:
     host: str = key("Address to listen on; 0.0.0.0 for every interface.")
     port: int = key("TCP port; 0 takes any free one.", low=0, high=65535)
     uds: str | None = key("Path of a Unix socket to listen on instead of host and port.")
-    api_keys: list[str] = key("Bearer keys that are accepted; an empty list asks for none.")
+    api_keys: list[str] = key(
+        "Bearer keys that are accepted, plain or `sha256:HEX`; an empty list asks for none. On a "
+        "command line others can read them for a moment: use `server.api_keys_file` there."
+    )
+    api_keys_file: str | None = key(
+        "File with more of such keys, one a line; blank lines and those that begin with `#` are "
+        "notes. Null is none."
+    )
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
     max_connections: int = key(

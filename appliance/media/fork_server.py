@@ -117,7 +117,7 @@ class ForkServer:
         handle = theirs.fileno()
         code = LAUNCH.format(path=list(sys.path), handle=handle, parent=os.getpid())
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - the code is ours, only numbers are put in
                 [sys.executable, "-c", code],
                 pass_fds=[handle],
                 stdin=subprocess.DEVNULL,

@@ -85,7 +85,8 @@ def main(handle: int, parent: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     control = Connection(handle)
     settings: WorkerSettings = control.recv()
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
+    # lines go through the server, which gives them its own form
+    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(message)s")
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     family = family_for(settings.folder)
@@ -239,5 +240,7 @@ def _refused(refusal: ApplianceError) -> dict[str, Any]:
 
 def _log(failure: Exception, kind: str) -> None:
     """Where it happened; its message may quote the item."""
-    place = "".join(traceback.format_tb(failure.__traceback__)[-2:])
-    logger.warning("%s while preparing an item of kind %s\n%s", type(failure).__name__, kind, place)
+    last = traceback.extract_tb(failure.__traceback__)[-1]
+    what = "%s while preparing an item of kind %s, at %s:%d %s"
+    fault = type(failure).__name__
+    logger.warning(what, fault, kind, last.filename, last.lineno, last.name)

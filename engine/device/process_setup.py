@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import signal
+from importlib import import_module
+
+from engine.device.log_lines import LogStyle, configure, join
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MAX_THRESHOLD = 1 << 30  # bytes
 
 
-def set_up(log_level: int) -> None:
+def set_up(style: LogStyle) -> None:
     """Leave stopping to the server, and log as it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         end_with_parent(parent.pid)
-    logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+    configure(style)
+    import_module("transformers.utils.logging")  # brings a handler of its own
+    join("transformers")
 
 
 def end_with_parent(parent: int) -> None:

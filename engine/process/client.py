@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from engine.device.environment import variables
+from engine.device.log_lines import LogStyle
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
 from engine.process.engine_process import run_engine, run_process
@@ -76,9 +77,9 @@ class EngineClient:
         context = multiprocessing.get_context("spawn")
         to_engine, requests = context.Pipe()
         self._outputs, outputs = frame_pipe()
-        level = logging.getLogger().getEffectiveLevel()
+        style = LogStyle.current()
         with variables(ENVIRONMENT):
-            self._followers.start(level)
+            self._followers.start(style)
             links = self._followers.links
             if self._in_process:
                 self._thread = threading.Thread(
@@ -91,7 +92,7 @@ class EngineClient:
             else:
                 self._process = context.Process(
                     target=run_process,
-                    args=(self.options, requests, outputs, level, links),
+                    args=(self.options, requests, outputs, style, links),
                     name="engine",
                     daemon=True,
                 )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from engine.device.log_lines import LogStyle
 from engine.device.process_setup import keep_memory, set_up
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.options import EngineOptions
@@ -33,20 +35,21 @@ def run_process(
     options: EngineOptions,
     requests: Connection,
     outputs: FrameSender,
-    log_level: int,
+    style: LogStyle,
     links: Sequence[Connection] = (),
 ) -> None:
     """Body of the engine process. `links` lead to the processes of the other ranks."""
-    set_up(log_level)
+    set_up(style)
     if links:
         from engine.parallel.ranks import end_with
 
         end_with(links)
     try:
         run_engine(options, requests, outputs, links, prepare=keep_memory)
-    except DeviceLost:
-        if not links:
-            raise
+    except Exception as error:  # multiprocessing would print it as it is
+        if not links or not isinstance(error, DeviceLost):
+            logger.exception("the engine fails")
+            sys.exit(1)
         logger.exception("rank 0 of %d gives up", options.tensor_parallel)
         os._exit(PEER_GONE)  # collective operations may never come back
 

@@ -9,6 +9,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from engine.device.log_lines import LogStyle
 from engine.device.process_setup import keep_memory, set_up
 from engine.errors import EngineError
 from engine.options import EngineOptions
@@ -24,9 +25,9 @@ logger = logging.getLogger(__name__)
 PEER_SECONDS = 3.0
 
 
-def run_follower(options: EngineOptions, rank: int, link: Connection, log_level: int) -> None:
+def run_follower(options: EngineOptions, rank: int, link: Connection, style: LogStyle) -> None:
     """Body of the process of `rank`."""
-    set_up(log_level)
+    set_up(style)
     from engine.parallel.ranks import end_with
 
     end_with([link])

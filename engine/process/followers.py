@@ -7,6 +7,7 @@ import signal
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from engine.device.log_lines import LogStyle
 from engine.options import EngineOptions
 from engine.parallel.exit_codes import PEER_GONE
 from engine.process.follower import run_follower
@@ -22,13 +23,13 @@ class Followers:
         self.processes: list[BaseProcess] = []
         self.links: list[Connection] = []
 
-    def start(self, log_level: int) -> None:
+    def start(self, style: LogStyle) -> None:
         context = multiprocessing.get_context("spawn")
         for rank in range(1, self._options.tensor_parallel):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=run_follower,
-                args=(self._options, rank, theirs, log_level),
+                args=(self._options, rank, theirs, style),
                 name=f"engine rank {rank}",
                 daemon=True,
             )

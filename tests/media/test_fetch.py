@@ -18,11 +18,12 @@ import trustme
 
 from appliance.config.schema import LoggingConfig
 from appliance.errors import ApplianceError
-from appliance.log_lines import NOISY, configure
+from appliance.log_lines import configure
 from appliance.media import policy as checks
 from appliance.media.dial import resolve_name
 from appliance.media.fetch import ATTEMPTS, MAX_CONNECTIONS, Fetcher
 from appliance.media.policy import MediaPolicy
+from engine.device.log_lines import NOISY
 from tests.media.origin import (
     Call,
     Origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.checkpoints import WRITERS
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
-LISTENING = re.compile(r"listening on (http://\S+)")
+LISTENING = re.compile(r"listening on (http://[^\s\"]+)")
 
 
 @dataclass
@@ -91,11 +92,15 @@ def metric(server: Server, name: str) -> float:
 
 @contextlib.contextmanager
 def serving(
-    *overrides: str, ready: bool = True, port: str = "0", files: int | None = None
+    *overrides: str,
+    ready: bool = True,
+    port: str = "0",
+    files: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run `appliance` with these overrides, on a free port unless one is given.
 
-    `files` is how many it may open.
+    `files` is how many it may open; `environment` is added to this process's own.
     """
     command = [sys.executable, "-m", "appliance", *overrides, f"server.port={port}"]
     bounded = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files or 0, files or 0))
@@ -106,6 +111,7 @@ def serving(
         text=True,
         bufsize=1,
         preexec_fn=bounded if files else None,
+        env={**os.environ, **(environment or {})},
     )
     server = Server(process)
     reader = threading.Thread(target=server.read, daemon=True)

@@ -63,8 +63,8 @@ def byte_level(
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - a token of text
+        pad_token="<|endoftext|>",  # noqa: S106 - a token of text
         unk_token=None,
         additional_special_tokens=list(special[1:]),
         model_max_length=2048,

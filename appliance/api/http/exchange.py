@@ -30,6 +30,11 @@ def request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
+    return new_id()
+
+
+def new_id() -> str:
+    """An id for a request that brought none."""
     return f"req-{secrets.token_hex(12)}"
 
 
@@ -46,6 +51,7 @@ class Exchange:
         self._metrics = service.metrics
         self._lifecycle = service.lifecycle
         self._routes = routes
+        self._secrecy = service.secrecy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,6 +59,8 @@ class Exchange:
             return
         started = time.perf_counter()
         identity = request_id(scope)
+        if self._secrecy.hide(identity) != identity:  # somebody sent a key as X-Request-Id
+            identity = new_id()
         scope["appliance.request_id"] = identity
         scope["appliance.notes"] = {}
         status, complete = 0, False
@@ -64,6 +72,8 @@ class Exchange:
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = identity
             else:
+                if status >= 400:  # a message may quote what a client put in an odd place
+                    message["body"] = self._secrecy.blot(message.get("body", b""))
                 complete = not message.get("more_body", False)
             await send(message)
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from starlette.types import Scope
 
 from appliance.api.http.allowance import Allowance
+from appliance.config.api_keys import key_digest
 from appliance.config.schema import LimitsConfig, ServerConfig
 from appliance.errors import bad_request, rate_limited, unauthorized
+from appliance.secrecy import Secrecy
 
 
 class Tenant:
@@ -93,7 +95,8 @@ class Caller:
 class Tenants:
     """All that may call, by the SHA-256 of their keys."""
 
-    def __init__(self, server: ServerConfig) -> None:
+    def __init__(self, server: ServerConfig, secrecy: Secrecy) -> None:
+        self._secrecy = secrecy
         self._known: list[tuple[bytes, Caller]] = []
         for name, config in server.tenants.items():
             limits = replace(
@@ -131,6 +134,7 @@ class Tenants:
                 found = found or caller
         if found is None or scheme != b"bearer":
             raise unauthorized("The API key is not known here.")
+        self._secrecy.learn(key.decode("latin-1"))  # of a digest it was not known before
         return found
 
 
@@ -141,14 +145,6 @@ def _authorization(scope: Scope) -> tuple[bytes, bytes] | None:
             scheme, _, key = value.partition(b" ")
             return scheme.lower(), key.strip()
     return None
-
-
-def key_digest(entry: str) -> bytes:
-    """SHA-256 of a key, which is configured plain or as `sha256:` and that in hexadecimal."""
-    scheme, _, digest = entry.partition(":")
-    if scheme == "sha256" and len(digest) == 64:
-        return bytes.fromhex(digest)
-    return hashlib.sha256(entry.encode()).digest()
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from appliance.config.errors import WeightsError
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import tensor_files
+from engine.models.documents import CheckpointBroken, read_bytes, read_document
 
 PARTS = {"text_model_id": "text_config", "audio_model_id": "audio_config"}
 PREFIXES = {"text_model_id": "language_model.", "audio_model_id": "audio_tower."}
@@ -106,7 +107,7 @@ def _written(
     for source in sources:  # the checkpoint's own last, in place of what a base has
         for pattern in SMALL if source == folder else ("preprocessor_config.json",):
             for file in source.glob(pattern):
-                texts[file.name] = file.read_bytes()
+                texts[file.name] = read_bytes(file)
     files = {file: f"{number}-{file.name}" for number, file in enumerate(sorted({*index.values()}))}
     listed = {name: files[file] for name, file in sorted(index.items())}
     texts["config.json"] = _json(config)
@@ -136,6 +137,6 @@ def _json(content: Any) -> bytes:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"'{file}' is missing or not JSON") from error
+        return read_document(file)
+    except CheckpointBroken as error:
+        raise WeightsError(str(error)) from error

@@ -63,7 +63,8 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     Raises ModelUnsupported when a file is missing, unreadable, or lacks what is needed.
     """
     family = family_for(folder) if family is None else family
-    folder, config, text = family.folder, family.config, family.text_config()
+    folder, config = family.folder, family.config
+    text = {name: value for name, value in family.text_config().items() if value is not None}
     if config.get("quantization_config") is not None:
         raise ModelUnsupported(f"{folder}/config.json has a quantization_config: not supported")
     tensors = tensor_shapes(folder)

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from appliance.config.errors import WeightsError
+from appliance.weights.room import alone, unwritable
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import tensor_files
 from engine.models.documents import CheckpointBroken, read_bytes, read_document
@@ -116,18 +115,23 @@ def _written(
     for name, content in sorted(texts.items()):
         digest.update(repr((name, content)).encode())
     put = cache / "weights" / digest.hexdigest()[:16]
-    put.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(put.with_suffix(".lock")):
+    if put.is_dir():  # nothing has to be written then, so that a disk may be read-only
+        return put
+    with alone(put.with_suffix(".lock"), "these weights"):
         if put.is_dir():
             return put
         partial = put.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-        partial.mkdir()
-        for name, content in texts.items():
-            (partial / name).write_bytes(content)
-        for file, name in files.items():
-            (partial / name).symlink_to(file.resolve())
-        os.rename(partial, put)
+        try:
+            partial.mkdir()
+            for name, content in texts.items():
+                (partial / name).write_bytes(content)
+            for file, name in files.items():
+                (partial / name).symlink_to(file.resolve())
+            os.rename(partial, put)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise unwritable(put.parent, error) from error
     return put
 
 

@@ -74,6 +74,17 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def check_readable(path: Path) -> None:
+    """Raise CheckpointBroken for a file that `read_bytes` would not read; reads nothing."""
+    check_inside(path)
+    descriptor = open_regular(path)
+    length = os.fstat(descriptor).st_size
+    os.close(descriptor)
+    most = LARGE.get(path.name, MOST_BYTES)
+    if length > most:
+        raise CheckpointBroken(f"{path} is larger than {most // MIB} MiB")
+
+
 def open_regular(path: Path) -> int:
     """A descriptor of a regular file; opening anything else could wait for ever, or do things.
 

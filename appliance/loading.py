@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.config.compose import Composed
 from appliance.config.environment import HUB_TOKENS, forget
+from appliance.config.errors import ConfigurationError
 from appliance.lifecycle import Lifecycle
 from appliance.service import Service
 
@@ -51,13 +52,14 @@ class Loader:
         lifecycle.phase = "starting"
         self.client = client = await in_daemon(self._make_client, plan)
         prompt_side = asyncio.create_task(self._prompt_side(folder, plan, service))
+        start = asyncio.create_task(client.start())
         watch = asyncio.create_task(self._follow_phase())
-        try:
-            await client.start()
-            service.generation = await prompt_side
+        try:  # what is wrong with one side does not wait for the other
+            _, service.generation = await asyncio.gather(start, prompt_side)
         finally:
-            watch.cancel()
-            prompt_side.cancel()
+            for task in (watch, start, prompt_side):
+                task.cancel()
+            await asyncio.gather(start, prompt_side, return_exceptions=True)
         service.metrics.watch(client)
         client.on_encode = partial(service.metrics.media_took, "encode")
         self.summary = await in_daemon(self._summarize, plan, service.address)
@@ -155,12 +157,18 @@ class Loader:
 
         config = self._composed.config
         assert self.client is not None
-        family, tokenizer = family_for(folder), Tokenizer(folder)
-        source = config.chat.template
-        text = Path(source).read_text(encoding="utf-8") if source else None
+        family = family_for(folder)
+        try:
+            tokenizer = Tokenizer(folder)
+            source = config.chat.template
+            text = Path(source).read_text(encoding="utf-8") if source else None
+            template = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
+        except (OSError, ValueError) as error:  # words of ours, or of a file that has gone
+            why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
+            raise ConfigurationError(f"{source or folder}: {why}") from error
         prompting = Prompting(
             tokenizer=tokenizer,
-            template=ChatTemplate(text, tokenizer, family, config.chat.template_kwargs),
+            template=template,
             limits=Limits(plan.max_len, plan.pages, plan.page_size, plan.max_sequences),
             intake=intake,
             modalities=allowed_modalities(config.media),

@@ -4,6 +4,8 @@
 class EngineError(Exception):
     """Base of the engine's own errors."""
 
+    correctable = False  # by whoever started the engine: another setting, another checkpoint
+
 
 class RequestRefused(EngineError):
     """The request can never run here (too long for the model or the page pool, contradictory)."""
@@ -12,9 +14,15 @@ class RequestRefused(EngineError):
 class ModelUnsupported(EngineError):
     """No family knows this checkpoint, or it lacks what the family needs."""
 
+    correctable = True
+
 
 class EngineDead(EngineError):
     """The engine process is gone; nothing that was running can be finished."""
+
+    def __init__(self, reason: str, correctable: bool = False) -> None:
+        super().__init__(reason)
+        self.correctable = correctable
 
 
 class DeviceMissing(EngineError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.build import Item, Prompt, build_chat, build_text
-from appliance.prompt.template import ChatTemplate
+from appliance.prompt.template import ChatTemplate, Postponed
 from appliance.prompt.tokenizer import Tokenizer
+from appliance.prompt.tokenizer_file import TokenizerFailed
 from engine.request import MediaItem
 from engine.scheduling.admission import admission
 
@@ -84,7 +86,8 @@ class Prompting:
         conversation = asked.conversation
         template = self._template
         if asked.template is not None:
-            template = template.with_source(asked.template)
+            make = partial(template.with_source, asked.template)
+            template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
         template.check_kwargs(asked.template_kwargs)
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
@@ -100,7 +103,10 @@ class Prompting:
                 continue_final_message=asked.continue_final_message,
                 kwargs=asked.template_kwargs,
             )
-            return await self._off_loop(conversation.text_length, build)
+            if conversation.text_length < LONG_TEXT and asked.template is None:
+                with contextlib.suppress(Postponed):
+                    return _encoded(partial(build, brief=True), "messages")
+            return await self._off_loop(LONG_TEXT, build, "messages")
 
         if not conversation.sources or self._intake is None:
             return self._job((await prompt([])).token_ids, length, "messages")
@@ -115,7 +121,9 @@ class Prompting:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
         if isinstance(source, str):
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
-            prompt = await self._off_loop(len(source), partial(build_text, source, self.tokenizer))
+            prompt = await self._off_loop(
+                len(source), partial(build_text, source, self.tokenizer), param
+            )
             ids = prompt.token_ids
         else:
             ids = source
@@ -159,10 +167,20 @@ class Prompting:
         room = limits.longest - len(ids)
         return Job(ids, [], room if length.wanted is None else length.wanted, param)
 
-    async def _off_loop(self, size: int, build: Callable[[], Prompt]) -> Prompt:
+    async def _off_loop(self, size: int, build: Callable[[], Prompt], param: str) -> Prompt:
+        work = partial(_encoded, build, param)
         if size < LONG_TEXT:
-            return build()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, build)
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _encoded(build: Callable[[], Prompt], param: str) -> Prompt:
+    try:
+        return build()
+    except TokenizerFailed as failure:
+        raise bad_request(
+            "The model's tokenizer cannot encode this text.", param, "tokenizer_failed"
+        ) from failure
 
 
 def sentence(reason: str) -> str:

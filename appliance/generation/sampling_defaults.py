@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from appliance.config.schema import SamplingConfig
+from engine.models.documents import CheckpointBroken, optional_document
+
+MOST = 1 << 31
 
 
 @dataclass(slots=True, frozen=True)
@@ -21,9 +23,12 @@ class SamplingDefaults:
 
 
 def sampling_defaults(config: SamplingConfig, folder: Path) -> SamplingDefaults:
-    """The recipe's values; where it has none those of the checkpoint's generation_config.json."""
+    """The recipe's values; where it has none those of the checkpoint's generation_config.json.
+
+    Raises CheckpointBroken for one that is no number.
+    """
     path = folder / "generation_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    declared = optional_document(path)
     if not declared.get("do_sample"):
         declared = {}  # transformers ignores them too
     values = {}
@@ -31,5 +36,7 @@ def sampling_defaults(config: SamplingConfig, folder: Path) -> SamplingDefaults:
         value = getattr(config, field.name)
         value = declared.get(field.name) if value is None else value
         if value is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST:
+                raise CheckpointBroken(f"{path}: {field.name} must be a number")
             values[field.name] = type(field.default)(value)  # type: ignore[misc]
     return replace(SamplingDefaults(), **values)

@@ -48,8 +48,11 @@ def build_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     kwargs: Mapping[str, Any] | None = None,
+    brief: bool = False,
 ) -> Prompt:
     """The prompt of a conversation whose media parts, in order, are `items`. Raises ApplianceError.
+
+    `brief` raises Postponed where the template takes longer than an event loop can wait.
 
     What users write never becomes a special token: such text was marked before rendering and is
     tokenized as text.
@@ -59,6 +62,7 @@ def build_chat(
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         kwargs=kwargs,
+        brief=brief,
     )
     tokenizer, family = template.tokenizer, template.family
     for modality in family.modalities:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,17 +10,28 @@ from typing import Any, Literal
 from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
-from appliance.errors import ApplianceError, bad_request
-from appliance.prompt.environment import TemplateRefusal, chat_environment
+from appliance.errors import ApplianceError, bad_request, context_length_exceeded
+from appliance.prompt.bounds import BRIEF, FULL, OF_REQUEST, PROBE, Bounds, Overrun
+from appliance.prompt.environment import ChatEnvironment, TemplateRefusal
 from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
 from appliance.prompt.tokenizer import Tokenizer
+from engine.models.documents import optional_document, read_text
 from engine.models.family import Family
 
 Message = dict[str, Any]
 Shape = Literal["parts", "string", "one_part"]
 
 WORDS = ("al\npha", "bra\nvo", "char\nlie")  # a list written as Python or JSON would escape these
+TOO_MUCH = "The chat template takes more time or memory for this conversation than it may."
 UNREADABLE = "The model's chat template cannot render this conversation."
+
+
+class TemplateTakesTooMuch(ValueError):
+    """A template that goes beyond its bounds whatever it is given."""
+
+
+class Postponed(Exception):
+    """Rendering would take longer than may be waited for here."""
 
 
 class ChatTemplate:
@@ -28,7 +39,8 @@ class ChatTemplate:
 
     A template that keeps the order of text and media gets the parts themselves. For one that does
     not, each message is joined to one text beforehand, an item being `family.item_text`. `source`
-    None takes the checkpoint's own template. Raises ValueError if the source is no Jinja template.
+    None takes the checkpoint's own template. Raises ValueError if the source is no Jinja template,
+    or one that does not end within its bounds.
     """
 
     def __init__(
@@ -37,21 +49,34 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         family: Family,
         template_kwargs: Sequence[str] = (),
+        bounds: Bounds = FULL,
     ) -> None:
         self.tokenizer = tokenizer
         self.family = family
         self.template_kwargs = tuple(template_kwargs)
         self.source = source if source is not None else checkpoint_template(tokenizer.folder)
-        self._template = _compile(self.source)
+        self._environment = ChatEnvironment()
+        self._template = _compile(self.source, self._environment, bounds)
         self._literals = Literals(tokenizer.added)
         self._assistant_literals = Literals(tokenizer.special)
         self._shape = self._find_shape()
         self._takes_strings = self._shape == "string" or self._shows([WORDS[0]], "string")
 
     def with_source(self, source: str) -> ChatTemplate:
-        """The same with a request's own template. Raises ApplianceError if it is no Jinja."""
+        """The same with a request's own template; takes as long as its bounds allow.
+
+        Raises ApplianceError if it is no Jinja, or does not end within its bounds.
+        """
         try:
-            return ChatTemplate(source, self.tokenizer, self.family, self.template_kwargs)
+            return ChatTemplate(
+                source, self.tokenizer, self.family, self.template_kwargs, OF_REQUEST
+            )
+        except TemplateTakesTooMuch:
+            raise bad_request(
+                "The chat template takes more time or memory than it may.",
+                "chat_template",
+                "chat_template_bounds",
+            ) from None
         except ValueError:
             raise bad_request(
                 "The chat template is not valid Jinja.", "chat_template", "invalid_value"
@@ -64,12 +89,14 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        brief: bool = False,
     ) -> Rendered:
         """The conversation as text; the type of a media part is its modality.
 
         `continue_final_message` ends the text inside the last message. Raises ApplianceError for
         template options that the recipe does not list, and for a conversation that the template
-        refuses or cannot render.
+        refuses, cannot render, or does not render within its bounds; Postponed where `brief` asks
+        for what does not hold up an event loop, and the template takes longer.
         """
         marks = Marks()
         self.check_kwargs(kwargs or {})
@@ -77,7 +104,7 @@ class ChatTemplate:
         shaped = [self._message(message, self._shape, marks) for message in messages]
         if continue_final_message:
             shaped[-1]["content"] = _with_end(shaped[-1].get("content"), marks)
-        text = self._run(shaped, options, add_generation_prompt)
+        text = self._run(shaped, options, add_generation_prompt, BRIEF if brief else FULL)
         if continue_final_message:
             text = _cut_at_end(text, marks)
         rendered = marks.resolve(text)
@@ -97,7 +124,11 @@ class ChatTemplate:
                 )
 
     def _run(
-        self, messages: list[Message], options: dict[str, Any], add_generation_prompt: bool
+        self,
+        messages: list[Message],
+        options: dict[str, Any],
+        add_generation_prompt: bool,
+        bounds: Bounds = FULL,
     ) -> str:
         if self._template is None:
             raise bad_request(
@@ -114,7 +145,16 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template.render(variables)
+            return self._environment.rendered(self._template, variables, bounds)
+        except Overrun as overrun:
+            if bounds is BRIEF:
+                raise Postponed from None
+            if overrun.what == "characters":
+                raise context_length_exceeded(
+                    f"The rendered conversation has more than {bounds.characters} characters.",
+                    "messages",
+                ) from None
+            raise bad_request(TOO_MUCH, "messages", "chat_template_bounds") from None
         except TemplateRefusal as refusal:
             raise bad_request(
                 f"The model's chat template refuses this conversation: {refusal.message}",
@@ -181,8 +221,12 @@ class ChatTemplate:
             content = self._joined(parts, self._literals, marks)
             content = content if shape == "string" else [_text_part(content)]
         try:
-            text = self._run([{"role": "user", "content": content}], {}, True)
-        except ApplianceError:
+            text = self._run([{"role": "user", "content": content}], {}, True, PROBE)
+        except ApplianceError as refused:
+            if refused.code in ("chat_template_bounds", "context_length_exceeded"):
+                raise TemplateTakesTooMuch(
+                    "the chat template takes more time or memory than it may, for a single message"
+                ) from None
             return False
         rendered = marks.resolve(text)
         if rendered is None:
@@ -194,27 +238,32 @@ class ChatTemplate:
 def checkpoint_template(folder: Path) -> str | None:
     """The template beside the weights, in a file of its own or in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if os.path.lexists(path):
+        return read_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-            if isinstance(template, list):
-                named = {entry["name"]: entry["template"] for entry in template}
-                template = named.get("default")
-            if template is not None:
-                return str(template)
+        template = optional_document(folder / name).get("chat_template")
+        if isinstance(template, list):
+            named = [entry for entry in template if isinstance(entry, dict)]
+            chosen = [entry for entry in named if entry.get("name") == "default"]
+            template = chosen[-1].get("template") if chosen else None
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"the chat template in {folder / name} is no text")
+        if template is not None:
+            return template
     return None
 
 
-def _compile(source: str | None) -> Template | None:
+def _compile(source: str | None, environment: ChatEnvironment, bounds: Bounds) -> Template | None:
     if source is None:
         return None
     try:
-        return chat_environment().from_string(source)
+        return environment.compiled(source, bounds)
     except TemplateSyntaxError as error:
         raise ValueError(f"the chat template is not valid Jinja (line {error.lineno})") from None
+    except Overrun:
+        raise TemplateTakesTooMuch("the chat template is longer than it may be") from None
+    except Exception as error:  # too deep for the parser or for Python's compiler, numbers too long
+        raise ValueError("the chat template is not valid Jinja") from error
 
 
 def _text_part(text: str) -> dict[str, str]:

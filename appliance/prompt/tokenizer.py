@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 
 from appliance.prompt.shrinking import shrinking
 from appliance.prompt.token_bytes import TokenBytes
+from appliance.prompt.tokenizer_file import load_backend, whatever_it_raises
+from engine.models.documents import CheckpointBroken, optional_document
 
 NAMED_TOKENS = (
     "bos_token",
@@ -29,14 +29,14 @@ NAMED_TOKENS = (
 class Tokenizer:
     """Text to ids and back, from the tokenizer files of a checkpoint's folder.
 
-    `named_tokens` (`bos_token` and the like) are what chat templates are given.
+    `named_tokens` (`bos_token` and the like) are what chat templates are given. Raises
+    CheckpointBroken for files that are no tokenizer; encoding raises TokenizerFailed.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.settings = _read(self.folder / "tokenizer_config.json")
-        self._backend = _load(self.folder)
-        _add_missing(self._backend, self.settings.get("added_tokens_decoder") or {})
+        self.settings = optional_document(self.folder / "tokenizer_config.json")
+        self._backend = load_backend(self.folder)
         added = self._backend.get_added_tokens_decoder()
         self.added: dict[str, int] = {token.content: index for index, token in added.items()}
         self.special: dict[str, int] = {
@@ -69,12 +69,12 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text`; `special` tells whether special tokens count in it, or all is plain."""
         if special:
-            return self._encode(text)
+            return self._ids(text)
         return self._encode_plain(text, first=True)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a raw prompt: special tokens in it count, and the tokenizer adds its own."""
-        return self._encode(text, add_special_tokens=True)
+        return self._ids(text, add_special_tokens=True)
 
     def encode_guarded(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
         """As `encode(special=True)`, but added tokens that touch a range in `plain` are plain text.
@@ -122,7 +122,7 @@ class Tokenizer:
         if not text:
             return []
         if (first or self._alike_inside) and not self._added_pattern.search(text):
-            return self._encode(text)
+            return self._ids(text)
         ids = self._run_model(text, first)
         if self._added_ids.isdisjoint(ids):
             return ids
@@ -133,12 +133,18 @@ class Tokenizer:
             for index in self._run_model(character, first and place == 0)
         ]
 
-    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """`encode` holds the interpreter's lock all the while, this lets go of it."""
-        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        encode = partial(
+            self._backend.encode_batch_fast, [text], add_special_tokens=add_special_tokens
+        )
+        [encoding] = whatever_it_raises(encode)
         return encoding.ids
 
     def _run_model(self, text: str, first: bool) -> list[int]:
+        return whatever_it_raises(partial(self._pieces, text, first))
+
+    def _pieces(self, text: str, first: bool) -> list[int]:
         backend = self._backend
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
@@ -148,43 +154,16 @@ class Tokenizer:
         return [token.id for piece in pieces for token in tokenize(piece)]
 
     def _named_tokens(self) -> dict[str, str]:
-        settings = _read(self.folder / "special_tokens_map.json") | self.settings
+        settings = optional_document(self.folder / "special_tokens_map.json") | self.settings
         named = {}
         for name in NAMED_TOKENS:
             token = settings.get(name)
             text = token.get("content") if isinstance(token, dict) else token
+            if text is not None and not isinstance(text, str):
+                raise CheckpointBroken(f"{self.folder}: {name} must be a token's text")
             if text is not None:
                 named[name] = text
         return named
-
-
-def _load(folder: Path) -> Backend:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        backend = Backend.from_file(str(path))
-    else:
-        from transformers import AutoTokenizer
-
-        backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _add_missing(backend: Backend, listed: dict[str, dict[str, Any]]) -> None:
-    for _, token in sorted(listed.items(), key=lambda entry: int(entry[0])):
-        if backend.token_to_id(token["content"]) is None:
-            flags = {
-                name: token.get(name, default)
-                for name, default in (
-                    ("single_word", False),
-                    ("lstrip", False),
-                    ("rstrip", False),
-                    ("special", False),
-                    ("normalized", True),
-                )
-            }
-            backend.add_tokens([AddedToken(token["content"], **flags)])
 
 
 def _pattern(contents: Iterable[str]) -> re.Pattern[str]:
@@ -201,10 +180,3 @@ def _inside_text(splitter: PreTokenizer | None) -> PreTokenizer | None:
 
 def _marks_beginnings(splitter: PreTokenizer | None) -> bool:
     return isinstance(splitter, Metaspace) and splitter.prepend_scheme == "first"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -152,7 +152,7 @@ class Serving:
         except ApplianceError as fault:
             reason = fault.message
         except EngineError as fault:
-            reason = str(fault)
+            reason, code = str(fault), USAGE_ERROR if fault.correctable else 1
         except ConfigurationError as fault:
             reason, code = str(fault), USAGE_ERROR
         except Exception:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from appliance.config.errors import WeightsError
+from appliance.weights.room import alone, unwritable
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import tensor_files
+from engine.models.documents import CheckpointBroken, read_bytes, read_document
 
 PARTS = {"text_model_id": "text_config", "audio_model_id": "audio_config"}
 PREFIXES = {"text_model_id": "language_model.", "audio_model_id": "audio_tower."}
@@ -106,7 +106,7 @@ def _written(
     for source in sources:  # the checkpoint's own last, in place of what a base has
         for pattern in SMALL if source == folder else ("preprocessor_config.json",):
             for file in source.glob(pattern):
-                texts[file.name] = file.read_bytes()
+                texts[file.name] = read_bytes(file)
     files = {file: f"{number}-{file.name}" for number, file in enumerate(sorted({*index.values()}))}
     listed = {name: files[file] for name, file in sorted(index.items())}
     texts["config.json"] = _json(config)
@@ -115,18 +115,23 @@ def _written(
     for name, content in sorted(texts.items()):
         digest.update(repr((name, content)).encode())
     put = cache / "weights" / digest.hexdigest()[:16]
-    put.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(put.with_suffix(".lock")):
+    if put.is_dir():  # nothing has to be written then, so that a disk may be read-only
+        return put
+    with alone(put.with_suffix(".lock"), "these weights"):
         if put.is_dir():
             return put
         partial = put.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-        partial.mkdir()
-        for name, content in texts.items():
-            (partial / name).write_bytes(content)
-        for file, name in files.items():
-            (partial / name).symlink_to(file.resolve())
-        os.rename(partial, put)
+        try:
+            partial.mkdir()
+            for name, content in texts.items():
+                (partial / name).write_bytes(content)
+            for file, name in files.items():
+                (partial / name).symlink_to(file.resolve())
+            os.rename(partial, put)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise unwritable(put.parent, error) from error
     return put
 
 
@@ -136,6 +141,6 @@ def _json(content: Any) -> bytes:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"'{file}' is missing or not JSON") from error
+        return read_document(file)
+    except CheckpointBroken as error:
+        raise WeightsError(str(error)) from error

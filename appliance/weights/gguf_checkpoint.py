@@ -18,6 +18,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from appliance.config.errors import ConfigurationError
+from appliance.weights.gguf_header import check_header
+
+# what values of another type, or of no sense, lead to in what is computed of them
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 Progress = Callable[[str, float], None]
 
@@ -56,26 +60,37 @@ def write_checkpoint(file: Path, folder: Path, progress: Progress) -> None:
 
     Raises ConfigurationError for a damaged file, or an architecture or tokenizer that is not known.
     """
+    check_header(file)
     try:
         reader = gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        config, tokenizer, settings = described(reader)
+        tensors = dict(convert_tensors(reader, config, progress))
+    except UNFIT as error:
         raise ConfigurationError(f"'{file.name}' is not a GGUF file, or is damaged") from error
+    except Exception as error:  # tokenizers raises nothing more special
+        if type(error) is not Exception:
+            raise
+        raise ConfigurationError(f"the tokenizer in '{file.name}' is damaged") from error
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "config.json", config)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    write_json(folder / "generation_config.json", {name: config[name] for name in ids})
+
+
+def described(reader: gguf.GGUFReader) -> tuple[dict[str, Any], Tokenizer, dict[str, Any]]:
+    """The config.json, tokenizer and tokenizer_config.json of a file."""
     metadata = Metadata(reader)
     architecture = metadata.text("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ConfigurationError(
-            f"GGUF architecture '{architecture}' is not supported "
+            f"GGUF architecture '{architecture[:100]}' is not supported "
             f"(there are {', '.join(ARCHITECTURES)}); use a safetensors checkpoint of the model"
         )
     tokenizer = build_tokenizer(metadata)
     config = model_config(metadata, architecture, {tensor.name for tensor in reader.tensors})
-    tensors = dict(convert_tensors(reader, config, progress))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
-    write_json(folder / "config.json", config)
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    write_json(folder / "generation_config.json", {name: config[name] for name in ids})
+    return config, tokenizer, tokenizer_config(metadata)
 
 
 class Metadata:
@@ -144,7 +159,7 @@ def convert_tensors(
     done, total = 0, sum(tensor.n_bytes for tensor in reader.tensors)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        kind = tensor.name.split(".")[-2]
+        kind = tensor.name.split(".")[-2:][0]
         if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
             heads = "num_attention_heads" if kind == "attn_q" else "num_key_value_heads"
             values = halves_from_pairs(values, config[heads])
@@ -171,7 +186,7 @@ def tensor_name(name: str) -> str:
     outer, _, kind = name.rpartition(".")
     if outer in OUTER:
         return f"{OUTER[outer]}.{kind}"
-    raise ConfigurationError(f"the GGUF file has a tensor that is not known: {name}")
+    raise ConfigurationError(f"the GGUF file has a tensor that is not known: {name[:100]}")
 
 
 def halves_from_pairs(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

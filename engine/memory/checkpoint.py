@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelUnsupported
+from engine.models.documents import CheckpointBroken, open_regular, read_document
 from engine.models.family import Family
 from engine.models.registry import family_for
 
@@ -19,6 +21,14 @@ STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 SPLIT = re.compile(  # what tensor parallelism divides, by rows, by columns or by vocabulary
     r"\b([qkv]_proj|gate_proj|up_proj)\.(weight|bias)$|\b(o_proj|down_proj|embed_tokens|lm_head)\.weight$"
 )
+STORED_BYTES = {  # types that somebody might load; those of less than a byte are not
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+}
+PLAIN_NAME = re.compile(r"[^/\\\0]{1,240}\.safetensors")
+MAX_DIMENSIONS = 8
 MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors format
 
 
@@ -53,7 +63,10 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     Raises ModelUnsupported when a file is missing, unreadable, or lacks what is needed.
     """
     family = family_for(folder) if family is None else family
-    folder, config, text = family.folder, family.config, family.text_config()
+    folder, config = family.folder, family.config
+    text = {name: value for name, value in family.text_config().items() if value is not None}
+    if config.get("quantization_config") is not None:
+        raise ModelUnsupported(f"{folder}/config.json has a quantization_config: not supported")
     tensors = tensor_shapes(folder)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
     tower = decoder = whole = 0
@@ -66,10 +79,12 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     embedding = next(
         (shape for name, (_, shape) in tensors.items() if name.endswith("embed_tokens.weight")), []
     )
+    if min(len(embedding), 2) not in (0, 2):
+        raise CheckpointBroken(f"{folder}: its embed_tokens.weight is no matrix")
     try:
         heads = text["num_attention_heads"]
         return Checkpoint(
-            architecture=(config.get("architectures") or ["(none named)"])[0],
+            architecture=str(config["architectures"][0]),
             dtype=_dtype(config, text, tensors),
             layers=text["num_hidden_layers"],
             hidden=text["hidden_size"],
@@ -109,8 +124,8 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
             headers[file] = _header(file)
         entry = headers[file].get(name)
         if entry is None:
-            raise ModelUnsupported(f"{file} lacks {name}, which the index lists")
-        tensors[name] = (str(entry["dtype"]), list(entry["shape"]))
+            raise ModelUnsupported(f"{file} lacks {name[:100]}, which the index lists")
+        tensors[name] = (entry["dtype"], entry["shape"])
     return tensors
 
 
@@ -120,39 +135,75 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     Raises ModelUnsupported when there are none.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return {name: folder / file for name, file in _read_json(index)["weight_map"].items()}
+    if os.path.lexists(index):
+        weight_map = read_document(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointBroken(f"{index} has no object weight_map")
+        for file in set(map(str, weight_map.values())):
+            if not PLAIN_NAME.fullmatch(file):  # so that no path can lead out of the folder
+                raise CheckpointBroken(
+                    f"{index} names {file[:100]!r}, no safetensors file beside it"
+                )
+        return {name: folder / file for name, file in weight_map.items()}
     one = folder / "model.safetensors"
-    files = [one] if one.is_file() else sorted(folder.glob("*.safetensors"))
+    files = [one] if os.path.lexists(one) else sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelUnsupported(f"{folder} holds no safetensors")
     return {name: file for file in files for name in _header(file) if name != "__metadata__"}
 
 
 def _header(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
+    """What the file says of its tensors, all of it checked against its size.
+
+    Weights may be links to wherever they lie: none of their content is shown to anybody.
+    """
+    with os.fdopen(open_regular(file), "rb") as stream:
+        try:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= MAX_HEADER:
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise ValueError
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise ModelUnsupported(f"{file} is missing or not a safetensors file") from error
+            header = json.loads(stream.read(length))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointBroken(f"{file} is missing or not a safetensors file") from error
+    if not isinstance(header, dict):
+        raise CheckpointBroken(f"{file} is missing or not a safetensors file")
+    spans = [_span(file, *entry) for entry in header.items() if entry[0] != "__metadata__"]
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            raise CheckpointBroken(f"{file}: the bytes of {name} do not follow those before them")
+        end = stop
+    if end != size - 8 - length:
+        raise CheckpointBroken(
+            f"{file} is cut short or too long: its tensors take {end} bytes, and "
+            f"{size - 8 - length} are there"
+        )
     return header
+
+
+def _span(file: Path, name: str, entry: Any) -> tuple[int, int, str]:
+    try:
+        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, start, stop]
+        sound = isinstance(shape, list) and all(type(number) is int for number in numbers)
+        sound = sound and min(numbers) >= 0 and max(numbers) < 1 << 62
+        sound = sound and len(shape) <= MAX_DIMENSIONS and kind in STORED_BYTES
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointBroken(
+            f"{file}: what it says of {name[:100]} is not the safetensors format"
+        )
+    if stop - start != math.prod(shape) * STORED_BYTES[kind]:
+        raise CheckpointBroken(f"{file}: {name[:100]} has another number of bytes than its shape")
+    return start, stop, name[:100]
 
 
 def _dtype(config: dict[str, Any], text: dict[str, Any], tensors: dict[str, Any]) -> str:
     for source in (config, text):
         declared = source.get("dtype") or source.get("torch_dtype")
-        if declared in ITEMSIZE:
+        if isinstance(declared, str) and declared in ITEMSIZE:
             return str(declared)
     stored = Counter(STORED[kind] for kind, _ in tensors.values() if kind in STORED)
     return stored.most_common(1)[0][0] if stored else "float32"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelUnsupported(f"{file} is missing or not JSON") from error
-    return content

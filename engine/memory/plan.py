@@ -11,8 +11,9 @@ from engine.device.cards import card
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import EngineError
 from engine.memory import card_memory
-from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint, tensor_shapes
 from engine.memory.shares import share_of, undivided
+from engine.memory.stored import check_stored
 from engine.models.family import Family
 from engine.models.registry import family_for
 from engine.options import PROMPT_ROWS, EngineOptions
@@ -27,6 +28,8 @@ PROCESS_BYTES = GIB // 2  # interpreter and libraries of the engine process
 
 class PlanError(EngineError):
     """The model cannot run as configured; the message has the arithmetic and the keys that help."""
+
+    correctable = True
 
 
 @dataclass(slots=True, frozen=True)
@@ -117,6 +120,7 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
     checkpoint = read_checkpoint(options.model_path, family)
     length = options.max_len or checkpoint.positions
     check(options, checkpoint, family, length)
+    check_stored(checkpoint, tensor_shapes(family.folder), family.tower_prefixes)
     share = share_of(checkpoint, options.tensor_parallel)
     towers = checkpoint.tower_parameters if options.modalities else 0
     weights = (share.decoder_parameters + towers) * ITEMSIZE[options.dtype]

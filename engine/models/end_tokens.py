@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from engine.models.documents import CheckpointBroken, optional_document
 
 
 def end_tokens(folder: Path) -> frozenset[int]:
     """Ids that `generation_config.json` names, or else config.json, and the tokenizer's own.
 
     Its own is `eos_token` of tokenizer_config.json or special_tokens_map.json, as transformers
-    reads them; a checkpoint without tokenizer files has none.
+    reads them; a checkpoint without tokenizer files has none. Raises CheckpointBroken for what is
+    no id.
     """
-    declared = _read(folder / "generation_config.json").get("eos_token_id")
+    declared = optional_document(folder / "generation_config.json").get("eos_token_id")
     if declared is None:
-        config = _read(folder / "config.json")
+        config = optional_document(folder / "config.json")
         text = config.get("text_config") or {}
         declared = config.get("eos_token_id")
         declared = text.get("eos_token_id") if declared is None else declared
-    ids = [declared] if isinstance(declared, int) else list(declared or [])
-    own = _own(folder)
-    return frozenset(ids if own is None else [*ids, own])
+    ids = list(declared) if isinstance(declared, list) else [declared]
+    return frozenset(_id(index, folder) for index in [*ids, _own(folder)] if index is not None)
 
 
-def _own(folder: Path) -> int | None:
-    settings = _read(folder / "tokenizer_config.json")
-    token = (_read(folder / "special_tokens_map.json") | settings).get("eos_token")
+def _id(index: Any, folder: Path) -> int:
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 1 << 31:
+        raise CheckpointBroken(f"{folder}: eos_token_id must be a token id or a list of them")
+    return index
+
+
+def _own(folder: Path) -> Any:
+    settings = optional_document(folder / "tokenizer_config.json")
+    token = (optional_document(folder / "special_tokens_map.json") | settings).get("eos_token")
     name = token.get("content") if isinstance(token, dict) else token
     if name is None:
         return None
-    for index, listed in (settings.get("added_tokens_decoder") or {}).items():
-        if listed["content"] == name:
+    path = folder / "tokenizer_config.json"
+    for index, listed in _entries(settings.get("added_tokens_decoder"), path):
+        if listed.get("content") == name:
             return int(index)
-    tokenizer = _read(folder / "tokenizer.json")
-    for listed in tokenizer.get("added_tokens") or []:
-        if listed["content"] == name:
-            return int(listed["id"])
-    vocabulary = (tokenizer.get("model") or {}).get("vocab")
-    return vocabulary.get(name) if isinstance(vocabulary, dict) else None
+    path = folder / "tokenizer.json"
+    tokenizer = optional_document(path)
+    for _, listed in _entries(tokenizer.get("added_tokens"), path):
+        if listed.get("content") == name:
+            return listed.get("id")
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    return vocabulary.get(str(name)) if isinstance(vocabulary, dict) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _entries(listed: Any, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Tokens with their ids, as tokenizer_config.json lists them; of a plain list without."""
+    pairs = list(listed.items()) if isinstance(listed, dict) else []
+    pairs = [("0", entry) for entry in listed] if isinstance(listed, list) else pairs
+    if (listed and not pairs) or any(
+        not isinstance(entry, dict) or not index.isdecimal() or len(index) > 10
+        for index, entry in pairs
+    ):
+        raise CheckpointBroken(f"{path} lists added tokens in a way that is not known")
+    return pairs

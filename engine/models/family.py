@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.models.documents import read_document
 from engine.request import MediaItem
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Family:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        self.config: dict[str, Any] = read_document(self.folder / "config.json")
 
     # light half: planning
 
@@ -58,7 +58,7 @@ class Family:
 
     def text_config(self) -> dict[str, Any]:
         """The decoder's part of config.json, with what transformers takes where it says nothing."""
-        return self.config.get("text_config", self.config)
+        return self.config.get("text_config") or self.config
 
     def most_tokens(self, modality: str, max_len: int) -> int:
         """Placeholders of the largest item that a prompt of `max_len` tokens can hold."""

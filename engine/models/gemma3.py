@@ -59,7 +59,7 @@ class Gemma3(SquareImages):
         return f"\n\n{self.marker(modality)}{self.placeholder(modality)}<end_of_image>\n\n"
 
     def text_config(self) -> dict[str, Any]:
-        return GEMMA3 | self.config.get("text_config", {})
+        return GEMMA3 | (self.config.get("text_config") or {})
 
     def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """`pixels` `[1, height, width, 3]`, uint8, of the tower's size whatever the picture's."""

@@ -41,7 +41,7 @@ class Llava(SquareImages):
         return self.placeholder(modality) + "\n"
 
     def text_config(self) -> dict[str, Any]:
-        return LLAMA | self.config.get("text_config", {})
+        return LLAMA | (self.config.get("text_config") or {})
 
     def image_tokens(self, width: int, height: int) -> int:
         if self._options.get("do_pad", False) and max(width, height) > MAX_PADDED_SIDE:

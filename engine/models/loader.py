@@ -17,6 +17,18 @@ from engine.models.registry import family_for
 
 Progress = Callable[[str, float], None]
 
+# what values of config.json that transformers does not take lead to, one way or another
+MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 @dataclass(slots=True)
 class LoadedModel:
@@ -50,9 +62,12 @@ def load_model(
     """
     family = family_for(folder)
     architecture = family.model_class()
-    config = architecture.config_class.from_pretrained(folder)
-    if not modalities:
-        family.drop_towers(config)
+    try:
+        config = architecture.config_class.from_pretrained(folder)
+        if not modalities:
+            family.drop_towers(config)
+    except MISFITS as error:
+        raise unfit(folder, f"transformers cannot read it ({type(error).__name__})") from error
 
     def report(factory: Any, args: Any, kwargs: Any) -> Any:
         return _ProgressBar(progress, *args, **kwargs)
@@ -61,7 +76,7 @@ def load_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would report a dropped tower's weights
     try:
-        model = architecture.from_pretrained(
+        model, found = architecture.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, dtype),
@@ -69,11 +84,27 @@ def load_model(
             attn_implementation="sdpa",
             local_files_only=True,
             key_mapping=family.key_mapping(),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, in our own words
+            output_loading_info=True,
         )
+    except MISFITS as error:
+        raise unfit(folder, f"transformers cannot build it ({type(error).__name__})") from error
     finally:
         transformers_logging.set_tqdm_hook(previous)
         transformers_logging.set_verbosity(verbosity)
+    for what, names in (("lack", found["missing_keys"]), ("misfit", found["mismatched_keys"])):
+        if names:  # transformers would fill them with random numbers
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            reason = "has another shape there" if what == "misfit" else "is not there"
+            raise unfit(folder, f"{first[:100]} {reason}, and {len(names) - 1} others")
     return as_loaded(family, model, vision_attention)
+
+
+def unfit(folder: str, reason: str) -> ModelUnsupported:
+    return ModelUnsupported(
+        f"{folder}: its config.json is of another model than its weights: {reason}"
+    )
 
 
 def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> LoadedModel:

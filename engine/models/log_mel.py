@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import ModelUnsupported
+from engine.models.settings import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,11 @@ HIGHEST_HZ = 8000.0
 
 def sound_options(folder: Path) -> dict[str, Any]:
     """The feature extractor's settings, looked for where transformers looks."""
-    path = folder / "processor_config.json"
-    if path.is_file():
-        settings = json.loads(path.read_text())
-        nested = settings.get("feature_extractor") or settings.get("audio_processor")
-        if isinstance(nested, dict):
+    for part in ("feature_extractor", "audio_processor"):
+        nested = settings_of(folder / "processor_config.json", part)
+        if nested:
             return nested
-    path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return settings_of(folder / "preprocessor_config.json")
 
 
 class LogMel:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from engine.models.settings import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,26 +21,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def processor_options(folder: Path) -> dict[str, Any]:
     """The image processor's settings, from preprocessor_config.json or processor_config.json."""
     path = folder / "preprocessor_config.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    path = folder / "processor_config.json"
-    if path.exists():
-        return json.loads(path.read_text()).get("image_processor", {})
-    return {}
+    if os.path.lexists(path):
+        return settings_of(path)
+    return settings_of(folder / "processor_config.json", "image_processor")
 
 
 def video_options(folder: Path) -> dict[str, Any]:
     """The video processor's settings, looked for where transformers' video processors do."""
-    path = folder / "processor_config.json"
-    if path.exists():
-        nested = json.loads(path.read_text()).get("video_processor")
-        if nested is not None:
-            return nested
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        path = folder / name
-        if path.exists():
-            return json.loads(path.read_text())
-    return {}
+    nested = settings_of(folder / "processor_config.json", "video_processor")
+    if nested:
+        return nested
+    own = folder / "video_preprocessor_config.json"
+    return settings_of(own if os.path.lexists(own) else folder / "preprocessor_config.json")
 
 
 class Normaliser:

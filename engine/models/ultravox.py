@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import ModelUnsupported
+from engine.models.documents import optional_document
 from engine.models.family import Family
 from engine.models.item_tensors import check_length, fitting
 from engine.models.log_mel import LogMel, sound_options
@@ -142,12 +142,9 @@ class Ultravox(Family):
 def _placeholder(folder: Path) -> str:
     names: list[str] = []
     for file, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "")):
-        path = folder / file
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            listed = (content.get(key) or {}).values() if key else content.get("added_tokens")
-            entries = listed or []
-            names += [entry["content"] for entry in entries]
+        content = optional_document(folder / file)
+        listed = (content.get(key) or {}).values() if key else content.get("added_tokens")
+        names += [str(entry["content"]) for entry in listed or []]
     if PLACEHOLDER in names:
         return PLACEHOLDER
     reserved = [name for name in names if name.startswith(RESERVED)]

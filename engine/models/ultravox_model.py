@@ -128,7 +128,9 @@ class UltravoxModel(PreTrainedModel):  # type: ignore[misc]  # transformers has 
         super().__init__(config)
         self.audio_tower = Tower(config.audio_config)
         self.multi_modal_projector = Projector(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

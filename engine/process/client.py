@@ -61,6 +61,7 @@ class EngineClient:
         self._outbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._streams: dict[str, OutputStream] = {}
         self._reason: str | None = None
+        self._correctable = False
         self._started: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[str] | None = None
         self._stopping = False
@@ -223,8 +224,8 @@ class EngineClient:
                     self._started.set_result(None)
             case Phase(name=name, fraction=fraction):
                 self.phase, self.fraction = name, fraction
-            case Failed(reason=reason):
-                self._reason = reason
+            case Failed(reason=reason, correctable=correctable):
+                self._reason, self._correctable = reason, correctable
             case Refused(request_id=request_id, reason=reason):
                 stream = self._streams.pop(request_id, None)
                 if stream is not None:
@@ -255,7 +256,7 @@ class EngineClient:
         self._outputs = None
         self.phase, self._reason = "dead", reason
         self._outbox.put(None)
-        error = EngineDead(reason)
+        error = EngineDead(reason, self._correctable)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)

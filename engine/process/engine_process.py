@@ -81,7 +81,7 @@ def _run_engine(
     try:
         engine = Engine(options, report, links=links)
     except EngineError as error:
-        outputs.send(Failed(str(error)))
+        outputs.send(Failed(str(error), error.correctable))
         return
     except (OSError, RuntimeError, ValueError):
         logger.exception("the engine did not start")

@@ -46,6 +46,7 @@ class Failed:
     """From the engine, last of all: why it ends."""
 
     reason: str
+    correctable: bool = False  # as in engine.errors
 
 
 ToEngine = Request | Abort | None  # None: stop

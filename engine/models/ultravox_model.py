@@ -27,7 +27,7 @@ class UltravoxConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers ha
     """What config.json says, its text and audio parts written out."""
 
     model_type = "ultravox"
-    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 - as declared upstream
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class UltravoxModel(PreTrainedModel):  # type: ignore[misc]  # transformers has 
     config_class = UltravoxConfig
     base_model_prefix = ""
     _supports_sdpa = True
-    _no_split_modules = ["WhisperEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["WhisperEncoderLayer"]  # noqa: RUF012 - as declared upstream
 
     def __init__(self, config: UltravoxConfig) -> None:
         super().__init__(config)

@@ -17,6 +17,7 @@ from bench.random_weights import randomise
 from bench.reference import Recorder
 from bench.stand_in.platforms import Recording
 from engine.core import Engine
+from engine.device.log_lines import LogStyle
 from engine.options import EngineOptions
 from engine.process.follower import follow
 from engine.process.followers import Followers
@@ -66,7 +67,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
 def of_ranks(options: EngineOptions) -> Iterator[Recorder]:
     """An engine whose rows of logits are kept."""
     followers = Followers(options)
-    followers.start(logging.WARNING)
+    followers.start(LogStyle(logging.WARNING, json=False))
     try:
         engine = Engine(options, links=followers.links)
         yield Recorder(engine)

@@ -284,7 +284,7 @@ def test_a_model_without_a_tower_for_it_does_not_start_with_a_limit(
     for family, limit in (("llava", "media.video.limit=1"), ("qwen2_vl", "media.audio.limit=1")):
         told = [f"model.path={checkpoint(family)}", "model.name=tiny", "media.image.limit=1", limit]
         with serving(*told, ready=False) as server:
-            assert server.process.wait(60) == 1
+            assert server.process.wait(60) == 2
         name, _, _ = limit.rpartition("=")
         assert f"set {name}=0" in server.output
         assert "Traceback" not in server.output

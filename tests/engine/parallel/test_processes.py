@@ -15,7 +15,7 @@ import pytest
 
 from bench.reference import Recorder, engine_options, greedy, picture, prompt_with_images
 from engine.core import Engine
-from engine.errors import EngineDead, EngineError
+from engine.errors import EngineDead, EngineError, RequestRefused
 from engine.options import EngineOptions
 from engine.process.client import EngineClient
 from engine.request import Request
@@ -63,12 +63,12 @@ def test_the_processes_answer_as_one_engine_does(checkpoint: Folder) -> None:
         async with started(engine_options(folder, tensor_parallel=2)) as client:
             answers = await asyncio.gather(*(answer(client, request) for request in requests))
             assert answers == [recorder.tokens[request.id, 0] for request in requests]
-            # embeddings that no rank could compute fail alone
+            # what no rank could compute is refused
             broken = prompt_with_images(folder, [[5], picture(90, 90, 2), [8]])
             broken[1][0].tensors["image_grid_thw"][0, 1] += 2
             request = Request("broken", broken[0], greedy(3), broken[1])
-            outputs = [output async for output in client.submit(request)]
-            assert outputs[-1].finish_reason == "error"
+            with pytest.raises(RequestRefused):
+                await answer(client, request)
             assert await answer(client, requests[1]) == answers[1]
             processes = ranks_of(client)
             assert len(processes) == 2

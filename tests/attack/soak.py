@@ -26,7 +26,7 @@ import psutil
 from PIL import Image
 
 from tests.attack.crowd import Crowd
-from tests.attack.test_crowd import asked, said
+from tests.attack.test_crowd import answers_alone, asked, said
 from tests.attack.test_deaths import family_of, gone, shared_memory, streams
 from tests.attack.wire import completion, until
 from tests.checkpoints import WRITERS
@@ -116,18 +116,14 @@ def growth(
 
 
 def crowds(table: Table, server: Server, count: int, rounds: int) -> None:
-    alone = Crowd(server.base_url, seed=0)
-    while len(alone.answers) < 16:
-        alone.seed += 1
-        for number in [n for n in range(16) if n not in alone.answers]:
-            asyncio.run(alone.ask(number, asked(number)))
+    alone = answers_alone(server)
     wrong = left = stayed = 0
     for seed in range(100, 100 + rounds):
         crowd = Crowd(server.base_url, seed)
         asyncio.run(crowd.rush([asked(number) for number in range(count)], count))
         left, stayed = left + crowd.left, stayed + len(crowd.answers)
         wrong += sum(
-            said(body) != said(alone.answers[number % 16]) for number, body in crowd.answers.items()
+            said(body) != said(alone[number % 16]) for number, body in crowd.answers.items()
         )
     names = ("kv_pages_used", "num_requests_running", "num_requests_waiting", "media_items_inside")
     rest = until(lambda: all(metric(server, f"appliance_{name}") == 0 for name in names))

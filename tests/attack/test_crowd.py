@@ -34,6 +34,16 @@ def asked(number: int) -> dict[str, Any]:
     )
 
 
+def answers_alone(server: Server) -> dict[int, bytes]:
+    """What each of the sixteen requests gets when there is no other."""
+    alone = Crowd(server.base_url, seed=0)
+    while missing := [number for number in range(16) if number not in alone.answers]:
+        alone.seed += 1  # some clients of a seed leave
+        for number in missing:
+            asyncio.run(alone.ask(number, asked(number)))
+    return alone.answers
+
+
 def said(body: bytes) -> str:
     """The text of a stream."""
     events = [event for event in body.decode().split("\n\n") if event.startswith("data: {")]
@@ -46,19 +56,14 @@ def at_rest(server: Server) -> bool:
 
 
 def test_each_remaining_answer_is_that_of_its_single_run(server: Server) -> None:
-    alone = Crowd(server.base_url, seed=0)
-    while len(alone.answers) < 16:  # those of the seed that stay
-        missing = [number for number in range(16) if number not in alone.answers]
-        alone.seed += 1
-        for number in missing:
-            asyncio.run(alone.ask(number, asked(number)))
+    alone = answers_alone(server)
     crowd = Crowd(server.base_url, seed=7)
     asyncio.run(crowd.rush([asked(number) for number in range(STREAMS)], STREAMS))
     assert crowd.left > STREAMS // 8
     assert len(crowd.answers) + crowd.left == STREAMS
     assert len(crowd.answers) > STREAMS // 3
     for number, body in crowd.answers.items():
-        assert said(body) == said(alone.answers[number % 16])
+        assert said(body) == said(alone[number % 16])
     assert len({said(body) for body in crowd.answers.values()}) > 8
     assert until(lambda: at_rest(server))
     assert metric(server, "appliance_requests_aborted_total") > 0

@@ -171,26 +171,20 @@ def wrong_content_type(given: str | None) -> ApplianceError:
     )
 
 
-def overloaded(message: str, retry_after: int = 1) -> ApplianceError:
+def overloaded(message: str, retry_after: int = 1, code: str = "queue_full") -> ApplianceError:
     """429: the queue is full; the client should come back."""
     return ApplianceError(
         message,
         status=429,
         type="rate_limit_error",
-        code="queue_full",
+        code=code,
         headers={"Retry-After": str(retry_after)},
     )
 
 
 def rate_limited(message: str, retry_after: int) -> ApplianceError:
     """429: the API key has used up what it may use for now."""
-    return ApplianceError(
-        message,
-        status=429,
-        type="rate_limit_error",
-        code="rate_limit_exceeded",
-        headers={"Retry-After": str(retry_after)},
-    )
+    return overloaded(message, retry_after, "rate_limit_exceeded")
 
 
 def unavailable(message: str, code: str, retry_after: int = 5) -> ApplianceError:

@@ -16,7 +16,8 @@ from appliance.api.http.responses import encode
 from appliance.generation.answers import Answers, Delta
 from appliance.service import Service
 
-FLOOR = -9999.0  # OpenAI's log-probability of a token that cannot come
+# OpenAI's log-probability of a token that cannot come; max(FLOOR, …) gives it for NaN too
+FLOOR = -9999.0
 
 
 def head(service: Service, prefix: str, kind: str) -> dict[str, Any]:

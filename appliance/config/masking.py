@@ -16,14 +16,13 @@ from typing import Any
 from appliance.config.api_keys import DIGEST, as_digest
 from appliance.config.check import groups, keys, matches
 from appliance.config.schema import Config
+from appliance.secrecy import HIDDEN, SHORTEST
 
-HIDDEN = "***"
 SECRETS = ("server.api_keys", "server.tenants.NAME.keys")
 HOLDERS = ("server", "server.tenants", "server.tenants.NAME")  # groups that hold secrets
 RESEMBLING = re.compile(r"api_?key|token|secret|passw|credential|authori|bearer|tenant")
 REFERENCE = re.compile(r"\$\{oc\.env:\w+\}|\$\{oc\.decode:\$\{oc\.env:\w+\}\}")
 USERINFO = re.compile(r"(?<=//)[^/\s]*@")
-SHORTEST = 8  # a shorter text is found everywhere, and is no secret
 
 
 def without_userinfo(text: str) -> str:

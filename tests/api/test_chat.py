@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from openai.types.chat import ChatCompletion
 
+from appliance.api.replies import FLOOR
 from engine.request import Output, Request, TokenLogprob
 from tests.api.asgi_client import chat_body
 from tests.api.conftest import Kitchen, PromptSide
@@ -279,3 +280,15 @@ async def test_failures_of_the_engine_are_500_in_our_words(cook: Cook) -> None:
         assert reply.status == 500
         assert words in reply.error["message"]
         assert "secret" not in reply.error["message"]
+
+
+async def test_a_log_probability_that_is_no_number_is_still_json(cook: Cook) -> None:
+    def script(request: Request) -> Iterator[Step]:
+        wrong = TokenLogprob(5, float("nan"), [(5, float("nan")), (6, -0.5), (7, float("-inf"))])
+        yield Output(request.id, 0, [5], "length", logprobs=[wrong])
+
+    reply = await cook(script).client.chat(logprobs=True, top_logprobs=3)
+    assert b"NaN" not in reply.body
+    [entry] = reply.json["choices"][0]["logprobs"]["content"]
+    assert entry["logprob"] == FLOOR
+    assert [top["logprob"] for top in entry["top_logprobs"]] == [FLOOR, -0.5, FLOOR]

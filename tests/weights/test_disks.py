@@ -20,7 +20,7 @@ import pytest
 
 from appliance.config.errors import WeightsError
 from appliance.media.freshness import FreshUrls
-from appliance.weights import room
+from appliance.weights import packaged_file, room
 from appliance.weights import source as weights
 from tests.conftest import CHECKOUT
 from tests.weights.test_gguf_checkpoint import write_gguf
@@ -219,9 +219,11 @@ def test_an_index_that_cannot_be_reached_is_said_so() -> None:
         "ERROR: Could not find a version that satisfies the requirement tiny-model==1.0\n"
         "ERROR: No matching distribution found for tiny-model==1.0\n"
     )
-    assert "the package index cannot be reached" in weights.pip_reason(told)
-    assert "pip is not installed" in weights.pip_reason("/usr/bin/python: No module named pip")
-    assert weights.pip_reason("ERROR: No matching distribution") == "No matching distribution"
+    assert "the package index cannot be reached" in packaged_file.pip_reason(told)
+    assert "pip is not installed" in packaged_file.pip_reason(
+        "/usr/bin/python: No module named pip"
+    )
+    assert packaged_file.pip_reason("ERROR: No matching distribution") == "No matching distribution"
 
 
 def test_a_hub_that_is_gone_serves_what_is_cached_and_names_a_full_disk(

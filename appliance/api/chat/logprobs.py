@@ -38,4 +38,4 @@ class ChatLogprobs:
             data = self._tokenizer.token_bytes(token_id)
             fields = {"token": data.decode(errors="replace"), "bytes": list(data)}
             known = self._known[token_id] = encode(fields)[:-1] + ',"logprob":'
-        return f"{known}{max(logprob, FLOOR)!r}"
+        return f"{known}{max(FLOOR, logprob)!r}"

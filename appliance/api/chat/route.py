@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,9 +21,6 @@ from appliance.api.usage import usage
 from appliance.errors import bad_request
 from appliance.generation.answers import Delta
 from appliance.service import Service
-
-if TYPE_CHECKING:
-    pass  # loads the model's libraries
 
 
 class Chat:

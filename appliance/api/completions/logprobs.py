@@ -50,4 +50,4 @@ class CompletionLogprobs:
 
 
 def _number(logprob: float) -> str:
-    return repr(max(logprob, FLOOR))
+    return repr(max(FLOOR, logprob))

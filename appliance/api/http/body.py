@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 
 from appliance.errors import ApplianceError, bad_request, body_too_large, wrong_content_type
+from engine.nesting import nests_deeper
 
 MAX_DEPTH = 64
 # Values of a body, by the characters between them. C reads the fewer ones within milliseconds, and
@@ -81,7 +82,8 @@ def parse_json(data: bytes | bytearray) -> dict[str, Any]:
         raise invalid_json("a number is too long") from None
     if not isinstance(body, dict):
         raise bad_request("The body must be a JSON object.", None, "invalid_type")
-    _check_depth(body)
+    if nests_deeper(body, MAX_DEPTH):
+        raise _too_deep()
     return body
 
 
@@ -127,17 +129,3 @@ def _too_deep() -> ApplianceError:
     return bad_request(
         f"The body is nested deeper than {MAX_DEPTH} levels.", None, "nested_too_deep"
     )
-
-
-def _check_depth(body: dict[str, Any]) -> None:
-    level: list[Any] = [body]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise _too_deep()

@@ -34,10 +34,6 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def idle(self) -> int:
-        return len(self._idle)
-
     def opened(self, connection: Closable) -> bool:
         """Add a connection, idle at first; False when all others are at work."""
         if len(self._open) >= self.limit:

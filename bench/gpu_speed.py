@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu_models import Shape, engine_for, random_text_model, write_folder
 from engine.core import Engine
+from engine.device.device import Measured
 from engine.models.registry import family_for
 from engine.request import Request, SamplingOptions
 from engine.running.exercise import images
@@ -60,6 +63,16 @@ TINY_SIZES = Sizes(
     peer_tokens=3,
     sides=(56, 112),
 )
+
+
+@dataclass(slots=True, frozen=True)
+class Kernel:
+    """What one kernel takes: its part of all kernels' time, and microseconds a call."""
+
+    name: str
+    share: float
+    each: float
+    calls: int
 
 
 class Clock:
@@ -182,9 +195,76 @@ class ShapeBench:
         spans = sorted(
             (event.time_range.start, event.time_range.end)
             for event in profiler.events() or []
-            if event.device_type == torch.autograd.DeviceType.CUDA
+            if event.device_type.name == "CUDA"
         )
         return idle(spans)
+
+    def profiles(self, engine: Engine, batch: int) -> Iterator[tuple[str, list[Kernel]]]:
+        """The kernels that take most of the time, of decoding and of one long prompt."""
+        steps = self.sizes.steps // 2
+        self._fill(engine, batch, self.sizes.prompt, 3 * self.sizes.steps)
+        for _ in range(4):
+            engine.step()
+        yield f"decode, batch {batch}", self._profile(partial(_steps, engine, steps))
+        self._drain(engine)
+
+        def prefill() -> None:
+            self._add(engine, self.sizes.prefill, 1)
+            while engine.has_work():
+                engine.step()
+
+        prefill()
+        yield f"prefill, {self.sizes.prefill} tokens", self._profile(prefill)
+
+    def _profile(self, work: Callable[[], None]) -> list[Kernel]:
+        self.clock.settle()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            work()
+            self.clock.settle()
+        on_card = self.platform.device.type == "cuda"
+
+        def taken(event: Any) -> float:
+            spent: float = event.self_device_time_total if on_card else event.self_cpu_time_total
+            return spent
+
+        found = [
+            event
+            for event in profiler.key_averages()
+            if not on_card or event.device_type.name == "CUDA"
+        ]
+        total = sum(map(taken, found)) or math.nan
+        found.sort(key=taken, reverse=True)
+        return [
+            Kernel(event.key[:90], taken(event) / total, taken(event) / event.count, event.count)
+            for event in found[:12]
+        ]
+
+    def memory(self) -> Iterator[tuple[str, str]]:
+        """What was measured before serving, and what is taken after as much work as there may be.
+
+        Of a card; on the CPU nothing is measured.
+        """
+        if not isinstance(self.platform, Measured):
+            return
+        lines: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+        logger = logging.getLogger("engine.running.preparation")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        total = self.platform.total_bytes()
+        try:
+            engine = self.engine(measured=True, memory_fraction=0.9, modalities=("image",))
+        finally:
+            logger.removeHandler(handler)
+        for line in lines:
+            yield "measured", line
+        taken = 1 - self.platform.free_bytes() / total
+        yield "card taken when ready, of 90%", f"{taken:.1%}"
+        batch = max(self.sizes.batches)
+        self.decode_seconds(engine, batch)
+        taken = 1 - torch.cuda.mem_get_info(self.platform.device)[0] / total
+        yield f"card taken after {batch} prompts and answers", f"{taken:.1%}"
 
     def transformers_generate(self, batch: int) -> float:
         """Tokens a second of transformers' own `generate`, greedy, text only."""

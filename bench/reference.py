@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,7 @@ def prompt_with_images(
             continue
         length = family.image_tokens(*part.size)
         tensors = family.preprocess_image(part)
-        digest = part.tobytes()[:64] + repr(part.size).encode()
+        digest = hashlib.sha256(repr(part.size).encode() + part.tobytes()).digest()
         media.append(MediaItem("image", digest, len(tokens), length, tensors))
         tokens += [placeholder] * length
     return tokens, media

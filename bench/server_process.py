@@ -9,10 +9,12 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.load import LoadError, request
+from engine.device.process_setup import end_with_parent
 
 GIB = float(1 << 30)
 
@@ -61,6 +63,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.command.environment},
                 start_new_session=True,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
         return self
 

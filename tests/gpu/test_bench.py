@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -10,9 +14,11 @@ import torch
 import transformers
 
 from bench import gpu
-from bench.gpu import Report, Run
+from bench import gpu_parts as parts_of_a_run
 from bench.gpu_checks import Check, kernel_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape, random_model, write_folder
+from bench.gpu_parts import Part, Run
+from bench.gpu_rows import Report, Row
 from bench.gpu_speed import Limits, ShapeBench, Sizes, idle, pays_from
 from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording, standing_in
@@ -21,15 +27,17 @@ from bench.stand_in.platforms import Recording, standing_in
 def test_a_dry_run_does_every_part_and_writes_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.set_num_threads(1)
     assert gpu.main(["--dry-run", "--output", str(tmp_path)]) == 0
-    (result,) = tmp_path.iterdir()
+    result, record = sorted(tmp_path.iterdir(), reverse=True)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-cpu.md", result.name)
+    assert record.name == result.with_suffix(".jsonl").name
     text = result.read_text()
     assert "failed" not in text
     assert "left out" not in text
     for row in (
         "kernels equal to torch",
+        "demo's answers as on the CPU, recorded",
+        "demo's answers, wrong pages",
         "llama, float32, graphs",
         "qwen2_vl, float32, wrong pages",
         "copy bandwidth",
@@ -41,28 +49,98 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "gemma3, float32, wrong pages",
         "tiny tower, flashinfer, 64 patches",
         "tiny tower, flashinfer is faster from",
+        "served: preemptions with few pages",
+        "served: beginnings with few pages",
     ):
         assert row in text
     assert text.splitlines()[-1] in capsys.readouterr().out
 
 
-def test_without_time_parts_are_left_out_and_named(tmp_path: Path) -> None:
-    assert gpu.main(["--dry-run", "--minutes", "0", "--output", str(tmp_path)]) == 0
-    text = next(tmp_path.iterdir()).read_text()
-    assert text.count("left out: no time") == 10
+def test_without_time_parts_are_left_out_and_begun_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    told = ["--dry-run", "--output", str(tmp_path)]
+    assert gpu.main([*told, "--minutes", "0"]) == 0
+    table = next(tmp_path.glob("*.md"))
+    assert table.read_text().count("left out: no time") == 14
+    assert gpu.main([*told, "--resume", "--only", "limits"]) == 0
+    assert "copy bandwidth" in table.read_text()
+    first = table.read_text()
+    assert gpu.main([*told, "--resume", "--only", "limits"]) == 0
+    assert table.read_text() == first  # not measured again
+    assert gpu.main([*told, "--only", "limits"]) == 0
+    assert table.read_text() != first
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on() -> None:
-    run = Run(Recording(), Recording(), tiny=True, minutes=1)
+def test_a_part_that_is_unknown_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no part is called speed: kernels, demo"):
+        gpu.main(["--dry-run", "--output", str(tmp_path), "--only", "speed"])
+    assert list(tmp_path.iterdir()) == []
 
-    def broken() -> None:
+
+class Planted:
+    """Parts of a worker that raise, hang or end, in the place of those that measure."""
+
+    @staticmethod
+    def raising(run: Run) -> Iterator[Row]:
+        yield Row("before", "told")
         raise RuntimeError("planted | here")
 
-    run.part("one", 0, broken)
-    run.part("two", 0, lambda: run.report.add("two", "fine"))
-    assert run.report.failed
-    assert "failed: RuntimeError: planted / here" in run.report.markdown()
-    assert "| two | fine |" in run.report.markdown()
+    @staticmethod
+    def hanging(run: Run) -> Iterator[Row]:
+        yield Row("begun", "told")
+        time.sleep(60)
+
+    @staticmethod
+    def ending(run: Run) -> Iterator[Row]:
+        yield Row("begun", "told")
+        os._exit(3)
+
+    @staticmethod
+    def sound(run: Run) -> Iterator[Row]:
+        yield Row("sound", "told")
+
+
+def planted(*, tiny: bool) -> list[Part]:
+    return [
+        Part("raising", 0, 30, Planted.raising),
+        Part("hanging", 0, 1, Planted.hanging),
+        Part("ending", 0, 30, Planted.ending),
+        Part("sound", 0, 30, Planted.sound),
+    ]
+
+
+work = gpu.work
+
+
+def planted_work(pipe: Connection, tiny: bool) -> None:
+    work(pipe, tiny, planted)
+
+
+def test_a_part_that_fails_hangs_or_dies_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "work", planted_work)
+    assert gpu.main(["--dry-run", "--output", str(tmp_path)]) == 1
+    text = next(tmp_path.glob("*.md")).read_text()
+    assert "| before | told |" in text
+    assert "failed: RuntimeError: planted / here" in text
+    assert text.count("| begun | told |") == 2
+    assert "| hanging | ended after 1 s | to end | NO |" in text
+    assert "| ending | its process ended with 3 | to run | NO |" in text
+    assert "| sound | told |" in text
+
+
+def test_a_kernel_that_raises_does_not_hide_the_others() -> None:
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    run = Run(tiny=True)
+    run.platform = Recording(standing_in(rmsnorm=broken))
+    run.exact = Recording()
+    rows = list(parts_of_a_run.kernels(run))
+    failed = {row.what for row in rows if "no such kernel" in row.found}
+    assert failed == {"norm", "norm_heads"}
+    assert rows[-1].passed is False
+    assert rows[-1].found == "71 of 73"
 
 
 def test_a_wrong_kernel_fails_its_check() -> None:
@@ -70,7 +148,8 @@ def test_a_wrong_kernel_fails_its_check() -> None:
         return torch_flashinfer.rmsnorm(x, weight / 2, eps)
 
     wrong = standing_in(rmsnorm=halved)
-    checks = kernel_checks(Recording(wrong), Recording(), torch.float32)
+    compared = kernel_checks(Recording(wrong), Recording(), torch.float32)
+    checks = [check for _, compare in compared for check in compare()]
     failed = {check.name for check in checks if not check.passed}
     assert failed == {"norm", "norm_heads"}  # Gemma's are others
 
@@ -94,13 +173,26 @@ def test_idle_time_is_what_no_kernel_covers() -> None:
     assert idle([(0, 1), (1, 2)]) == 0
 
 
-def test_an_aim_that_is_missed_fails_the_run() -> None:
-    report = Report()
-    report.add("a", "1", "2", True)
+def test_an_aim_that_is_missed_fails_the_run(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    report.begin("A card", "title", resume=False)
+    report.add(Row("a", "1", "2", True))
     assert not report.failed
-    report.add("b", "1", "2", False)
+    report.add(Row("b", "1", "2", False))
     assert report.failed
-    assert report.markdown().splitlines()[-1] == "| b | 1 | 2 | NO |"
+    assert report.path.read_text().splitlines()[-1] == "| b | 1 | 2 | NO |"
+
+
+def test_rows_of_a_part_that_was_cut_off_are_not_kept(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    report.begin("A card", "title", resume=False)
+    report.add(Row("a", "1"))
+    report.end("first")
+    report.add(Row("b", "1"))
+    again = Report(tmp_path)
+    again.begin("A card", "title", resume=True)
+    assert [row.what for row in again.rows] == ["a"]
+    assert again.done == {"first"}
 
 
 @pytest.mark.parametrize(

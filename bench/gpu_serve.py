@@ -1,0 +1,142 @@
+"""The demo served by the launcher: on the device under trial, and on the CPU to compare with."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.gpu_demo import COLOURS, QUESTIONS, SHAPES, draw
+from bench.gpu_rows import Row
+from bench.load import Call, LevelResult, request, run_level, stream
+from bench.server_process import ServerCommand, ServerProcess, free_port
+
+READY_SECONDS = 60.0
+NEEDED_READY = 20.0  # seconds, with kernels compiled
+AT_ONCE = 16
+LONG = 150  # tokens of an answer that grows beyond a cache of few pages
+FEW_PAGES = ("model.max_len=512", "engine.kv_cache_gb=0.004")
+
+
+class Serving:
+    """Servers of recipe=demo, each ended before the next begins."""
+
+    def __init__(self, device: str, folder: Path, count: int) -> None:
+        """`count` requests are sent to each."""
+        self._device = device
+        self._folder = folder
+        self._calls = calls(count)
+        self._long = calls(2 * AT_ONCE, max_tokens=LONG, ignore_eos=True)
+        self.ready = 0.0  # seconds of the last start
+
+    def rows(self) -> Iterator[Row]:
+        with self._served("cpu") as server:
+            expected = self._ask(server).texts
+        with self._served(self._device) as server:
+            yield Row("served: ready", f"{self.ready:.1f} s", "20 s", self.ready <= NEEDED_READY)
+            first = self._ask(server)
+            yield self._compared("served: answers as on the CPU", first.texts, expected)
+            rate = f"{first.output_rate:,.0f} tok/s, TTFT {first.ttft_median:.0f} ms"
+            yield Row(f"served: {len(self._calls)} pictures, {AT_ONCE} at once", rate)
+            again = self._ask(server)
+            hit = again.cached_tokens / max(1, again.prompt_tokens)
+            yield Row("served: prompt tokens from the cache", f"{hit:.0%}", "50%", hit >= 0.5)
+            yield self._compared("served: answers of known pictures", again.texts, first.texts)
+            long = self._ask(server, self._long).texts
+            counts = asyncio.run(_leave(server))
+            found = "{:.0f}, then {:.0f}".format(*counts)
+            yield Row("served: running when a client leaves", found, "1, then 0", counts == (1, 0))
+            start = time.perf_counter()
+            server.stop()
+            seconds = time.perf_counter() - start
+            yield Row("served: end after SIGTERM", f"{seconds:.1f} s", "10 s", seconds <= 10)
+        with self._served(self._device, *FEW_PAGES) as server:
+            scarce = self._ask(server, self._long).texts
+            count = asyncio.run(_metric(server, "num_preemptions"))
+            yield Row("served: preemptions with few pages", f"{count:.0f}", "some", count > 0)
+            yield self._compared("served: beginnings with few pages", _begun(scarce), _begun(long))
+
+    @contextmanager
+    def _served(self, device: str, *overrides: str) -> Iterator[ServerProcess]:
+        port = free_port()
+        told = ["recipe=demo", f"engine.device={device}", f"server.port={port}", *overrides]
+        command = ServerCommand(
+            "appliance", [sys.executable, "-m", "appliance", *told], "/readyz", port
+        )
+        log = self._folder / f"server-{device}-{len(overrides)}.log"
+        with ServerProcess(command, log) as server:
+            self.ready = asyncio.run(server.wait_ready(READY_SECONDS))
+            yield server
+
+    def _ask(self, server: ServerProcess, asked: list[Call] | None = None) -> LevelResult:
+        level = run_level(server.host, server.command.port, asked or self._calls, AT_ONCE)
+        return asyncio.run(level)
+
+    def _compared(self, what: str, found: list[str], expected: list[str]) -> Row:
+        same = sum(one == other for one, other in zip(found, expected, strict=True))
+        least = int(0.95 * len(expected))
+        return Row(what, f"{same} of {len(expected)}", f"{least}", same >= least)
+
+
+def calls(count: int, **options: object) -> list[Call]:
+    """Questions about as many different pictures."""
+    looks = itertools.product(range(120, 400, 8), SHAPES, COLOURS)
+    made = []
+    for place, (side, shape, colour) in enumerate(itertools.islice(looks, count)):
+        held = io.BytesIO()
+        behind = COLOURS[(COLOURS.index(colour) + 1) % len(COLOURS)]
+        draw(shape, colour, behind, (side, 140)).save(held, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+        text = QUESTIONS[place % len(QUESTIONS)]
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": text},
+        ]
+        body = {
+            "model": "demo",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 40,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **options,
+        }
+        made.append(Call("/v1/chat/completions", json.dumps(body).encode()))
+    return made
+
+
+def _begun(texts: list[str]) -> list[str]:
+    """What an answer that goes on beyond its end has of meaning."""
+    return [text[:20] for text in texts]
+
+
+async def _leave(server: ServerProcess) -> tuple[float, float]:
+    """Go away in the middle of a long answer: how many run before, and a second later."""
+    body = {"model": "demo", "prompt": "A", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    call = Call("/v1/completions", json.dumps(body).encode())
+    task = asyncio.create_task(stream(server.host, server.command.port, call))
+    await asyncio.sleep(0.5)
+    before = await _metric(server, "num_requests_running")
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(1)
+    return before, await _metric(server, "num_requests_running")
+
+
+async def _metric(server: ServerProcess, name: str) -> float:
+    """The sum over all labels."""
+    text = (await request(server.host, server.command.port, "GET", "/metrics")).decode()
+    values = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if not line.startswith("#") and name in line.split("{")[0].split(" ")[0]
+    ]
+    if not values:
+        raise LookupError(f"no metric is called {name}")
+    return sum(values)

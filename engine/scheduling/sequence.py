@@ -23,7 +23,8 @@ def no_pages() -> array[int]:
     return array("i")
 
 
-@dataclass(slots=True, eq=False)  # each is itself: comparing fields would read all tokens
+# each is itself: comparing fields would read all tokens
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """`computed` tokens of `tokens` (prompt, then output) have their keys and values in `pages`.
 

@@ -5,20 +5,18 @@ Tokens that are still in flight take part in penalties: they are looked up on th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from engine.device.device import Device
+from engine.sampling.columns import Columns
 from engine.sampling.constraint import constrained
 from engine.sampling.sampler import forbidden, uniform
+from engine.sampling.token_counts import TokenCounts, resolve
 from engine.scheduling.sequence import Sequence
 
-
-def resolve(token_ids: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
-    """Replace tokens in flight by those chosen last; `latest` is indexed by row."""
-    return torch.where(token_ids < 0, latest[(-1 - token_ids).clamp_(min=0)], token_ids)
+__all__ = ["DeviceSampler", "resolve"]
 
 
 class DeviceSampler:
@@ -38,6 +36,8 @@ class DeviceSampler:
         self._kernels = kernels
         self._seed = int.from_bytes(torch.randint(2**31, (1,)).numpy().tobytes(), "little")
         self._draws = 0
+        self._counts = TokenCounts(vocabulary, device)
+        self._columns = Columns([], vocabulary, device)  # of the step before
 
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
@@ -46,99 +46,92 @@ class DeviceSampler:
 
         `latest` are the tokens that in-flight ones of `sequences` refer to.
         """
-        logits = self._adjusted(logits, sequences, latest)
+        columns = self._columns_of(sequences)
+        logits = self._adjusted(logits, sequences, latest, columns)
         logits = constrained(logits, sequences, self._device.upload)
         best = logits.argmax(dim=-1)
-        if all(sequence.sampling.temperature == 0 for sequence in sequences):
+        if columns.greedy:
             return best
-        drawn = self._draw(self._probabilities(logits, sequences), sequences)
-        greedy = self._column([s.sampling.temperature == 0 for s in sequences], torch.bool)
-        return torch.where(greedy, best, drawn.to(best.dtype))
+        drawn = self._draw(self._probabilities(logits, columns), sequences, columns)
+        return torch.where(columns.greedy_rows, best, drawn.to(best.dtype))
+
+    def _columns_of(self, sequences: list[Sequence]) -> Columns:
+        options = [sequence.sampling for sequence in sequences]
+        if options != self._columns.options:
+            self._columns = Columns(options, self._vocabulary, self._device)
+        return self._columns
 
     def _column(self, values: list[Any], dtype: torch.dtype) -> torch.Tensor:
         return self._device.upload(torch.tensor(values, dtype=dtype))
 
     def _adjusted(
-        self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        latest: torch.Tensor,
+        columns: Columns,
     ) -> torch.Tensor:
         """Logits with penalties, bias and forbidden ends; the argument stays as it is."""
-        adjusted = self._penalised(logits, sequences, latest)
-        adds: list[tuple[int, int, float]] = []
-        for row, sequence in enumerate(sequences):
-            adds += [(row, token, bias) for token, bias in sequence.sampling.logit_bias.items()]
-            adds += [(row, token, float("-inf")) for token in forbidden(sequence, self._eos_ids)]
-        if not adds:
-            return adjusted
-        if adjusted is logits:
-            adjusted = logits.clone()
-        rows, tokens, values = zip(*adds, strict=True)
-        places = (self._column(list(rows), torch.int64), self._column(list(tokens), torch.int64))
-        return adjusted.index_put_(
-            places, self._column(list(values), torch.float32), accumulate=True
-        )
-
-    def _penalised(
-        self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
-    ) -> torch.Tensor:
-        def wanting(wants: Callable[[Sequence], bool]) -> list[int]:
-            return [row for row, sequence in enumerate(sequences) if wants(sequence)]
-
-        repeating = wanting(lambda s: s.sampling.repetition_penalty != 1.0)
-        counting = wanting(
-            lambda s: bool(s.sampling.frequency_penalty or s.sampling.presence_penalty)
-        )
-        if not repeating and not counting:
+        ends = [
+            (row, token)
+            for row in columns.lasting
+            for token in forbidden(sequences[row], self._eos_ids)
+        ]
+        if not columns.penalised and columns.bias is None and not ends:
             return logits
         logits = logits.clone()
-        if repeating:
-            rows = self._column(repeating, torch.int64)
-            counts = self._counts([sequences[row].tokens for row in repeating], latest)
-            penalty = self._column(
-                [[sequences[row].sampling.repetition_penalty] for row in repeating], torch.float32
+        if columns.penalised:
+            self._penalise(logits, sequences, latest, columns)
+        if columns.bias is not None:
+            rows, tokens, values = columns.bias
+            logits.index_put_((rows, tokens), values, accumulate=True)
+        if ends:
+            rows, tokens = self._column(
+                [list(each) for each in zip(*ends, strict=True)], torch.int64
             )
-            values = logits[rows]
-            penalised = torch.where(values > 0, values / penalty, values * penalty)
-            logits[rows] = torch.where(counts > 0, penalised, values)
-        if counting:
-            rows = self._column(counting, torch.int64)
-            counts = self._counts([sequences[row].output for row in counting], latest)
-            options = [sequences[row].sampling for row in counting]
-            frequency = self._column([[o.frequency_penalty] for o in options], torch.float32)
-            presence = self._column([[o.presence_penalty] for o in options], torch.float32)
-            logits[rows] = logits[rows] - counts * frequency - (counts > 0) * presence
+            logits[rows, tokens] = float("-inf")
         return logits
 
-    def _counts(self, texts: list[list[int]], latest: torch.Tensor) -> torch.Tensor:
-        """How often each token occurs in each text, `[texts, vocabulary]` float32."""
-        rows = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
-        tokens = self._column([token for text in texts for token in text], torch.int64)
-        counts = torch.zeros(len(texts), self._vocabulary, device=latest.device)
-        ones = torch.ones(len(tokens), device=latest.device)
-        places = (self._device.upload(rows), resolve(tokens, latest.long()))
-        return counts.index_put_(places, ones, accumulate=True)
+    def _penalise(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        latest: torch.Tensor,
+        columns: Columns,
+    ) -> None:
+        """Change the rows that ask for it; a penalty that a row does not ask for is neutral."""
+        rows = columns.penalised_rows
+        repetition, frequency, presence = columns.penalties
+        prompt, output = self._counts.of([sequences[row] for row in columns.penalised], latest)
+        values = logits[rows]
+        if columns.repeats:
+            penalised = torch.where(values > 0, values / repetition, values * repetition)
+            values = torch.where(prompt | (output > 0), penalised, values)
+        if columns.counts:
+            values = values - output * frequency - (output > 0) * presence
+        logits[rows] = values
 
-    def _probabilities(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    def _probabilities(self, logits: torch.Tensor, columns: Columns) -> torch.Tensor:
         """Filtered distributions; a filter leaves the rows alone that do not ask for it."""
-        options = [sequence.sampling for sequence in sequences]
-        temperature = self._column([o.temperature or 1.0 for o in options], torch.float32)
-        probabilities: torch.Tensor = self._kernels.softmax(logits.contiguous(), temperature)
-        if any(0 < o.top_k < self._vocabulary for o in options):
-            limit = [min(o.top_k or self._vocabulary, self._vocabulary) for o in options]
-            top_k = self._column(limit, torch.int32)
+        probabilities: torch.Tensor = self._kernels.softmax(
+            logits.contiguous(), columns.temperature
+        )
+        top_k, top_p, min_p = columns.top_k, columns.top_p, columns.min_p
+        if top_k is not None:
             kept = self._kernels.top_k_renorm_probs(probabilities, top_k, is_deterministic=True)
             probabilities = torch.where((top_k < self._vocabulary)[:, None], kept, probabilities)
-        if any(o.top_p < 1 for o in options):
-            top_p = self._column([o.top_p for o in options], torch.float32)
+        if top_p is not None:
             kept = self._kernels.top_p_renorm_probs(probabilities, top_p, is_deterministic=True)
             probabilities = torch.where((top_p < 1)[:, None], kept, probabilities)
-        if any(o.min_p > 0 for o in options):
-            least = self._column([[o.min_p] for o in options], torch.float32)
-            least = least * probabilities.amax(dim=-1, keepdim=True)
+        if min_p is not None:
+            least = min_p * probabilities.amax(dim=-1, keepdim=True)
             probabilities = torch.where(probabilities < least, 0.0, probabilities)
         return probabilities
 
-    def _draw(self, probabilities: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-        if all(sequence.sampling.seed is None for sequence in sequences):
+    def _draw(
+        self, probabilities: torch.Tensor, sequences: list[Sequence], columns: Columns
+    ) -> torch.Tensor:
+        if not columns.seeded:
             # one draw takes its numbers from (seed, row, offset); offsets never repeat
             self._draws += 1
             seed = self._column([self._seed], torch.int64)

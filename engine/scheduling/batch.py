@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 
 from engine.scheduling.scheduler import Slice
+from engine.scheduling.sequence import Sequence
 
 
 def no_spans() -> torch.Tensor:
@@ -50,38 +53,49 @@ class Batch:
 
 
 def build_batch(slices: list[Slice], page_size: int) -> Batch:
-    """Flatten slices whose pages are allocated. Slices keep their order."""
+    """Flatten slices whose pages are allocated. Slices keep their order.
+
+    This runs once a step while the device may be waiting: what is done for each slice is kept to a
+    few operations in Python, and nothing is done for each token or page.
+    """
     token_ids: list[int] = []
-    slots: list[int] = []
-    query_start, page_start, page_indices, last_page_length = [0], [0], [], []
+    tables: list[array[int]] = []
     logit_rows: list[int] = []
     hidden_rows: list[int] = []
     for item in slices:
-        sequence, start, end = item.sequence, item.start, item.end
-        token_ids += sequence.tokens[start:end]
-        pages = sequence.pages[: -(-end // page_size)]
-        for position in range(start, end):
-            slots.append(pages[position // page_size] * page_size + position % page_size)
+        sequence, end, first = item.sequence, item.end, len(token_ids)
+        if item.count == 1:
+            token_ids.append(sequence.tokens[item.start])
+        else:
+            token_ids += sequence.tokens[item.start : end]
+        tables.append(_table(sequence, -(-end // page_size)))
         if item.wants_prompt_logprobs:
-            logit_rows += range(query_start[-1], query_start[-1] + item.count)
+            logit_rows += range(first, first + item.count)
         elif item.samples:
-            logit_rows.append(query_start[-1] + item.count - 1)
+            logit_rows.append(first + item.count - 1)
         if sequence.request.pooling is not None:
-            hidden_rows += [query_start[-1] + row for row in item.pooled]
-        page_indices += pages
-        query_start.append(query_start[-1] + item.count)
-        page_start.append(page_start[-1] + len(pages))
-        last_page_length.append((end - 1) % page_size + 1)
+            hidden_rows += [first + row for row in item.pooled]
+    starts = numpy.array([item.start for item in slices])
+    ends = numpy.array([item.end for item in slices])
+    counts = ends - starts
+    query_start = _borders(counts)
+    page_start = _borders([len(table) for table in tables])
+    page_indices = numpy.frombuffer(bytearray().join(tables), dtype=numpy.int32)
+    owners = numpy.repeat(numpy.arange(len(slices)), counts)
+    keys = numpy.arange(len(token_ids)) + (starts - query_start[:-1])[owners]
+    slots = page_indices[page_start[owners] + keys // page_size].astype(numpy.int64)
+    slots *= page_size
+    slots += keys % page_size
     return Batch(
         slices=slices,
-        token_ids=torch.tensor(token_ids),
-        positions=torch.cat([s.sequence.token_positions(s.start, s.end) for s in slices], dim=1),
-        slots=torch.tensor(slots),
-        query_start=torch.tensor(query_start, dtype=torch.int32),
-        page_start=torch.tensor(page_start, dtype=torch.int32),
-        page_indices=torch.tensor(page_indices, dtype=torch.int32),
-        last_page_length=torch.tensor(last_page_length, dtype=torch.int32),
-        lengths=[item.end for item in slices],
+        token_ids=torch.from_numpy(numpy.array(token_ids)),
+        positions=_positions(slices, keys, owners, query_start),
+        slots=torch.from_numpy(slots),
+        query_start=torch.from_numpy(query_start),
+        page_start=torch.from_numpy(page_start),
+        page_indices=torch.from_numpy(page_indices),
+        last_page_length=torch.from_numpy(((ends - 1) % page_size + 1).astype(numpy.int32)),
+        lengths=ends.tolist(),
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         page_size=page_size,
         spans=_spans(slices, query_start),
@@ -89,13 +103,45 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
     )
 
 
-def _spans(slices: list[Slice], query_start: list[int]) -> torch.Tensor:
+def _table(sequence: Sequence, count: int) -> array[int]:
+    """The first pages of a sequence, without a copy where these are all it has."""
+    pages = sequence.pages
+    if isinstance(pages, array) and len(pages) == count:
+        return pages
+    return array("i", pages[:count])
+
+
+def _borders(counts: numpy.ndarray | list[int]) -> numpy.ndarray:
+    """Where runs of these lengths begin, and where the last one ends; int32."""
+    borders = numpy.zeros(len(counts) + 1, dtype=numpy.int32)
+    numpy.cumsum(counts, out=borders[1:])
+    return borders
+
+
+def _positions(
+    slices: list[Slice], keys: numpy.ndarray, owners: numpy.ndarray, query_start: numpy.ndarray
+) -> torch.Tensor:
+    """Positions `[rows, tokens]`: those of prompts are given, later ones count on from there."""
+    offsets = numpy.array([item.sequence.position_offset for item in slices])
+    later = torch.from_numpy(keys + offsets[owners])
+    positions = later.repeat(slices[0].sequence.positions.shape[0], 1)
+    for index, item in enumerate(slices):
+        sequence = item.sequence
+        if item.start < sequence.prompt_length:
+            given = sequence.positions[:, item.start : item.end]
+            first = int(query_start[index])
+            positions[:, first : first + given.shape[1]] = given
+    return positions
+
+
+def _spans(slices: list[Slice], query_start: numpy.ndarray) -> torch.Tensor:
     found = no_spans()
-    for item, offset in zip(slices, query_start, strict=False):
+    for index, item in enumerate(slices):
         for start, end in item.sequence.spans:
             if start < item.end and end > item.start:
                 if not len(found):
-                    found = torch.full((query_start[-1], 2), -1, dtype=torch.int32)
+                    found = torch.full((int(query_start[-1]), 2), -1, dtype=torch.int32)
+                offset = int(query_start[index])
                 rows = slice(
                     offset + max(start, item.start) - item.start,
                     offset + min(end, item.end) - item.start,

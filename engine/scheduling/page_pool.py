@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 
 class PagePool:
@@ -77,7 +78,7 @@ class PagePool:
             self._digest_of[page] = digest
             self._page_of[digest] = page
 
-    def release(self, pages: list[int]) -> None:
+    def release(self, pages: Sequence[int]) -> None:
         """Drop one reference to each page. A prefix's end is handed out again before its start."""
         for page in reversed(pages):
             self._references[page] -= 1

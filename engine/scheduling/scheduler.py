@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from dataclasses import dataclass
 
 from engine.scheduling.page_pool import PagePool
-from engine.scheduling.sequence import Sequence
+from engine.scheduling.sequence import Sequence, no_pages
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,6 +60,8 @@ class Budget:
 
     def take(self, item: Slice) -> None:
         self.tokens -= item.count
+        if item.start >= item.sequence.prompt_length:
+            return
         self.images -= sum(
             media.length for media in item.sequence.media if item.start <= media.start < item.end
         )
@@ -107,25 +110,27 @@ class Scheduler:
         """The slices of the next step; their pages are allocated. Empty only if nothing can run."""
         budget = Budget(self.max_tokens, self.max_tokens, self.max_prompt_rows)
         slices: list[Slice] = []
-        preempted = False
+        preempted: set[Sequence] = set()
 
-        decoding = [
-            sequence
-            for sequence in self.running
-            if sequence.remaining == 1 and not sequence.exhausted and not sequence.awaits_token
-        ]
-        prefilling = [sequence for sequence in self.running if sequence.remaining > 1]
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            remaining = sequence.remaining
+            if remaining > 1:
+                prefilling.append(sequence)
+            elif remaining == 1 and not sequence.exhausted and not sequence.awaits_token:
+                decoding.append(sequence)
         for sequence in decoding + prefilling:
             if budget.tokens == 0:
                 break
-            if sequence not in self.running:
-                continue  # preempted for one before it
+            if sequence in preempted:
+                continue  # for one before it
             end = self._chunk_end(sequence, budget)
             if end == sequence.computed:
                 continue
             while not self._grow(sequence, end):
                 victim = self.running[-1]
-                preempted = True
+                preempted.add(victim)
                 slices = [item for item in slices if item.sequence is not victim]
                 self._preempt(victim)
                 if victim is sequence:
@@ -189,7 +194,7 @@ class Scheduler:
         if missing > self.pool.free - self.pool.idle(hits):
             return False
         self.pool.share(hits)
-        sequence.pages = hits
+        sequence.pages = array("i", hits)
         sequence.computed = len(hits) * self.page_size
         sequence.published = len(hits)
         if not sequence.started:
@@ -205,6 +210,8 @@ class Scheduler:
         all of the span, whose item is part of their digests.
         """
         start, images, tokens = sequence.computed, budget.images, budget.tokens
+        if start >= sequence.prompt_length:
+            return min(start + tokens, len(sequence.tokens))
         if sequence.wants_prompt_logprobs(start):
             tokens = min(tokens, budget.prompt_rows)
         end = min(start + tokens, len(sequence.tokens))
@@ -241,5 +248,5 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
-        sequence.pages = []
+        sequence.pages = no_pages()
         sequence.computed = sequence.published = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     from engine.sampling.pooling import Pool
 
 
-@dataclass(slots=True)
+def no_pages() -> array[int]:
+    """Of a sequence that holds none: int32 numbers, ready to be copied."""
+    return array("i")
+
+
+# each is itself: comparing fields would read all tokens
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """`computed` tokens of `tokens` (prompt, then output) have their keys and values in `pages`.
 
@@ -29,12 +36,12 @@ class Sequence:
     index: int
     arrival: int
     salt: bytes
-    positions: torch.Tensor  # [rows, prompt]
-    position_offset: int
+    positions: torch.Tensor  # [rows, prompt] int64
+    position_offset: int  # from a later token's index to its position, in every row
     tokens: list[int] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) that sees both ways
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: MutableSequence[int] = field(default_factory=no_pages)
     digests: list[bytes] = field(default_factory=list)
     published: int = 0
     cached_tokens: int = 0
@@ -116,16 +123,6 @@ class Sequence:
                     state.update(struct.pack("<q", start - item.start))
             self.digests.append(state.digest())
         return self.digests
-
-    def token_positions(self, start: int, end: int) -> torch.Tensor:
-        """Positions `[rows, end - start]` of tokens start..end."""
-        prompt = self.positions[:, start : min(end, self.prompt_length)]
-        if end <= self.prompt_length:
-            return prompt
-        first = max(start, self.prompt_length)
-        after = torch.arange(first, end) + self.position_offset
-        after = after.expand(self.positions.shape[0], -1)
-        return after if start >= self.prompt_length else torch.cat((prompt, after), dim=1)
 
 
 def in_flight(row: int) -> int:

@@ -127,7 +127,7 @@ class Reference:
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
         }
-        shown = [self.family.tower_inputs(item, torch.device("cpu")) for item in media]
+        shown = [self.family.tower_inputs(item) for item in media]
         for name in sorted({name for one in shown for name in one}):
             inputs[name] = torch.cat([one[name] for one in shown if name in one])
         config = self.model.config

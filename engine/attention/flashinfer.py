@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from engine.attention.backend import AttentionShape, KVCache, PlannedKernel
-from engine.attention.limits import PLAN_BYTES, unsupported, workspace_bytes
+from engine.attention.limits import PLAN_BYTES, WORKSPACE_BYTES, unsupported
 from engine.attention.rows import DeviceRows, Rows
 from engine.device.device import Device, send
 from engine.errors import ModelUnsupported
@@ -44,11 +44,7 @@ class FlashInferAttention:
         self._dtype = dtype
         self.store(cache)
         # zeroed: kernels count on it the first time
-        self._workspace = torch.zeros(
-            workspace_bytes(shape.heads, shape.kv_heads),
-            dtype=torch.uint8,
-            device=device.device,
-        )
+        self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device.device)
         self._window_of = [shape.window_left(layer) for layer in range(shape.layers)]
         self.windows = sorted(set(self._window_of))
         self._prefill = {window: self._prefill_kernel(window) for window in self.windows}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.attention.limits import MIB, PLAN_BYTES, workspace_bytes
+from engine.attention.limits import MIB, PLAN_BYTES, WORKSPACE_BYTES
 from engine.memory.checkpoint import Checkpoint
 from engine.options import PROMPT_ROWS
 
@@ -19,7 +19,7 @@ def graph_sizes(limit: int) -> list[int]:
 def overhead_bytes(checkpoint: Checkpoint, weights: int, sequences: int, graphs: bool) -> int:
     """What is held beside weights, activations and caches."""
     held = CONTEXT_BYTES + int(weights * ROUNDING_SHARE)
-    held += workspace_bytes(checkpoint.heads, checkpoint.kv_heads) + 3 * PLAN_BYTES
+    held += WORKSPACE_BYTES + 3 * PLAN_BYTES
     if graphs:  # the largest one's logits, in the model's type and in float32
         held += GRAPH_BYTES * len(graph_sizes(sequences)) + 6 * sequences * checkpoint.vocabulary
     return held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import nn
+
+    Upload = Callable[[torch.Tensor], torch.Tensor]  # to the model's device; the host does not wait
+
+
+def stay(tensor: torch.Tensor) -> torch.Tensor:
+    """`Upload` of the CPU."""
+    return tensor
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,8 +161,11 @@ class Family:
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""
 
-    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
-        """A preprocessed item as the transformers processor gives it, float32, by its names."""
+    def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
+        """A preprocessed item as the transformers processor gives it, float32, by its names.
+
+        What is large is uploaded; sizes stay on the host, which asks for them.
+        """
         raise KeyError(item.modality)
 
     def check_item(self, item: MediaItem) -> None:
@@ -165,7 +175,9 @@ class Family:
         """
         raise ValueError(f"no {item.modality} is taken")
 
-    def encode(self, model: nn.Module, items: list[MediaItem]) -> list[torch.Tensor]:
+    def encode(
+        self, model: nn.Module, items: list[MediaItem], upload: Upload = stay
+    ) -> list[torch.Tensor]:
         """Embeddings of each item, `[item.length, hidden]`, in the model's dtype."""
         raise KeyError(items[0].modality)
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from engine.models.family import stay
 from engine.models.settings import settings_of
 
 if TYPE_CHECKING:
     import torch
+
+    from engine.models.family import Upload
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,16 +50,14 @@ class Normaliser:
         self._scale = (scale / std).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
 
-    def apply(self, pixels: torch.Tensor, dim: int) -> torch.Tensor:
+    def apply(self, pixels: torch.Tensor, dim: int, upload: Upload = stay) -> torch.Tensor:
         """Normalises float32 values 0 to 255 in place; `dim` is the channels' dimension."""
         import torch  # planning does without
 
         shape = [1] * pixels.ndim
         shape[dim] = 3
-        scale, shift = (
-            torch.from_numpy(x).view(shape).to(pixels.device) for x in (self._scale, self._shift)
-        )
-        return pixels.mul_(scale).add_(shift)
+        scale, shift = upload(torch.from_numpy(np.stack((self._scale, self._shift)))).unbind()
+        return pixels.mul_(scale.view(shape)).add_(shift.view(shape))
 
 
 def as_bytes(image: Image.Image) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from engine.models.family import Family, VideoOptions
+from engine.models.family import Family, VideoOptions, stay
 from engine.models.item_tensors import check_length, fitting
 from engine.models.pixels import Normaliser, as_bytes, processor_options, video_options
 from engine.request import MediaItem
@@ -17,6 +17,8 @@ from engine.request import MediaItem
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from engine.models.family import Upload
 
 EMBED_DIM, MLP_RATIO = 1280, 4  # defaults of transformers' vision configuration
 MAX_ASPECT_RATIO = 200
@@ -167,13 +169,13 @@ class Qwen2VL(Family):
             "video_grid_thw": torch.tensor([[steps, rows, columns]]),
         }
 
-    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+    def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
         """`pixel_values` or `pixel_values_videos` `[patches, 3 * frames * patch²]`, and grid."""
         normalise = self._normalise if item.modality == "image" else self._video_normalise
-        pixels = normalise.apply(item.tensors["pixels"].to(device).float(), dim=1)
+        pixels = normalise.apply(upload(item.tensors["pixels"]).float(), 1, upload)
         pixels = pixels.expand(-1, -1, self.frames, -1, -1).flatten(1)
         grid = f"{item.modality}_grid_thw"
-        return {PIXELS[item.modality]: pixels, grid: item.tensors[grid].to(device)}
+        return {PIXELS[item.modality]: pixels, grid: item.tensors[grid]}
 
     def check_item(self, item: MediaItem) -> None:
         grid = fitting(item, f"{item.modality}_grid_thw", ("int64",), (1, 3))[0].tolist()
@@ -227,13 +229,22 @@ class Qwen2VL(Family):
     def drop_towers(self, config: Any) -> None:
         config.vision_config.depth = 0
 
-    def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+    def encode(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> list[torch.Tensor]:
         import torch  # planning does without
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
         tower = model.model.visual
-        inputs = [tuple(self.tower_inputs(item, tower.device).values()) for item in items]
+        inputs = [tuple(self.tower_inputs(item, upload).values()) for item in items]
         pixels, grid = (torch.cat(parts) for parts in zip(*inputs, strict=True))
-        features = tower(pixels.to(tower.dtype), grid_thw=grid)
+        features = tower(
+            pixels.to(tower.dtype),
+            grid_thw=grid,
+            # on the host, where each layer asks for the lengths of its pictures three times
+            cu_seqlens=get_vision_cu_seqlens(grid),
+            position_ids=upload(get_vision_position_ids(grid, tower.spatial_merge_size)),
+        )
         return list(features.pooler_output.split([item.length for item in items]))
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:

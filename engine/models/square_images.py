@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.models.family import Family
+from engine.models.family import Family, stay
 from engine.models.item_tensors import check_length, fitting
 from engine.models.pixels import Normaliser
 from engine.request import MediaItem
@@ -13,6 +13,8 @@ from engine.request import MediaItem
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from engine.models.family import Upload
 
 IMAGE_SIZE, PATCH, HIDDEN = 336, 14, 1024  # of CLIP-L, where config.json leaves them out
 
@@ -64,10 +66,10 @@ class SquareImages(Family):
             side = int(self._vision.get("image_size", IMAGE_SIZE))
             fitting(item, "pixels", ("uint8",), (1, side, side, 3))
 
-    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+    def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
         """`pixel_values` `[1, 3, height, width]` of an item's `pixels` `[1, height, width, 3]`."""
-        pixels = item.tensors["pixels"].to(device).permute(0, 3, 1, 2).float()
-        return {"pixel_values": self.normalise.apply(pixels.contiguous(), dim=1)}
+        pixels = upload(item.tensors["pixels"]).permute(0, 3, 1, 2).float()
+        return {"pixel_values": self.normalise.apply(pixels.contiguous(), 1, upload)}
 
     def embedding_tokens(self, modality: str, grid: Sequence[int] | None) -> int:
         if modality != "image":
@@ -80,11 +82,11 @@ class SquareImages(Family):
     def drop_towers(self, config: Any) -> None:
         config.vision_config.num_hidden_layers = 0
 
-    def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+    def encode(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> list[torch.Tensor]:
         import torch  # planning does without
 
         tower = model.model.vision_tower
-        pixels = torch.cat(
-            [self.tower_inputs(item, tower.device)["pixel_values"] for item in items]
-        )
+        pixels = torch.cat([self.tower_inputs(item, upload)["pixel_values"] for item in items])
         return list(model.get_image_features(pixels.to(tower.dtype)).pooler_output)

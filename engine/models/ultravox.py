@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import ModelUnsupported
 from engine.models.documents import optional_document
-from engine.models.family import Family
+from engine.models.family import Family, stay
 from engine.models.item_tensors import check_length, fitting
 from engine.models.log_mel import LogMel, sound_options
 from engine.models.sound_chunks import AT_ONCE, chunk_lengths
@@ -17,6 +17,8 @@ from engine.request import MediaItem
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from engine.models.family import Upload
 
 PLACEHOLDER = "<|audio|>"
 RESERVED = "<|reserved_special_token_"
@@ -101,11 +103,11 @@ class Ultravox(Family):
             features = fitting(item, "features", ("float32",), (self._log_mel.bands, None))
             check_length(item, self._tokens(features.shape[1]))
 
-    def tower_inputs(self, item: MediaItem, device: torch.device) -> dict[str, torch.Tensor]:
+    def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
         """`audio_values` `[chunks, bands, width]`, and `audio_lens` `[chunks]`, in frames."""
         import torch  # planning does without
 
-        features = item.tensors["features"].to(device)
+        features = upload(item.tensors["features"])
         lengths = chunk_lengths(features.shape[1], self.context)
         if len(lengths) > 1:
             missing = self.context - lengths[-1]
@@ -128,11 +130,13 @@ class Ultravox(Family):
     def drop_towers(self, config: Any) -> None:
         config.audio_config.encoder_layers = 0
 
-    def encode(self, model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
+    def encode(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> list[torch.Tensor]:
         import torch  # planning does without
 
         tower = model.audio_tower
-        inputs = [self.tower_inputs(item, tower.device) for item in items]
+        inputs = [self.tower_inputs(item, upload) for item in items]
         chunks = [chunk.to(tower.dtype) for one in inputs for chunk in one["audio_values"]]
         lengths = [length for one in inputs for length in one["audio_lens"].tolist()]
         embedded = iter(model.hear(chunks, lengths))

@@ -30,6 +30,8 @@ class EncoderCache:
         size = embeddings.nbytes
         if digest in self._entries or size > self.budget:
             return
+        if embeddings.untyped_storage().nbytes() > size:
+            embeddings = embeddings.clone()  # a view would hold all that was encoded with it
         self._entries[digest] = embeddings
         self.bytes += size
         while self.bytes > self.budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence
 
 LONGEST_SOUND = 240  # seconds: eight chunks of thirty
+SHORTEST_CLIP = 2  # frames: a tower's patches may reach over two
 LARGEST_SIDE = 4096  # pixels; a family shrinks a larger picture itself
 FRAME_SIDE = 1024  # pixels; a family shrinks it to what a frame keeps
 MOST_LOGPROBS = 20
@@ -82,10 +84,8 @@ def _step(options: EngineOptions, family: Family, sequences: int, length: int) -
 
 def largest_images(options: EngineOptions, family: Family) -> list[MediaItem]:
     """Images as large as they come, as many as the towers get in one step."""
-    side = LARGEST_SIDE
-    while family.image_tokens(side, side) > options.max_len:
-        side = side * 9 // 10
-    return images(options, family, side)
+    side = _side(LARGEST_SIDE, lambda side: family.image_tokens(side, side), options)
+    return images(options, family, side) if side else []
 
 
 def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]:
@@ -98,21 +98,18 @@ def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]
 
 def largest_videos(options: EngineOptions, family: Family) -> list[MediaItem]:
     """Clips of as many large frames as a prompt holds, as many as the towers get in one step."""
-    asked, side = VideoOptions(), FRAME_SIDE
-    while family.video_tokens(2, side, side, asked) > options.max_len:
-        side = side * 9 // 10
-    frames = 2
+    asked, side = VideoOptions(), _frame_side(options, family)
+    if not side:
+        return []
+    frames = SHORTEST_CLIP
     while family.video_tokens(2 * frames, side, side, asked) <= options.max_len:
         frames *= 2
     step = frames
     while step := step // 2:
         if family.video_tokens(frames + step, side, side, asked) <= options.max_len:
             frames += step
-    pictures = (Image.new("RGB", (side, side)) for _ in range(frames))
-    tensors = family.preprocess_video(pictures, frames, asked)
-    length = family.video_tokens(frames, side, side, asked)
-    count = max(1, options.max_tokens_per_step // length)
-    return [MediaItem("video", b"", 0, length, tensors) for _ in range(count)]
+    clip = _clip(family, frames, side)
+    return [clip] * max(1, options.max_tokens_per_step // clip.length)
 
 
 def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
@@ -120,14 +117,55 @@ def largest_sounds(options: EngineOptions, family: Family) -> list[MediaItem]:
 
     More of them would go through it one after another.
     """
-    samples = family.audio_rate() * LONGEST_SOUND
-    while family.audio_tokens(samples) > options.max_len:
-        samples = samples * 9 // 10
-    tensors = family.preprocess_audio(torch.zeros(samples))
-    return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
+    return _sounds(options, family, LONGEST_SOUND)
 
 
 LARGEST = {"image": largest_images, "video": largest_videos, "audio": largest_sounds}
+
+
+def first_items(modality: str, options: EngineOptions, family: Family) -> list[MediaItem]:
+    """What compiles all that a tower runs: one large picture, two such frames or a second.
+
+    Nothing where a prompt holds no item of the kind.
+    """
+    if modality == "audio":
+        return _sounds(options, family, 1)
+    if modality == "image":
+        return largest_images(options, family)[:1]
+    side = _frame_side(options, family)
+    return [_clip(family, SHORTEST_CLIP, side)] if side else []
+
+
+def _side(largest: int, tokens: Callable[[int], int], options: EngineOptions) -> int:
+    """Side of the largest square that a prompt holds; 0 if it holds none."""
+    side = largest
+    while side and tokens(side) > options.max_len:
+        side = side * 9 // 10
+    return side
+
+
+def _frame_side(options: EngineOptions, family: Family) -> int:
+    asked = VideoOptions()
+    return _side(
+        FRAME_SIDE, lambda side: family.video_tokens(SHORTEST_CLIP, side, side, asked), options
+    )
+
+
+def _clip(family: Family, frames: int, side: int) -> MediaItem:
+    pictures = (Image.new("RGB", (side, side)) for _ in range(frames))
+    tensors = family.preprocess_video(pictures, frames, VideoOptions())
+    length = family.video_tokens(frames, side, side, VideoOptions())
+    return MediaItem("video", b"", 0, length, tensors)
+
+
+def _sounds(options: EngineOptions, family: Family, seconds: int) -> list[MediaItem]:
+    samples = family.audio_rate() * seconds
+    while samples and family.audio_tokens(samples) > options.max_len:
+        samples = samples * 9 // 10
+    if not samples:
+        return []
+    tensors = family.preprocess_audio(torch.zeros(samples))
+    return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
 
 
 def _shape(options: EngineOptions) -> tuple[int, int]:

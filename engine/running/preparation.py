@@ -19,6 +19,7 @@ from engine.parallel.ranks import Ranks
 from engine.running.exercise import (
     LARGEST,
     MOST_LOGPROBS,
+    first_items,
     largest_decode,
     largest_prefill,
     pages_needed,
@@ -98,8 +99,14 @@ def _prepare(
 
 
 def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None:
-    """Compute the largest steps there can be; their tokens are nobody's."""
+    """Compute the largest steps there can be; their tokens are nobody's.
+
+    Towers encode one item each: what they have to compile waits for no request.
+    """
     runner, family = prepared.runner, prepared.loaded.family
+    for modality in options.modalities:
+        if items := first_items(modality, options, family):
+            runner.encode(items)
     prefill, decode = largest_prefill(options, family), largest_decode(options, family)
     rows = min(options.max_prompt_rows, prefill.tokens)
     steps = [(with_prompt_rows(prefill, rows), rows), (decode, 0)]
@@ -123,7 +130,8 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     peak = platform.peak_bytes(lambda: exercise(prepared, options, platform))
     for modality in options.modalities:
         items = LARGEST[modality](options, prepared.loaded.family)
-        peak = max(peak, platform.peak_bytes(partial(runner.encode, items)))
+        if items:
+            peak = max(peak, platform.peak_bytes(partial(runner.encode, items)))
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()

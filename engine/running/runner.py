@@ -214,10 +214,10 @@ class Runner:
 
     def _embed_media(self, places: list[MediaPlace]) -> list[tuple[slice, torch.Tensor]]:
         """Rows of a batch and the embeddings of media in them, as far as each slice reaches."""
-        table = self._embed.weight
+        table, upload = self._embed.weight, self._platform.upload
         wanted = {place.media.digest: place.media for place in places}
         known = {
-            digest: media.tensors["embeds"].to(table)  # need no tower and no cache
+            digest: upload(media.tensors["embeds"]).to(table)  # need no tower and no cache
             for digest, media in wanted.items()
             if "embeds" in media.tensors
         }
@@ -238,7 +238,8 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
-        encoded = self.loaded.family.encode(self.loaded.model, items)
+        family, model = self.loaded.family, self.loaded.model
+        encoded = family.encode(model, items, self._platform.upload)
         for item, embeddings in zip(items, encoded, strict=True):
             if len(embeddings) != item.length:
                 raise EngineError(

@@ -26,7 +26,6 @@ from tests.media.clips import sound_with_cover, video
 from tests.serving.conftest import Server, serving
 
 TEXT = "What happens here?"
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +122,7 @@ def test_an_answer_to_a_video_is_that_of_transformers(
     frames = [Image.fromarray(frame) for frame in pixels]
     tensors = processor(frames)
     length = int(tensors["video_grid_thw"].prod()) // 4
-    monkeypatch.setattr(
-        type(reference.family), "tower_inputs", lambda family, item, device: item.tensors
-    )
+    monkeypatch.setattr(type(reference.family), "tower_inputs", lambda family, item: item.tensors)
     item = MediaItem("video", b"", 0, length, tensors)
     expected_length, expected = by_transformers(reference, folder, [item], 8)
     answer = ask(server, clip(clip_url(data)))
@@ -209,7 +206,7 @@ def test_sound_is_refused_by_a_model_that_takes_none(server: Server) -> None:
 
 def embeddings(reference: Reference, image: Image.Image) -> dict[str, torch.Tensor]:
     item = media_item(reference.family, image)
-    inputs = reference.family.tower_inputs(item, CPU)
+    inputs = reference.family.tower_inputs(item)
     with torch.inference_mode():
         (embeds,) = reference.model.get_image_features(**inputs).pooler_output
     return {"image_embeds": embeds.clone(), "image_grid_thw": inputs["image_grid_thw"]}

@@ -25,7 +25,7 @@ def processed(family: Family, image: Image.Image) -> dict[str, torch.Tensor]:
 
 
 def tower_inputs(family: Family, item: MediaItem) -> dict[str, torch.Tensor]:
-    return family.tower_inputs(item, torch.device("cpu"))
+    return family.tower_inputs(item)
 
 
 def media_item(family: Family, image: Image.Image, start: int = 0) -> MediaItem:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from PIL import Image
 
 from appliance.errors import bad_request, media_too_large, media_undecodable
-from appliance.media.data_url import FRAME_LIST
+from appliance.media.data_url import FRAME_LIST, from_base64
 from appliance.media.image import image_size, load_image
 from appliance.media.limits import ImagePolicy, VideoPolicy
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
 from appliance.media.video_file import VideoDamaged, VideoFile, VideoTooLarge
 from engine.models.family import Family
 
-LONGEST_START = 32  # of a list of frames
 MOST_FPS = 240  # of a file, for the number of frames that `max_seconds` allows
 ENDLESS = 1_000_000  # frames of a video that any family samples as few from as it ever does
 WHITE = (255, 255, 255)
+FRAME_FORMATS = ("JPEG", "PNG")
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,16 +70,15 @@ class VideoPreparer:
 
 
 def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> Clip:
-    """The frames that the family's processor takes of a video file or a data URL of frames.
+    """The frames that the family's processor takes of a video file or of a list of frames.
 
-    Such a URL, `data:video/jpeg;base64,<frame>,<frame>,…`, has its frames already sampled.
+    Such a list is what `read_data_url` makes of one; its frames are already sampled.
 
     Raises ApplianceError, also while frames are taken: 400 for a video beyond the policy, 422 for
     one that cannot be decoded.
     """
-    listed = FRAME_LIST.match(data[:LONGEST_START].decode("latin-1"))
-    if listed is not None:
-        return _frame_list(data[listed.end() :], listed[1].upper(), policy, family, param)
+    if data.startswith(FRAME_LIST):
+        return _frame_list(data.removeprefix(FRAME_LIST), policy, family, param)
     if len(data) > policy.max_bytes:
         raise media_too_large("video", policy.max_bytes, param)
     with _told(param):
@@ -114,18 +113,18 @@ def _frames(file: VideoFile, numbers: Sequence[int], param: str) -> Iterator[Ima
         yield from file.frames(numbers)
 
 
-def _frame_list(listed: bytes, form: str, policy: VideoPolicy, family: Family, param: str) -> Clip:
+def _frame_list(listed: bytes, policy: VideoPolicy, family: Family, param: str) -> Clip:
     encoded = listed.split(b",", _most(policy, family))
     _check_count(len(encoded), policy, family, param)
     if sum(len(frame) // 4 * 3 - 2 for frame in encoded) > policy.max_bytes:
         raise media_too_large("video", policy.max_bytes, param)
     try:
-        frames = [binascii.a2b_base64(frame, strict_mode=True) for frame in encoded]
+        frames = [from_base64(frame) for frame in encoded]
     except binascii.Error:
         raise bad_request(
             "The data URL of frames is not a list of valid base64.", param, "invalid_data_url"
         ) from None
-    limits = ImagePolicy(policy.max_bytes, policy.max_pixels, (form,), rgba_background=WHITE)
+    limits = ImagePolicy(policy.max_bytes, policy.max_pixels, FRAME_FORMATS, rgba_background=WHITE)
     sizes = [image_size(frame, limits, param) for frame in frames]
     _check_list(sizes, policy, family, param)
     images = (load_image(frame, limits, param) for frame in frames)

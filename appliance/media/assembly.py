@@ -93,6 +93,8 @@ def media_settings(config: MediaConfig) -> MediaSettings:
             max_seconds=video.max_seconds,
             max_pixels=video.max_pixels,
             max_decoded_bytes=video.max_decoded_bytes,
+            formats=tuple(image.formats),
+            rgba_background=tuple(image.rgba_background),
             frames=video.frames,
             fps=video.fps,
             frame_pixels=video.frame_pixels,

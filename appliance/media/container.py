@@ -10,11 +10,11 @@ import av
 from av.container import InputContainer
 
 # Demuxers that read one file and nothing else: no playlists, image sequences or devices.
-VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "gif", "asf")
+VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "gif", "apng", "asf")
 AUDIO_FORMATS = ("mov", "matroska", "ogg", "aac", "mp3", "wav", "flac")
 VIDEO_CODECS = (
     "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4", "h263",
-    "mpeg1video", "mpeg2video", "mjpeg", "theora", "prores", "msmpeg4v3", "flv", "gif",
+    "mpeg1video", "mpeg2video", "mjpeg", "theora", "prores", "msmpeg4v3", "flv", "gif", "apng",
     "wmv1", "wmv2", "wmv3", "vc1",
 )  # fmt: skip
 AUDIO_CODECS = (

@@ -30,6 +30,7 @@ BEGINNINGS = (
 RIFF = {b"WEBP": IMAGE | VIDEO, b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
 MOVIE_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 IMAGE_BRANDS = (b"avif", b"avis", b"hei", b"hev", b"mif1", b"msf1", b"MiHE", b"MiHA")
+MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
 
 
 def modalities(data: bytes | bytearray) -> frozenset[str]:
@@ -39,8 +40,9 @@ def modalities(data: bytes | bytearray) -> frozenset[str]:
         return RIFF.get(start[8:12], frozenset())
     if start[4:8] == b"ftyp":
         brands = [start[at : at + 4] for at in range(8, len(start), 4)]
-        pictures = any(brand.startswith(IMAGE_BRANDS) for brand in brands)
-        return IMAGE | VIDEO if pictures else VIDEO | AUDIO
+        if not any(brand.startswith(IMAGE_BRANDS) for brand in brands):
+            return VIDEO | AUDIO
+        return IMAGE | VIDEO if any(brand in MOVING_BRANDS for brand in brands) else IMAGE
     if start[4:8] in MOVIE_BOXES:
         return VIDEO | AUDIO
     for beginning, kinds in BEGINNINGS:

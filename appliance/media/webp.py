@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 FEATURES, WORDS = b"VP8X", (b"EXIF", b"XMP ")  # which may tell how it is to be turned
 PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+FRAME, FRAME_HEADER = b"ANMF", 16
+UNKNOWN = 0x7FFF0000  # from here on a size says that it was not known when written
 PROFILE, EXIF, XMP = 0x20, 0x08, 0x04  # flags of VP8X
 
 
@@ -46,3 +48,22 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
         begin, place = place + 8, place + 8 + size + size % 2
         yield name, data[begin : begin + size] if begin + size <= len(data) else None
+
+
+def durations(data: bytes, most: int) -> list[int]:
+    """Milliseconds that each frame of an animation is shown, of one frame more than `most` at most.
+
+    Empty for a file that does not move, and for one that is cut off within its frames.
+    """
+    made: list[int] = []
+    last = b""
+    for name, content in _chunks(data):
+        last = name
+        if name == FRAME:
+            if content is None or len(content) < FRAME_HEADER:
+                return []
+            made.append(int.from_bytes(content[12:15], "little"))
+            if len(made) > most:
+                return made
+    size = int.from_bytes(data[4:8], "little")
+    return [] if last == FRAME and len(data) < size + 8 < UNKNOWN else made

@@ -8,6 +8,9 @@ from io import BytesIO
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
+
+from appliance.media.extent import is_cut_off
 
 # Demuxers that read one file and nothing else: no playlists, image sequences or devices.
 VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "gif", "apng", "asf")
@@ -42,3 +45,12 @@ def opened(
         options["max_pixels"] = str(max_pixels)
     with av.open(BytesIO(data), "r", options=options, metadata_errors="ignore") as container:
         yield container
+
+
+def lacks_media(data: bytes, container: InputContainer, stream: Stream) -> bool:
+    """Whether bytes of `stream` are missing, as its table of samples or the file's form says."""
+    if container.format.name.startswith("mov"):
+        entries = stream.index_entries
+        if any(one.pos + one.size > len(data) for one in entries):
+            return True
+    return is_cut_off(data)

@@ -17,8 +17,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from appliance.media.background import opaque
-from appliance.media.container import VIDEO_CODECS, VIDEO_FORMATS, opened
-from appliance.media.extent import is_cut_off
+from appliance.media.container import VIDEO_CODECS, VIDEO_FORMATS, lacks_media, opened
 from appliance.media.frame_table import Entry, FrameTable, frame_table
 
 FULL_TURN = 1 << 16  # 1.0 in a display matrix
@@ -88,17 +87,12 @@ class VideoFile:
                 entries.append((packet.pts, packet.dts, packet.is_keyframe))
                 if len(entries) > most:
                     raise VideoTooLarge(f"has more than the {most} frames that are allowed")
-            lacking = container.format.name.startswith("mov") and self._lacks_samples(stream)
-            if cut or lacking or is_cut_off(self._data):
+            if cut or lacks_media(self._data, container, stream):
                 raise VideoDamaged("is cut off")
             if not entries:
                 raise VideoDamaged("has no frames")
             base = stream.time_base or Fraction(1, 1)
             return frame_table(entries, base, stream.average_rate or stream.guessed_rate)
-
-    def _lacks_samples(self, stream: VideoStream) -> bool:
-        """Whether the table of samples names bytes that are not there."""
-        return any(one.pos + one.size > len(self._data) for one in stream.index_entries)
 
     def _by_time(self, numbers: Sequence[int]) -> Iterator[Image.Image | None]:
         """Frames found by their times, seeking over what lies between; None where that fails."""

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
 from appliance.media import jpeg, png, webp
 from appliance.media.background import opaque
+from appliance.media.image_formats import decoded
 from appliance.media.limits import ImagePolicy
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # clients choose the text
@@ -64,6 +65,7 @@ def _loaded(data: bytes, policy: ImagePolicy, param: str) -> Image.Image:
     with _opened(data, policy, param) as image:
         orientation = _orientation(image)
         image.load()
+        _check_size(image.size, policy, param)  # which decoding may have changed
         return _upright(opaque(image, policy.rgba_background), orientation)
 
 
@@ -71,23 +73,18 @@ def _loaded(data: bytes, policy: ImagePolicy, param: str) -> Image.Image:
 def _opened(data: bytes, policy: ImagePolicy, param: str) -> Iterator[Image.Image]:
     """An image whose header is read and within the policy."""
     try:
-        with Image.open(BytesIO(data), formats=_installed(policy.formats)) as image:
+        with Image.open(BytesIO(data), formats=decoded(policy.formats)) as image:
             _check_size(image.size, policy, param)
             yield image
     except (ApplianceError, MemoryError):
         raise
     except UnidentifiedImageError:
-        listed = ", ".join(policy.formats)
+        listed = ", ".join(decoded(policy.formats))
         raise media_undecodable(
             f"The image is in none of the formats read here ({listed}), or is damaged.", param
         ) from None
     except Exception as failure:  # decoders raise anything on bytes made to hurt them
         raise media_undecodable("The image is damaged and cannot be decoded.", param) from failure
-
-
-def _installed(formats: Sequence[str]) -> list[str]:
-    Image.init()
-    return [name for name in formats if name in Image.OPEN]
 
 
 def _check_size(size: tuple[int, int], policy: ImagePolicy, param: str) -> None:

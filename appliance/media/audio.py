@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
 from appliance.media.container import AUDIO_CODECS, AUDIO_FORMATS, lacks_media, opened
+from appliance.media.extent import EBML, MOVIE_BOXES
 from appliance.media.limits import AudioPolicy
 from appliance.media.mp3 import counted
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
@@ -208,7 +209,7 @@ def _has_mpeg_layer(data: bytes) -> bool:
 def _is_container(data: bytes) -> bool:
     """MP4, Matroska and WebM, FLAC, or bare AAC."""
     adts = len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0
-    return data[4:8] == b"ftyp" or data[:4] in (b"\x1aE\xdf\xa3", b"fLaC") or adts
+    return data[4:8] in MOVIE_BOXES or data[:4] in (EBML, b"fLaC") or adts
 
 
 def _read(file: soundfile.SoundFile) -> Blocks:

@@ -28,7 +28,7 @@ BEGINNINGS = (
     (b"ID3", AUDIO),
 )
 RIFF = {b"WEBP": IMAGE | VIDEO, b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
-MOVIE_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+MOVIE_BOXES = (b"moov", b"moof", b"styp", b"mdat", b"wide", b"free", b"skip", b"pnot")
 IMAGE_BRANDS = (b"avif", b"avis", b"hei", b"hev", b"mif1", b"msf1", b"MiHE", b"MiHA")
 MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
 

@@ -44,7 +44,7 @@ def read_data_url(url: str, *, kind: str, max_bytes: int, param: str) -> bytes:
     """Content of `url`, which is to be of `kind` (such as `image`).
 
     Bytes decide what an item is: a declared type is held against them only if it names another of
-    our kinds. A list of frames comes as FRAME_LIST and base64 with commas between. No more is
+    our kinds, and they cannot be of both (as a GIF is a picture and a video). A list of frames comes as FRAME_LIST and base64 with commas between. No more is
     decoded than `max_bytes`. Raises ApplianceError.
     """
     parsed = _parsed(url, param)
@@ -62,8 +62,8 @@ def read_data_url(url: str, *, kind: str, max_bytes: int, param: str) -> bytes:
     except (UnicodeEncodeError, binascii.Error):
         raise _malformed("is not valid base64", param) from None
     declared = parsed.type.partition("/")[0]
-    if declared in MODALITIES - {kind} and kind not in modalities(data):
-        raise _malformed(f"is declared to be of type {declared}/… and holds no {kind}", param)
+    if declared in MODALITIES - {kind} and not {declared, kind} <= modalities(data):
+        raise _malformed(f"is declared to be of type {declared}/…, which is no {kind}", param)
     return bytes(data)
 
 

@@ -7,7 +7,6 @@ IMAGE, VIDEO, AUDIO = frozenset({"image"}), frozenset({"video"}), frozenset({"au
 LOOKED_AT = 64
 
 BEGINNINGS = (
-    (b"\x89PNG\r\n\x1a\n", IMAGE | VIDEO),  # which may be animated, as GIF and WebP may be
     (b"GIF8", IMAGE | VIDEO),
     (b"\xff\xd8\xff", IMAGE),
     (b"BM", IMAGE),
@@ -27,7 +26,9 @@ BEGINNINGS = (
     (b"fLaC", AUDIO),
     (b"ID3", AUDIO),
 )
-RIFF = {b"WEBP": IMAGE | VIDEO, b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
+RIFF = {b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
+PNG, CONTROL, BEFORE_PIXELS = b"\x89PNG\r\n\x1a\n", b"acTL", 1 << 16
+WEBP, ANIMATED = b"WEBPVP8X", 2
 MOVIE_BOXES = (b"moov", b"moof", b"styp", b"mdat", b"wide", b"free", b"skip", b"pnot")
 IMAGE_BRANDS = (b"avif", b"avis", b"hei", b"hev", b"mif1", b"msf1", b"MiHE", b"MiHA")
 MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
@@ -36,6 +37,11 @@ MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
 def modalities(data: bytes | bytearray) -> frozenset[str]:
     """Whether bytes may be an `image`, a `video`, `audio`, several of them, or none."""
     start = bytes(data[:LOOKED_AT])
+    if start.startswith(PNG):
+        return IMAGE | VIDEO if CONTROL in data[:BEFORE_PIXELS] else IMAGE
+    if start[8:12] == WEBP[:4]:
+        moves = start[8:16] == WEBP and len(start) > 20 and start[20] & ANIMATED
+        return IMAGE | VIDEO if moves else IMAGE
     if start[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return RIFF.get(start[8:12], frozenset())
     if start[4:8] == b"ftyp":

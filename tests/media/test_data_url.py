@@ -201,26 +201,38 @@ def webp() -> bytes:
     return encoded(picture(16, 16), "WEBP")
 
 
+def moving(form: str = "WEBP") -> bytes:
+    frames = [picture(16, 16, seed) for seed in range(3)]
+    return encoded(frames[0], form, save_all=True, append_images=frames[1:])
+
+
 def wave() -> bytes:
     return b"RIFF\x24\0\0\0WAVEfmt " + bytes(20)
 
 
 OF_ANOTHER_TYPE = [
-    ("image", "video/mp4", lambda: encoded(picture(16, 16))),
-    ("image", "video/jpeg", lambda: encoded(picture(16, 16), "JPEG")),
-    ("image", "audio/wav", webp),
+    ("image", "video/gif", lambda: encoded(picture(16, 16), "GIF")),
+    ("image", "image/jpeg", webp),
+    ("image", "video/webp", moving),
+    ("image", "video/png", lambda: moving("PNG")),
     ("image", "application/pdf", lambda: encoded(picture(16, 16), "GIF")),
     ("image", "text/plain", lambda: b"anything"),
     ("video", "image/gif", lambda: encoded(picture(16, 16), "GIF")),
-    ("video", "image/webp", webp),
+    ("video", "image/webp", moving),
+    ("video", "image/apng", lambda: moving("PNG")),
     ("video", "application/mp4", lambda: video(2)),
     ("video", "audio/webm", lambda: video(2, form="webm", codec="libvpx")),
     ("video", "application/ogg", lambda: b"OggS"),
-    ("video", "image/avif", lambda: video(2)),
+    ("video", "audio/mp4", lambda: video(2)),
+    ("video", "video/webm", lambda: video(2)),
+    ("video", "text/html", lambda: b"anything"),
     ("audio", "video/mp4", sound_with_cover),
     ("audio", "video/webm", lambda: b"\x1aE\xdf\xa3"),
     ("audio", "application/octet-stream", wave),
-    ("audio", "image/png", wave),
+    ("audio", "audio/mpeg", wave),
+    ("audio", "application/ogg", lambda: b"OggS"),
+    ("audio", "video/ogg", lambda: b"OggS"),
+    ("audio", "video/quicktime", lambda: b"\0\0\0\x08wide"),
     ("audio", "video/3gpp", lambda: b"\0\0\0\x18ftyp3gp4"),
 ]
 
@@ -241,6 +253,13 @@ def test_bytes_decide_what_an_item_is(kind: str, declared: str, made: object) ->
         ("image", "audio/wav", wave()),
         ("image", "Audio/MPEG; rate=3", b"ID3"),
         ("image", "video/webm", b"\x1aE\xdf\xa3"),
+        ("image", "video/mp4", encoded(picture(16, 16))),
+        ("image", "video/jpeg", encoded(picture(16, 16), "JPEG")),
+        ("image", "audio/wav", encoded(picture(16, 16), "WEBP")),
+        ("video", "image/png", video(2)),
+        ("video", "image/avif", video(2)),
+        ("audio", "image/png", wave()),
+        ("audio", "video/mp4", wave()),
         ("video", "image/jpeg", encoded(picture(16, 16), "JPEG")),
         ("video", "audio/wav", wave()),
         ("video", "image/heic", b"x"),

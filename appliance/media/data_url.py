@@ -44,8 +44,9 @@ def read_data_url(url: str, *, kind: str, max_bytes: int, param: str) -> bytes:
     """Content of `url`, which is to be of `kind` (such as `image`).
 
     Bytes decide what an item is: a declared type is held against them only if it names another of
-    our kinds, and they cannot be of both (as a GIF is a picture and a video). A list of frames comes as FRAME_LIST and base64 with commas between. No more is
-    decoded than `max_bytes`. Raises ApplianceError.
+    our kinds, and they cannot be of both (as a GIF is a picture and a video). A list of frames
+    comes as FRAME_LIST and base64 with commas between. No more is decoded than `max_bytes`. Raises
+    ApplianceError.
     """
     parsed = _parsed(url, param)
     if kind == "video" and parsed.is_base64 and parsed.type in FRAMES:

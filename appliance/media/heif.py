@@ -50,7 +50,8 @@ def _without_threads() -> bool:
         assert address is not None
         start = address - address % mmap.PAGESIZE
         size = address + len(code) - start
-        _protect(start, size, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        # never both at once, which some kernels refuse; and becoming code empties arm64's caches
+        _protect(start, size, mmap.PROT_READ | mmap.PROT_WRITE)
         ctypes.memmove(address, code, len(code))
         _protect(start, size, mmap.PROT_READ | mmap.PROT_EXEC)
         return True

@@ -24,9 +24,9 @@ Chunk = tuple[bytes, memoryview, bool]  # name, content, whether its checksum is
 def without_metadata(data: bytes, moving: bool = False) -> bytes:
     """`data` with what matters to its pixels: critical chunks, transparency, orientation.
 
-    With `moving` also what makes an animation of it. A transparent colour is brought to the range
-    of values that Pillow decodes to. What follows a chunk that is cut off stays as it is, and what
-    is no PNG too.
+    With `moving` what makes an animation of it instead of its orientation. A transparent colour is
+    brought to the range of values that Pillow decodes to. What follows a chunk that is cut off
+    stays as it is, and what is no PNG too.
     """
     if not data.startswith(SIGNATURE):
         return data
@@ -42,7 +42,7 @@ def without_metadata(data: bytes, moving: bool = False) -> bytes:
             rest.append(whole)
         elif name == b"tRNS" and sound and not moving:
             head.append(_transparency(content, form))
-        elif sound and _tells_orientation(name, content):
+        elif sound and not moving and _tells_orientation(name, content):
             beside.append(whole)
         elif not name[0] & CRITICAL_BIT or (moving and sound and name in (*MOVING, b"tRNS")):
             # decoders look no further than the pixels: what stands behind them would be lost
@@ -50,11 +50,19 @@ def without_metadata(data: bytes, moving: bool = False) -> bytes:
     return b"".join([SIGNATURE, *head, *beside, *rest])
 
 
-def _chunks(data: bytes) -> Iterator[Chunk]:
+def is_animated(data: bytes | bytearray) -> bool:
+    """Whether a PNG file says before its pixels that it moves."""
+    for name, _, _ in _chunks(data):
+        if name in (b"acTL", b"IDAT"):
+            return name == b"acTL"
+    return False
+
+
+def _chunks(data: bytes | bytearray) -> Iterator[Chunk]:
     """Every chunk up to the end; one that is cut off, or no chunk, without a name."""
     view, place = memoryview(data), len(SIGNATURE)
     while place < len(data):
-        name = data[place + 4 : place + 8]
+        name = bytes(data[place + 4 : place + 8])
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
         if len(name) < 4 or not name.isalpha() or end > len(data):
             yield b"", view[place:], False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from appliance.media import png
+
 MODALITIES = frozenset({"image", "video", "audio"})
 IMAGE, VIDEO, AUDIO = frozenset({"image"}), frozenset({"video"}), frozenset({"audio"})
 LOOKED_AT = 64
@@ -27,7 +29,6 @@ BEGINNINGS = (
     (b"ID3", AUDIO),
 )
 RIFF = {b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
-PNG, CONTROL, BEFORE_PIXELS = b"\x89PNG\r\n\x1a\n", b"acTL", 1 << 16
 WEBP, ANIMATED = b"WEBPVP8X", 2
 MOVIE_BOXES = (b"moov", b"moof", b"styp", b"mdat", b"wide", b"free", b"skip", b"pnot")
 IMAGE_BRANDS = (b"avif", b"avis", b"hei", b"hev", b"mif1", b"msf1", b"MiHE", b"MiHA")
@@ -37,8 +38,8 @@ MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
 def modalities(data: bytes | bytearray) -> frozenset[str]:
     """Whether bytes may be an `image`, a `video`, `audio`, several of them, or none."""
     start = bytes(data[:LOOKED_AT])
-    if start.startswith(PNG):
-        return IMAGE | VIDEO if CONTROL in data[:BEFORE_PIXELS] else IMAGE
+    if start.startswith(png.SIGNATURE):
+        return IMAGE | VIDEO if png.is_animated(data) else IMAGE
     if start[8:12] == WEBP[:4]:
         moves = start[8:16] == WEBP and len(start) > 20 and start[20] & ANIMATED
         return IMAGE | VIDEO if moves else IMAGE

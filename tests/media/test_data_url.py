@@ -19,8 +19,10 @@ from appliance.media.data_url import (
     is_data_url,
     read_data_url,
 )
+from appliance.media.policy import read_url
 from tests.engine.models.pictures import picture
 from tests.media.clips import sound_with_cover, video
+from tests.media.policies import media_policy
 from tests.media.test_image import encoded
 
 DATA = bytes(range(256)) * 3 + b"!"  # whose base64 ends in padding
@@ -147,6 +149,15 @@ def test_malformed_urls_are_refused(url: str) -> None:
 )
 def test_what_begins_otherwise_is_no_data_url(url: str) -> None:
     assert not is_data_url(url)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_where_data_urls_are_not_taken_no_spelling_of_one_is(header: str) -> None:
+    url = f"{header},AAAA"
+    assert read_url(url, media_policy()).scheme == "data"
+    with pytest.raises(ApplianceError) as refused:
+        read_url(url, media_policy(schemes=("https",)))
+    assert refused.value.code == "media_not_allowed"
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 700])

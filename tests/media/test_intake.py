@@ -64,7 +64,10 @@ def test_too_many_images_are_refused_before_any_is_read(intake: Desk) -> None:
     [
         "https://example.org/cat.png",
         "http://127.0.0.1/cat.png",
+        " https://example.org/cat.png",
+        "\nhttp://127.0.0.1/cat.png",
         "file:///etc/passwd",
+        " file:///etc/passwd",
         "/etc/passwd",
         "",
         "blob:x",

@@ -21,6 +21,7 @@ from engine.models.qwen2_vl import Qwen2VL
 from tests.checkpoints import write_qwen2_vl
 from tests.media.desk import Desk, desk, part
 from tests.media.policies import image_policy, video_policy
+from tests.media.test_metadata import BESIDE_PNG, with_chunk
 
 BACKGROUNDS = [(255, 255, 255), (0, 128, 0), (3, 2, 1)]
 SIZE = (96, 64)
@@ -240,6 +241,16 @@ def refusal(data: bytes, limits: VideoPolicy, family: Qwen2VL) -> tuple[int, str
     with pytest.raises(ApplianceError) as refused:
         list(load_video(data, limits, family, "p").frames)
     return refused.value.status, refused.value.code
+
+
+@pytest.mark.parametrize("name", BESIDE_PNG)
+def test_what_stands_beside_an_animated_png_cannot_fail_it(name: str, family: Qwen2VL) -> None:
+    if "animation" in name or "transparent" in name:
+        pytest.skip("that is no metadata of an animation")
+    plain = saved("PNG")
+    data = with_chunk(plain, BESIDE_PNG[name], b"acTL")
+    for made in (data, with_chunk(plain, BESIDE_PNG[name], b"IEND")):
+        assert equal(taken(made, (1, 2, 3), family), taken(plain, (1, 2, 3), family))
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])

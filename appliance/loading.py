@@ -163,6 +163,7 @@ class Loader:
             source = config.chat.template
             text = Path(source).read_text(encoding="utf-8") if source else None
             template = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
+            template.check()
         except (OSError, ValueError) as error:  # words of ours, or of a file that has gone
             why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
             raise ConfigurationError(f"{source or folder}: {why}") from error

@@ -88,7 +88,7 @@ class Prompting:
         if asked.template is not None:
             make = partial(template.with_source, asked.template)
             template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
-        template.check_kwargs(asked.template_kwargs)
+        template.options(asked.template_kwargs, asked.think)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
         self._check_least(max(certain, conversation.parts), "messages")
@@ -102,6 +102,7 @@ class Prompting:
                 add_generation_prompt=asked.add_generation_prompt,
                 continue_final_message=asked.continue_final_message,
                 kwargs=asked.template_kwargs,
+                think=asked.think,
             )
             if conversation.text_length < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):

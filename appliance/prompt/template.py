@@ -207,7 +207,8 @@ class ChatTemplate:
                 raise Postponed from None
             if overrun.what == "characters":
                 raise context_length_exceeded(
-                    f"The rendered conversation has more than {bounds.characters} characters.",
+                    f"The conversation is longer than the model's context length: rendered it has "
+                    f"more than {bounds.characters} characters.",
                     "messages",
                 ) from None
             raise bad_request(TOO_MUCH, "messages", "chat_template_bounds") from None

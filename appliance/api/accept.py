@@ -14,7 +14,7 @@ from starlette.requests import Request
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import parse_json, read_body
-from appliance.api.http.content_coding import AT_ONCE, content_coding, decoded
+from appliance.api.http.content_coding import content_coding, decoded
 from appliance.api.http.exchange import note
 from appliance.api.http.tenants import caller_of
 from appliance.generation.answers import Origin
@@ -40,7 +40,7 @@ async def accept(
     body = await read_body(request, server.max_body_bytes)
     content = partial(decoded, body, coding, server.max_body_bytes) if coding else lambda: body
     read = partial(_read, content, model, unbuilt, server.unknown_fields == "reject")
-    long = len(body) > (AT_ONCE if coding else LONG_BODY)
+    long = coding is not None or len(body) > LONG_BODY  # few bytes may become many
     fields, ignored = await service.aside(read) if long else read()
     caller.tenant.check_priority(fields.priority)
     service.check_model(fields.model)

@@ -21,6 +21,8 @@ BOMBS = {
     "commas within the limit": (400, gzip.compress(b'{"prompt":[%s0]}' % (b"0," * 30 * MIB), 1)),
     "empty members": (400, gzip.compress(b"") * 100_000),
     "a small one": (400, gzip.compress(b" " * MIB)),
+    "a small one of lists": (400, gzip.compress(b'{"prompt":[' + b"[]," * 300_000 + b"0]}")),
+    "a small one of objects": (400, gzip.compress(b'{"n":[' + b'{"a":1},' * 120_000 + b"0]}")),
 }
 
 

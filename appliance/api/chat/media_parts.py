@@ -64,7 +64,7 @@ def _url(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> s
         data = read_text(value.get("data"), f"{path}.data")
         return f"data:audio/{form};base64,{data}"
     detail = value.get("detail") if kind == "image_url" else None
-    if detail is not None and detail not in DETAILS:
+    if detail not in (None, "", *DETAILS):
         raise bad_request(
             f"'{path}.detail' must be one of {', '.join(DETAILS)}.",
             f"{path}.detail",

@@ -14,7 +14,6 @@ from appliance.media.content_encoding import decoder_for
 TAKEN = ("gzip", "deflate")
 NONE = ("", "identity")
 PIECE = 1 << 16
-AT_ONCE = 1 << 10  # encoded bytes that decode within a few milliseconds, to a MiB at the most
 
 
 def content_coding(headers: Headers) -> str | None:

@@ -100,6 +100,29 @@ def test_what_is_in_a_body_is_no_offer(server: Server) -> None:
     assert answer.json["choices"][0]["text"].startswith(said["prompt"])
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://x/v1/models", 200),
+        ("http://other.example:81//v1/models?a=//b", 200),
+        ("HTTP://X/livez", 200),
+        ("http://x", 404),
+        ("http://x?a=b", 404),
+        ("*", 404),
+        ("/livez?a", 200),
+        ("//livez", 200),
+        ("livez", 400),
+        ("http://", 400),
+    ],
+)
+def test_a_request_may_name_the_whole_url(server: Server, target: str, status: int) -> None:
+    for offer in ([], OFFERS["h2c"]):
+        with wire(server.base_url) as client:
+            client.send(head([*offer, "X: 1"], f"GET {target} HTTP/1.1") + b"\r\n")
+            client.finish_sending()
+            assert client.answer().status == status
+
+
 def test_a_tunnel_is_refused(server: Server) -> None:
     with wire(server.base_url) as client:
         client.send("CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")

@@ -167,6 +167,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise Refused
         self._in_headers = False
         self._others.at_work(self)
+        if not self.url.startswith(b"/") and method != b"CONNECT":
+            self.url = _with_path(self.url)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -254,6 +256,14 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES:
             self._fault = _headers_too_large()
             raise Refused
+
+
+def _with_path(url: bytes) -> bytes:
+    """A whole URL in place of a path may have none (RFC 9112, 3.2.2)."""
+    parsed = httptools.parse_url(url)
+    if parsed.path is not None:
+        return url
+    return b"/" + (b"?" + parsed.query if parsed.query else b"")
 
 
 def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:

@@ -261,7 +261,8 @@ class HttpProtocol(HttpToolsProtocol):
 def _with_path(url: bytes) -> bytes:
     """A whole URL in place of a path may have none (RFC 9112, 3.2.2)."""
     parsed = httptools.parse_url(url)
-    if parsed.path is not None:
+    path: bytes | None = parsed.path  # whatever its type says
+    if path is not None:
         return url
     return b"/" + (b"?" + parsed.query if parsed.query else b"")
 

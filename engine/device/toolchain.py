@@ -25,6 +25,27 @@ NO_COMPILER = (
 NO_NINJA = "FlashInfer compiles its kernels and finds no ninja: `pip install ninja`"
 
 
+def environment(capability: tuple[int, int]) -> dict[str, str]:
+    """Variables for FlashInfer, to be set before it is imported; those set already stay.
+
+    Norms are the kernels that are compiled once and kept, not those that another package of its
+    compiles anew in each process. Kernels are built for the card of this `capability` alone, with
+    the toolkit that `missing_tools` looked at. `ninja` is looked for on PATH only, and may lie
+    beside this Python, in a virtual environment that is not there.
+    """
+    wanted = {
+        "FLASHINFER_USE_CUDA_NORM": "1",
+        "FLASHINFER_CUDA_ARCH_LIST": "{}.{}".format(*capability),  # FlashInfer adds a letter
+    }
+    home = cuda_home()
+    if home is not None:
+        wanted["CUDA_HOME"] = str(home)
+    unset = {name: value for name, value in wanted.items() if not os.environ.get(name)}
+    if shutil.which("ninja") is None and shutil.which("ninja", path=search_path()) is not None:
+        unset["PATH"] = search_path()
+    return unset
+
+
 def search_path() -> str:
     """PATH, and behind it the folder of this Python."""
     path = os.environ.get("PATH", os.defpath)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.device import toolchain
-from engine.device.toolchain import missing_tools
+from engine.device.toolchain import environment, missing_tools
+from engine.running import platform as platforms
 
 TOLD = ("CUDA_HOME", "CUDA_PATH", "CXX", "FLASHINFER_DISABLE_JIT", "FLASHINFER_CUDA_ARCH_LIST")
 COMPILER = """#!/bin/sh
@@ -129,6 +133,67 @@ def test_compiled_kernels_need_no_compiler(
     assert missing_tools() is None
 
 
-def test_ninja_may_lie_beside_this_python(machine: Machine) -> None:
+def test_ninja_beside_this_python_is_put_on_the_path(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlashInfer runs "ninja", whatever the virtual environment is that it was installed into."""
+    assert "PATH" not in environment((9, 0))  # it is there already
     (machine.path / "ninja").rename(machine.python / "ninja")
     assert missing_tools() is None
+    with pytest.raises(FileNotFoundError):
+        subprocess.run(["ninja"], check=True)  # noqa: S607 - by PATH is what is tested
+    monkeypatch.setenv("PATH", environment((9, 0))["PATH"])
+    subprocess.run(["ninja"], check=True)  # noqa: S607 - by PATH is what is tested
+    assert os.environ["PATH"].startswith(str(machine.path))
+
+
+def test_what_was_set_stays(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment((8, 9)) == {
+        "CUDA_HOME": str(machine.home),
+        "FLASHINFER_CUDA_ARCH_LIST": "8.9",
+        "FLASHINFER_USE_CUDA_NORM": "1",
+    }
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "8.9 9.0a")
+    monkeypatch.setenv("CUDA_PATH", "/opt/cuda")
+    monkeypatch.setenv("FLASHINFER_USE_CUDA_NORM", "0")
+    assert environment((8, 9)) == {"CUDA_HOME": "/opt/cuda"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [((8, 0), (8, "0")), ((9, 0), (9, "0a")), ((10, 0), (10, "0a")), ((10, 3), (10, "3a"))],
+)
+def test_flashinfer_names_the_card_as_it_does_by_itself(
+    capability: tuple[int, int],
+    target: tuple[int, str],
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    context = pytest.importorskip("flashinfer.compilation_context").CompilationContext
+    monkeypatch.setenv(
+        "FLASHINFER_CUDA_ARCH_LIST", environment(capability)["FLASHINFER_CUDA_ARCH_LIST"]
+    )
+    named = context().TARGET_CUDA_ARCHS
+    assert named == {target}
+
+
+def test_flashinfer_is_imported_after_it_was_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+
+    def imported(name: str) -> object:
+        told.update({key: value for key, value in os.environ.items() if "FLASHINFER" in key})
+        return object()
+
+    monkeypatch.setenv("FLASHINFER_USE_CUDA_NORM", "")  # restored afterwards
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "")
+    monkeypatch.setenv("CUDA_HOME", "")
+    monkeypatch.setattr(platforms, "import_module", imported)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
+    platforms.CudaPlatform(1)
+    assert told["FLASHINFER_USE_CUDA_NORM"] == "1"
+    assert told["FLASHINFER_CUDA_ARCH_LIST"] == "9.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
+from engine.device.toolchain import environment
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.layers.vision_attention import attend_with
 from engine.sampling.device_sampler import DeviceSampler
@@ -107,7 +109,10 @@ class CudaPlatform(FlashInferOffers, Cuda):
     def __init__(self, index: int = 0, library: Any | None = None) -> None:
         super().__init__(index)
         self._limited = library is None  # FlashInfer itself has kernels for some shapes only
-        self.library = import_module("flashinfer") if library is None else library
+        if library is None:  # which reads its environment when it is imported
+            os.environ.update(environment(torch.cuda.get_device_capability(index)))
+            library = import_module("flashinfer")
+        self.library = library
 
     def attention(
         self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype

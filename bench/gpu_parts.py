@@ -190,10 +190,10 @@ def ablations(shape: Shape, run: Run) -> Rows:
     """The same decoding without graphs, without fused layers, with eight bits a key."""
     bench = run.shape_bench(shape)
     if run.platform.device.type == "cuda" and hopper(run.platform):
-        tokens, operations = bench.prefill_rate(bench.engine(prefill_attention="fa2"))
+        tokens, operations = bench.prefill_rate(bench.engine(prefill_attention="fa3"))
         share = operations / run.limits.matmul_rate
         found = f"{tokens:,.0f} tok/s, {share:.0%} of the matmul rate"
-        yield Row(f"{shape.name} prefill by fa2, {run.sizes.prefill} tokens", found)
+        yield Row(f"{shape.name} prefill by fa3, {run.sizes.prefill} tokens", found)
         bench.collect()
     for name, changes in (
         ("kernel by kernel", {"graphs": False}),

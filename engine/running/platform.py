@@ -37,7 +37,7 @@ class Platform(Device, Protocol):
         """
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "auto"
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
         """Attention over `cache`, for queries of `dtype`. Raises ModelUnsupported.
 
@@ -64,7 +64,7 @@ class CpuPlatform(Host):
     warms_up = False
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "auto"
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
         return CpuAttention(shape, cache)
 
@@ -91,7 +91,7 @@ class FlashInferOffers:
         shape: AttentionShape,
         cache: KVCache,
         dtype: torch.dtype,
-        prefill: str = "auto",
+        prefill: str = "fa2",
     ) -> AttentionBackend:
         hopper = prefill == "fa3"
         return FlashInferAttention(shape, cache, self, dtype, self.library, hopper=hopper)
@@ -124,7 +124,7 @@ class CudaPlatform(FlashInferOffers, Cuda):
         self.library = library
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "auto"
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
         if self._limited:
             check_supported(shape, dtype)

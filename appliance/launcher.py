@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
 from appliance import __version__
@@ -60,16 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except ConfigurationError as error:
-        print(f"appliance: {redacted(str(error), arguments)}", file=sys.stderr)
+        from appliance.log_lines import complain
+
+        complain(redacted(str(error), arguments), arguments)
         return USAGE_ERROR
     except BrokenPipeError:  # the reader of our output is gone: `appliance --help | head`
         sys.stderr.close()
         return 1
     except Exception as error:  # our bug: a traceback, but of secrets nothing
-        from engine.device.log_lines import fault_lines
+        from appliance.log_lines import complain
 
-        lines = fault_lines(error, lambda text: redacted(text, arguments))
-        print(f"appliance: a fault of its own\n{lines}", file=sys.stderr)
+        hide = partial(redacted, arguments=arguments)
+        complain("a fault of its own", arguments, error, hide)
         return 1
 
 

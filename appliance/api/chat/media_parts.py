@@ -104,10 +104,10 @@ def _one_embeds(value: Any, path: str) -> EmbeddingFields:
 
 
 def _uuid(uuid: Any, path: str) -> str | None:
-    """A client's own name for an item."""
-    if uuid is None:
+    """A client's own name for an item; an empty one is none."""
+    if uuid in (None, ""):
         return None
-    if not read_text(uuid, path) or len(uuid) > LONGEST_UUID or not uuid.isprintable():
+    if len(read_text(uuid, path)) > LONGEST_UUID or not uuid.isprintable():
         raise bad_request(
             f"'{path}' must be 1 to {LONGEST_UUID} printable characters.", path, "invalid_value"
         )

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from appliance.config.errors import ConfigurationError, suggestion
@@ -39,9 +40,15 @@ def spell(annotation: Any) -> str:
     return "null" if annotation is type(None) else str(annotation.__name__)
 
 
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; they are looked up for every key that is checked."""
+    return typing.get_type_hints(cls)
+
+
 def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
     """Yield every key of the schema in the order it is declared."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         annotation = hints[field.name]
         if dataclasses.is_dataclass(annotation):
@@ -54,7 +61,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
 
 def groups(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted name and description of every group of keys."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             yield prefix + field.name, str(field.metadata["help"])

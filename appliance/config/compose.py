@@ -13,9 +13,11 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -32,6 +34,12 @@ from appliance.config.masking import (
 )
 from appliance.config.recipes import recipe_files
 from appliance.config.schema import Config
+from appliance.config.texts import (
+    check_decoded_texts,
+    check_file_texts,
+    check_override_texts,
+    composed_files,
+)
 
 VERSION_BASE = "1.3"
 QUOTING = re.compile(r"(alias|anchor|tag|handle) '[^']*'")  # of YAML errors, what was written
@@ -84,6 +92,7 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     options = group_options(folders)
     for override, shown in zip(overrides, masked_arguments(argv), strict=True):
         check_override(override, options, shown)
+        check_override_texts(override)
     register_schema()
     with (
         searching(folders),
@@ -92,16 +101,27 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
         ),
     ):
         try:
+            check_files(argv, folders)
             node = hydra_compose(PRIMARY, overrides=list(argv), return_hydra_config=True)
             choice = node.hydra.runtime.choices.get("recipe")
             with open_dict(node):
                 del node["hydra"]
             node.recipe = choice
+            check_decoded_texts(node)
             resolved = resolve(node)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigurationError(explain(error, options)) from error
     check_server_keys(resolved["server"])
     return node
+
+
+def check_files(argv: Sequence[str], folders: Sequence[Path]) -> None:
+    """Look at the YAML that will be composed, while what was written in it can still be told."""
+    loader = GlobalHydra.instance().config_loader()
+    listed = loader.compute_defaults_list(PRIMARY, list(argv), RunMode.RUN)
+    roots = [*folders, data_folder("conf"), data_folder("recipes")]
+    for file, package in composed_files(listed.defaults, roots):
+        check_file_texts(file, package)
 
 
 def resolve(node: DictConfig) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from appliance.argument_memory import overwrite_secrets
 from appliance.config.errors import USAGE_ERROR, ConfigurationError, suggestion
 from appliance.config.masking import redacted
 
+INTERRUPTED = 128 + 2  # exit code of a command that Ctrl-C ended
+
 
 class Arguments(argparse.ArgumentParser):
     """The flags of Hydra that make sense here; what is wrong becomes one line."""
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"appliance: {redacted(str(error), arguments)}", file=sys.stderr)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone: `appliance --help | head`
         sys.stderr.close()
         return 1

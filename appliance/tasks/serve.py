@@ -40,6 +40,7 @@ CLOSE_SECONDS = 2
 IDLE_SECONDS = 75
 SWITCH_SECONDS = 0.001  # for which a thread that computes may keep the interpreter from the loop
 BACKLOG = 4096
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class ModelLoader(Protocol):
@@ -87,7 +88,8 @@ class Serving:
             return 1
         server = Server(self._uvicorn())
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        for number in STOPPING:
             loop.add_signal_handler(number, self._on_signal)
         http = asyncio.create_task(server.serve(sockets))
         lag = LoopLag(self._service.metrics.loop_lag)
@@ -110,8 +112,9 @@ class Serving:
             if self._config.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._config.uds)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     def stop(self) -> None:
         """Drain and end."""
@@ -177,7 +180,10 @@ class Serving:
         lifecycle.draining = True
         seconds = self._config.drain_seconds
         fields = {"open": lifecycle.open_requests, "seconds": seconds}
-        logger.info("draining", extra={"fields": fields})
+        logger.info(
+            "draining: running requests are finished; a second Ctrl-C or SIGTERM ends them now",
+            extra={"fields": fields},
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while lifecycle.open_requests:

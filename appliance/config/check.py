@@ -129,15 +129,19 @@ def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     raise ConfigurationError(f"{name} is {shown!r}, must be {bounds(metadata)}{hint}")
 
 
-def check_key(name: str) -> None:
-    """Raise ConfigurationError for a dotted key that the schema does not have."""
+def check_key(name: str, full: str | None = None) -> None:
+    """Raise ConfigurationError for a dotted key that the schema does not have.
+
+    `full` is what to type instead, where that is known.
+    """
     known = {key.name: key for key in keys()} | {group: None for group, _ in groups()}
     stem, _, last = name.rpartition(".")
     if name in known or (last.isdecimal() and stem in known):
         return
     if is_named(name):
         return
-    raise ConfigurationError(f"unknown key '{name}'{suggestion(name, known)}")
+    what = f", type {full}" if full else suggestion(name, known)
+    raise ConfigurationError(f"unknown key '{name}'{what}")
 
 
 def is_named(name: str) -> bool:

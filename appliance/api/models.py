@@ -10,6 +10,7 @@ from starlette.responses import Response
 from appliance.api.http.paths import single
 from appliance.api.http.responses import json_response
 from appliance.config.schema import MediaConfig
+from appliance.media.image_formats import decoded
 from appliance.service import Service
 
 # The limits of each modality that a client can heed before it sends anything.
@@ -62,6 +63,8 @@ def media_limits(media: MediaConfig, modalities: tuple[str, ...]) -> dict[str, A
         modality: {key: getattr(getattr(media, modality), key) for key in LIMITS[modality]}
         for modality in modalities
     }
+    if "image" in limits:
+        limits["image"]["formats"] = list(decoded(media.image.formats))
     if media.embeddings.accept:
         limits["embeddings"] = {"max_bytes": media.embeddings.max_bytes}
     return limits

@@ -7,6 +7,7 @@ from typing import Any
 
 from appliance.api.fields.text import read_text
 from appliance.errors import ApplianceError, bad_request
+from appliance.media.data_url import is_data_url
 from appliance.media.source import EmbeddingFields, Source
 
 KINDS = {  # what an item of a part's type is prepared as, and where in the part its content is
@@ -62,7 +63,9 @@ def _url(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> s
                 f"'{path}.format' must be a name such as wav or mp3.", f"{path}.format"
             )
         data = read_text(value.get("data"), f"{path}.data")
-        return f"data:audio/{form};base64,{data}"
+        if is_data_url(data):  # as other providers' clients send it; nothing is fetched from here
+            return data
+        return f"data:audio/{form};base64,{data.replace('#', '%23')}"  # which is no fragment here
     detail = value.get("detail") if kind == "image_url" else None
     if detail not in (None, "", *DETAILS):
         raise bad_request(

@@ -144,13 +144,8 @@ class Prompting:
             if modality not in self.modalities:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
                 plural = modality if modality == "audio" else f"{modality}s"
-                able = modality in self._template.family.available
                 raise bad_request(
-                    f"The configuration of this server has {plural} off; the model would take them."
-                    if able
-                    else f"This model takes no {plural}.",
-                    source.field,
-                    "unsupported_parameter",
+                    f"This model takes no {plural}.", source.field, "unsupported_parameter"
                 )
 
     def _check_least(self, tokens: int, param: str) -> None:

@@ -219,20 +219,3 @@ async def test_a_bad_item_ends_the_others(equipped: Equip) -> None:
         assert (reply.status, reply.error["code"]) == (424, "media_fetch_failed")
         assert reply.error["param"] == "messages[0].content[0].image_url.url"
         assert await origin.settled()
-
-
-async def test_who_refuses_pictures_is_told_apart(
-    vision: PromptSide, prompt_side: PromptSide, pool: ThreadPoolExecutor
-) -> None:
-    for side, words in (
-        (vision, "The configuration of this server has images off; the model would take them."),
-        (prompt_side, "This model takes no images."),
-    ):
-        config = configuration()
-        service = Service(config, "tiny", "0123456789ab")
-        service.generation = generation(side, FakeEngine(speak(5)), config, service.metrics, pool)
-        service.lifecycle.loaded = True
-        messages = [{"role": "user", "content": [picture(8, 8)]}]
-        reply = await AsgiClient(create_app(service)).chat(messages=messages)
-        assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
-        assert reply.error["message"] == words

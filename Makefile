@@ -1,11 +1,12 @@
-# make serve            set up what is missing, then serve (ARGS="recipe=… key=value")
+# make serve            set up what is missing, then serve the demo (ARGS="server.port=9000"), or another recipe
+#                       (ARGS="recipe=… key=value")
 # make test             run all tests
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
 # make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
 
-ARGS ?= recipe=demo
+ARGS ?=
 RECIPE ?= demo
 PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
@@ -33,7 +34,7 @@ install: .venv/.installed
 	@touch $@
 
 serve: install
-	@$(BIN)/appliance $(ARGS)
+	@$(BIN)/appliance $(if $(findstring recipe=,$(ARGS))$(findstring model.path=,$(ARGS)),,recipe=$(RECIPE)) $(ARGS)
 
 test: .venv/.tested
 	$(BIN)/python -m pytest

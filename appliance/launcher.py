@@ -2,19 +2,28 @@
 
 appliance                        list the recipes
 appliance recipe=NAME key=value  serve it, or plan it with task=plan
+appliance help NAME              explain a group of keys, a key or a recipe
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from appliance import __version__
 from appliance.argument_memory import overwrite_secrets
 from appliance.config.errors import USAGE_ERROR, ConfigurationError, suggestion
 from appliance.config.masking import redacted
+from appliance.config.words import check_words
+
+COMPLETION = re.compile(r"(install|uninstall|query)=(bash|fish|zsh)")
+INTERRUPTED = 128 + 2  # exit code of a command that Ctrl-C ended
 
 
 class Arguments(argparse.ArgumentParser):
@@ -23,7 +32,7 @@ class Arguments(argparse.ArgumentParser):
     def __init__(self) -> None:
         super().__init__(prog="appliance", add_help=False, allow_abbrev=False)
         self.add_argument("overrides", nargs="*", help="group=option or key=value")
-        self.add_argument("--help", "-h", action="store_true", help="groups, keys and their values")
+        self.add_argument("--help", "-h", action="store_true", help="what there is")
         self.add_argument("--version", action="store_true", help="version of the appliance")
         self.add_argument(
             "--config-dir",
@@ -49,7 +58,8 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         flags = [flag for action in self._actions for flag in action.option_strings]
-        raise ConfigurationError(f"{message}{suggestion(unknown, flags) if unknown else ''}")
+        hint = f"{suggestion(unknown, flags)}; keys are set as key=value" if unknown else ""
+        raise ConfigurationError(f"{message}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,55 +70,105 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except ConfigurationError as error:
-        print(f"appliance: {redacted(str(error), arguments)}", file=sys.stderr)
+        from appliance.log_lines import complain
+
+        complain(redacted(str(error), arguments), arguments)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone: `appliance --help | head`
         sys.stderr.close()
         return 1
     except Exception as error:  # our bug: a traceback, but of secrets nothing
-        from engine.device.log_lines import fault_lines
+        from appliance.log_lines import complain
 
-        lines = fault_lines(error, lambda text: redacted(text, arguments))
-        print(f"appliance: a fault of its own\n{lines}", file=sys.stderr)
+        hide = partial(redacted, arguments=arguments)
+        complain("a fault of its own", arguments, error, hide)
         return 1
 
 
 def run(argv: list[str]) -> int:
-    arguments = Arguments().parse_intermixed_args(argv)
+    helping = argv[:1] == ["help"] or bool({"--help", "-h"} & set(argv))
+    if not helping:
+        check_words(argv, recipe_names)
+    arguments = Arguments().parse_intermixed_args(argv[argv[:1] == ["help"] :])
     if arguments.version:
         print(__version__)
         return 0
 
-    from appliance.config.compose import as_package, as_recipe, compose_node
     from appliance.config.folders import user_folders
     from appliance.config.recipes import listing
 
     folders = user_folders(arguments.config_dir)
-    if (
-        arguments.help
-        or arguments.info
-        or arguments.shell_completion
-        or arguments.cfg in ("hydra", "all")
-    ):
-        return ask_hydra(arguments)
-    if arguments.cfg:
-        node = compose_node(arguments.overrides, folders)
-        if arguments.package:
-            print(as_package(node, arguments.package, arguments.resolve), end="")
-        else:
-            print(as_recipe(node, arguments.resolve), end="")
-        return 0
-    if not arguments.overrides:
-        print(listing(folders))
-        return 0
-    from appliance import tasks
-    from appliance.recipe import compose_recipe
+    check_flags(arguments)
+    if helping:
+        print(manual(arguments.overrides, folders))
+    elif arguments.shell_completion and arguments.overrides[0].startswith("query="):
+        from appliance.config.completion import offered
 
-    return tasks.run(compose_recipe(arguments.overrides, arguments.config_dir))
+        print("\n".join(offered(os.environ.get("COMP_LINE", ""), arguments.config_dir)))
+    elif arguments.shell_completion or arguments.info or arguments.cfg in ("hydra", "all"):
+        return ask_hydra(arguments)
+    elif arguments.cfg:
+        print(configuration(arguments, folders), end="")
+    elif not arguments.overrides:
+        print(listing(folders))
+    else:
+        from appliance import tasks
+        from appliance.recipe import compose_recipe
+
+        return tasks.run(compose_recipe(arguments.overrides, arguments.config_dir))
+    return 0
+
+
+def recipe_names() -> Collection[str]:
+    """Recipes that anybody may mean who says a word, the user's by the environment included."""
+    from appliance.config.folders import user_folders
+    from appliance.config.recipes import recipe_files
+
+    return recipe_files(user_folders([])).keys()
+
+
+def check_flags(arguments: argparse.Namespace) -> None:
+    """Raise ConfigurationError for flags that would do nothing, or not what was meant."""
+    if arguments.package and not arguments.cfg:
+        raise ConfigurationError(
+            "--package goes with --cfg; a TCP port is server.port=8000, a wheel is model.path=pypi://…"
+        )
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigurationError("--resolve goes with --cfg")
+    said = arguments.overrides
+    if arguments.shell_completion and not (len(said) == 1 and COMPLETION.fullmatch(said[0])):
+        raise ConfigurationError(
+            '-sc takes install=bash or install=fish: type eval "$(appliance -sc install=bash)"'
+        )
+
+
+def manual(words: Sequence[str], folders: Sequence[Path]) -> str:
+    """What `--help` or `help` says: of the words without a value, else of everything."""
+    from appliance.config.compose import compose_node
+    from appliance.config.manual import explain, page
+
+    topics = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    if topics:
+        return explain(topics, overrides, folders)
+    compose_node(overrides, folders)  # says what is wrong with them
+    return page(folders)
+
+
+def configuration(arguments: argparse.Namespace, folders: Sequence[Path]) -> str:
+    """The composed recipe, or a part of it, as YAML."""
+    from appliance.config.compose import as_package, as_recipe, compose_node
+
+    node = compose_node(arguments.overrides, folders)
+    if arguments.package:
+        return as_package(node, arguments.package, arguments.resolve)
+    return as_recipe(node, arguments.resolve)
 
 
 def ask_hydra(arguments: argparse.Namespace) -> int:
-    """Let Hydra answer flags about its composition: help, information, completion."""
+    """Let Hydra answer flags about its composition: information, and scripts for completion."""
     import hydra
 
     from appliance.config.compose import (
@@ -125,7 +185,6 @@ def ask_hydra(arguments: argparse.Namespace) -> int:
         node = compose_node(overrides, folders)  # says what is wrong in our words
         overrides = hydras_overrides(node, overrides, arguments.resolve)
     flags = {
-        "--help": arguments.help,
         "--resolve": arguments.resolve,
         "--shell-completion": arguments.shell_completion,
         f"--cfg={arguments.cfg}": arguments.cfg,

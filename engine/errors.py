@@ -28,6 +28,8 @@ class EngineDead(EngineError):
 class DeviceMissing(EngineError):
     """The configured device, or something needed to use it, is not there."""
 
+    correctable = True
+
 
 class DeviceLost(EngineError):
     """The device failed while serving; this process cannot use it again."""

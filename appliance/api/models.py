@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from appliance.api.http.paths import single
 from appliance.api.http.responses import json_response
 from appliance.config.schema import MediaConfig
 from appliance.media.image_formats import decoded
@@ -31,7 +32,9 @@ class Models:
 
     async def retrieve(self, request: Request) -> Response:
         card = self._card()
-        self._service.check_model(request.path_params["id"])
+        asked, own = request.path_params["id"], self._service.model
+        if single(asked).strip("/") != single(own).strip("/"):
+            self._service.check_model(asked)
         return json_response(card, {})
 
     def _card(self) -> dict[str, Any]:

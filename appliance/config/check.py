@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from appliance.config.errors import ConfigurationError, suggestion
@@ -39,9 +40,15 @@ def spell(annotation: Any) -> str:
     return "null" if annotation is type(None) else str(annotation.__name__)
 
 
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; they are looked up for every key that is checked."""
+    return typing.get_type_hints(cls)
+
+
 def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
     """Yield every key of the schema in the order it is declared."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         annotation = hints[field.name]
         if dataclasses.is_dataclass(annotation):
@@ -54,7 +61,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
 
 def groups(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted name and description of every group of keys."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             yield prefix + field.name, str(field.metadata["help"])
@@ -122,15 +129,19 @@ def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     raise ConfigurationError(f"{name} is {shown!r}, must be {bounds(metadata)}{hint}")
 
 
-def check_key(name: str) -> None:
-    """Raise ConfigurationError for a dotted key that the schema does not have."""
+def check_key(name: str, full: str | None = None) -> None:
+    """Raise ConfigurationError for a dotted key that the schema does not have.
+
+    `full` is what to type instead, where that is known.
+    """
     known = {key.name: key for key in keys()} | {group: None for group, _ in groups()}
     stem, _, last = name.rpartition(".")
     if name in known or (last.isdecimal() and stem in known):
         return
     if is_named(name):
         return
-    raise ConfigurationError(f"unknown key '{name}'{suggestion(name, known)}")
+    what = f", type {full}" if full else suggestion(name, known)
+    raise ConfigurationError(f"unknown key '{name}'{what}")
 
 
 def is_named(name: str) -> bool:

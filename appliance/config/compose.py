@@ -13,9 +13,11 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -30,8 +32,15 @@ from appliance.config.masking import (
     masked_tree,
     secret_variables,
 )
-from appliance.config.recipes import recipe_files
+from appliance.config.recipes import circle, misnamed, recipe_files
 from appliance.config.schema import Config
+from appliance.config.texts import (
+    check_decoded_texts,
+    check_file_texts,
+    check_override_texts,
+    composed_files,
+)
+from appliance.config.words import in_full
 
 VERSION_BASE = "1.3"
 QUOTING = re.compile(r"(alias|anchor|tag|handle) '[^']*'")  # of YAML errors, what was written
@@ -83,7 +92,8 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     overrides = parse(argv)
     options = group_options(folders)
     for override, shown in zip(overrides, masked_arguments(argv), strict=True):
-        check_override(override, options, shown)
+        check_override(override, options, shown, folders)
+        check_override_texts(override)
     register_schema()
     with (
         searching(folders),
@@ -92,16 +102,31 @@ def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
         ),
     ):
         try:
+            check_files(argv, folders)
             node = hydra_compose(PRIMARY, overrides=list(argv), return_hydra_config=True)
             choice = node.hydra.runtime.choices.get("recipe")
             with open_dict(node):
                 del node["hydra"]
             node.recipe = choice
+            check_decoded_texts(node)
             resolved = resolve(node)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigurationError(explain(error, options)) from error
+        except RecursionError as error:
+            raise ConfigurationError(explain_circle(overrides, folders)) from error
+        except (OSError, UnicodeError) as error:
+            raise ConfigurationError(explain_file(error, folders)) from error
     check_server_keys(resolved["server"])
     return node
+
+
+def check_files(argv: Sequence[str], folders: Sequence[Path]) -> None:
+    """Look at the YAML that will be composed, while what was written in it can still be told."""
+    loader = GlobalHydra.instance().config_loader()
+    listed = loader.compute_defaults_list(PRIMARY, list(argv), RunMode.RUN)
+    roots = [*folders, data_folder("conf"), data_folder("recipes")]
+    for file, package in composed_files(listed.defaults, roots):
+        check_file_texts(file, package)
 
 
 def resolve(node: DictConfig) -> dict[str, Any]:
@@ -141,26 +166,36 @@ def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
     options = {"recipe": list(recipe_files(folders))}
     for root in [*folders, data_folder("conf")]:
         for file in sorted(root.glob("*/*.yaml")):
-            if file.parent.name != "recipe":
+            if file.parent.name != "recipe" and file.is_file():
                 names = options.setdefault(file.parent.name, [])
                 names.extend([file.stem] if file.stem not in names else [])
     return options
 
 
-def check_override(override: Override, options: dict[str, list[str]], text: str) -> None:
+def check_override(
+    override: Override, options: dict[str, list[str]], text: str, folders: Sequence[Path]
+) -> None:
     """Raise ConfigurationError for a key or option that does not exist; `text` is shown of it."""
     name = override.key_or_group
     if name == "hydra" or name.startswith(("hydra.", "hydra/")):
         raise ConfigurationError(f"'{text}': Hydra's own settings are fixed here")
+    written = str(override.input_line or "").partition("=")[2]
     if override.is_sweep_override():
+        if (full := in_full(name, written)) and "[" in full:
+            raise ConfigurationError(f"'{text}': a list stands in brackets, type {full}")
         raise ConfigurationError(f"'{text}': one value only, an appliance serves one model")
     if override.is_delete():
         raise ConfigurationError(
             f"'{text}': keys cannot be deleted; set {name}=null or another value"
         )
     if name not in options:
-        check_key(name)
-        if override.is_add() and is_named(name):
+        check_key(name, in_full(name, written))
+        if override.is_add() and not is_named(name):
+            raise ConfigurationError(
+                f"'{text}': {name} is a key already, type {in_full(name, written)} without a +"
+            )
+        check_list(name, override.value(), in_full(name, written))
+        if override.is_add():
             raise ConfigurationError(
                 f"{name}: a group of that name begins in a recipe; its keys can then be set here"
             )
@@ -170,10 +205,20 @@ def check_override(override: Override, options: dict[str, list[str]], text: str)
         keys_of = f"; its keys can be set one by one ({name}.KEY=VALUE)" if name != "recipe" else ""
         raise ConfigurationError(f"'{text}': {name} takes the name of one option{keys_of}")
     if value not in options[name]:
+        if name == "recipe" and (file := misnamed(value, folders)):
+            raise ConfigurationError(f"'{file}' has to be called {value}.yaml")
         known = ", ".join(options[name])
         raise ConfigurationError(
             f"unknown {name} '{value}'{suggestion(value, options[name])}; there are: {known}"
         )
+
+
+def check_list(name: str, value: Any, full: str | None) -> None:
+    """Raise ConfigurationError for one value where a key takes a list."""
+    known = {key.name: key for key in keys()}
+    single = not isinstance(value, list | dict) and value is not None
+    if name in known and known[name].type.startswith("list") and single and "${" not in str(value):
+        raise ConfigurationError(f"{name} takes a list, type {full}")
 
 
 def explain(error: Exception, options: dict[str, list[str]]) -> str:
@@ -194,9 +239,37 @@ def explain(error: Exception, options: dict[str, list[str]]) -> str:
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return where + explain_key(one)
     reason = " ".join(str(chain[-1]).split())
+    if "with ListConfig" in reason:
+        return f"{where}a recipe holds keys and values, not a list"
     if named := re.search(r"is not a subclass of (\w+)Config", reason):
         reason = f"{named[1].lower()} is a group of keys and cannot be a value itself"
     return where + reason
+
+
+def explain_circle(overrides: Sequence[Override], folders: Sequence[Path]) -> str:
+    """Say which recipes inherit from each other."""
+    files = recipe_files(folders)
+    chosen = next((one.value() for one in overrides if one.key_or_group == "recipe"), None)
+    names = circle(chosen, files) if isinstance(chosen, str) else []
+    if not names:
+        return "an option of a group inherits from itself, or too many from each other"
+    hint = " (one of your own that replaces a built-in one cannot inherit from it)"
+    return f"{files[names[0]]} inherits from itself: {' > '.join(names)}{hint}"
+
+
+def explain_file(error: OSError | UnicodeError, folders: Sequence[Path]) -> str:
+    """Say which file cannot be read."""
+    if isinstance(error, OSError):
+        return f"'{error.filename}' cannot be read ({(error.strerror or 'refused').lower()})"
+    for root in folders:
+        for file in sorted(root.glob("*/*.yaml")):
+            try:
+                file.read_text(encoding="utf-8")
+            except UnicodeError:
+                return f"'{file}' is not text in UTF-8"
+            except OSError:
+                continue
+    return "a file of the configuration is not text in UTF-8"
 
 
 def explain_key(error: OmegaConfBaseException) -> str:
@@ -209,6 +282,8 @@ def explain_key(error: OmegaConfBaseException) -> str:
     if name == "recipe":
         return "a recipe has to begin with the line '# @package _global_'"
     if name in known:
+        if known[name].type.startswith("list") and "is not a ListConfig" in reason:
+            return f"{name} must be {known[name].type}: a list stands in brackets, even of one"
         wrong = "null" if "not Optional" in reason else reason.split(" full_key:")[0]
         return f"{name} must be {known[name].type}: {wrong}"
     if name not in {group for group, _ in groups()} and re.search(

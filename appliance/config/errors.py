@@ -8,6 +8,29 @@ from collections.abc import Iterable
 USAGE_ERROR = 2  # exit code of a command that its user can correct
 
 
+# What people call what has another name here; the nearest by its letters would be wrong.
+MEANT = {
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "flashinfer": "cuda",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "full": "float32",
+    "jpg": "JPEG",
+    "tif": "TIFF",
+    "heic": "HEIF",
+    "text": "human",
+    "docker": "container",
+    "localhost": "local",
+    "warn": "warning",
+    "none": "deny",
+    "off": "deny",
+    "never": "deny",
+}
+
+
 class ConfigurationError(Exception):
     """The configuration cannot be used; the message is one line for the person who wrote it."""
 
@@ -19,6 +42,8 @@ class WeightsError(ConfigurationError):
 def suggestion(wrong: str, names: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest of `names`, or nothing when none is near."""
     known = list(names)
+    if (meant := MEANT.get(wrong.lower())) in known and wrong not in known:
+        return f" (did you mean '{meant}'?)"
     found = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     if (
         not found

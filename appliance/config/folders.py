@@ -41,8 +41,30 @@ def user_folders(given: Sequence[str]) -> list[Path]:
                 f"'{text}' holds a file {PRIMARY}.yaml, which would replace the built-in defaults; "
                 f"recipes belong in '{Path(text) / 'recipe'}'"
             )
+        check_shape(text, folder)
         folders.append(folder)
+    for text, folder in zip(given, folders, strict=False):
+        if not any(inner.is_dir() for inner in folder.iterdir()):
+            raise ConfigurationError(f"--config-dir '{text}' holds no recipe/NAME.yaml")
     return folders
+
+
+def check_shape(text: str, folder: Path) -> None:
+    """Raise ConfigurationError for a folder one level too deep, or of almost the right shape."""
+    if (folder / "recipe").is_dir():
+        return
+    recipes = sorted(folder.glob("*.yaml"))
+    if folder.name == "recipe" and recipes:
+        above = Path(text).parent if Path(text).name == "recipe" else folder.parent
+        raise ConfigurationError(
+            f"'{text}' is the folder of recipes itself: give the one above it, '{above}'"
+        )
+    if recipes:
+        raise ConfigurationError(
+            f"'{text}' holds {recipes[0].name} itself: recipes belong in '{Path(text) / 'recipe'}'"
+        )
+    if any((folder / "recipes").glob("*.yaml")):
+        raise ConfigurationError(f"'{text}' holds 'recipes': the folder has to be called 'recipe'")
 
 
 def beside_recipes(path: str, folders: Sequence[Path]) -> str:

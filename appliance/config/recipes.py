@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from appliance.config.folders import data_folder
 
@@ -13,13 +15,37 @@ def recipe_files(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in [*folders, data_folder("recipes")]:
         for file in sorted((folder / "recipe").glob("*.yaml")):
-            found.setdefault(file.stem, file)
+            if file.is_file():
+                found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
+
+
+def misnamed(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file of a recipe that nobody finds by its name."""
+    files = [folder / "recipe" / f"{name}.yml" for folder in folders]
+    return next((file for file in files if file.is_file()), None)
+
+
+def circle(name: str, files: Mapping[str, Path]) -> list[str]:
+    """The recipes that a recipe inherits from down to one that comes twice, or nothing."""
+    way = [name]
+    while name in files:
+        tree = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+        entries = tree.get("defaults", []) if isinstance(tree, dict) else []
+        above = [one for one in entries if isinstance(one, str) and one in files]
+        again = next((one for one in above if one in way), None)
+        if again is not None:
+            return [*way[way.index(again) :], again]
+        if not above:
+            break
+        name = above[0]
+        way.append(name)
+    return []
 
 
 def headline(file: Path) -> str:
     """Return the first comment line of a recipe that is not Hydra's `# @package` header."""
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.strip()
         if text.startswith("#") and not text.startswith("# @package"):
             return text.lstrip("# ")

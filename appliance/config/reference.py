@@ -60,6 +60,12 @@ def table(members: Sequence[Key], defaults: DictConfig) -> str:
 
 
 def default(name: str, defaults: DictConfig) -> str:
+    value = plain_default(name, defaults)
+    return f"`{value}`" if value not in ("", "must be set") else value
+
+
+def plain_default(name: str, defaults: DictConfig) -> str:
+    """A key's value as it would be typed, or that there is none."""
     parent, _, last = name.rpartition(".")
     node = OmegaConf.select(defaults, parent) if parent else defaults
     if node is None:  # of a group that the user names
@@ -68,10 +74,10 @@ def default(name: str, defaults: DictConfig) -> str:
         return "must be set"
     value = OmegaConf.select(defaults, name)
     if OmegaConf.is_list(value):
-        return f"`[{', '.join(map(str, value))}]`"
+        return f"[{', '.join(map(str, value))}]"
     if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return "`null`" if value is None else f"`{value}`"
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -336,6 +336,11 @@ class EngineConfig:
     gpu_memory_fraction: float | None = key(
         "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
     )
+    prefill_attention: str = key(
+        "FlashInfer's kernels for prompts (cuda only): fa2 runs on every card, fa3 on Hopper, "
+        "where auto takes it.",
+        choices=("auto", "fa2", "fa3"),
+    )
     vision_attention: str = key(
         "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "
         "it has kernels for, auto (cuda only) takes that for large pictures.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 PIECE = 1 << 20
+MOST_MEMBERS = 10_000  # of gzip, each of which takes time even where it holds nothing
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # tell by the header
 BARE = -zlib.MAX_WBITS  # deflate without a wrapper
 ZLIB_METHOD, ZLIB_CHECK = 8, 31  # RFC 1950, 2.2
@@ -40,6 +41,7 @@ class Inflate:
     def __init__(self, bare: bool = False) -> None:
         self._member = zlib.decompressobj(GZIP_OR_ZLIB)
         self._begun = False
+        self._members = 1
         self._untold = b"" if bare else None  # the first bytes, until they tell the wrapper
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -54,6 +56,9 @@ class Inflate:
                 self._member = zlib.decompressobj(BARE)
         while data:
             if self._member.eof:
+                self._members += 1
+                if self._members > MOST_MEMBERS:
+                    raise ValueError("too many members")
                 self._member = zlib.decompressobj(GZIP_OR_ZLIB)
             self._begun = True
             try:

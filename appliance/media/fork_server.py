@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 from appliance.media.worker import Begin, End, WorkerSettings
 from appliance.media.worker_log import WorkerLog
+from engine.device.process_setup import held_back
 
 logger = logging.getLogger("appliance.media")
 
@@ -116,7 +117,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         handle = theirs.fileno()
         code = LAUNCH.format(path=list(sys.path), handle=handle, parent=os.getpid())
-        with theirs:
+        with theirs, held_back():
             self._process = subprocess.Popen(  # noqa: S603 - the code is ours, only numbers are put in
                 [sys.executable, "-c", code],
                 pass_fds=[handle],

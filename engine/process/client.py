@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from engine.device.environment import variables
 from engine.device.log_lines import LogStyle
+from engine.device.process_setup import start
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
 from engine.process.engine_process import run_engine, run_process
@@ -97,7 +98,7 @@ class EngineClient:
                     name="engine",
                     daemon=True,
                 )
-                self._process.start()
+                start(self._process)
                 requests.close()
                 outputs.close()
                 self._followers.close_links()

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from engine.device.log_lines import LogStyle
+from engine.device.process_setup import start
 from engine.options import EngineOptions
 from engine.parallel.exit_codes import PEER_GONE
 from engine.process.follower import run_follower
@@ -33,7 +34,7 @@ class Followers:
                 name=f"engine rank {rank}",
                 daemon=True,
             )
-            process.start()
+            start(process)
             theirs.close()
             self.processes.append(process)
             self.links.append(ours)

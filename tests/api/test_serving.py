@@ -16,9 +16,10 @@ from pathlib import Path
 import openai
 import pytest
 
+from appliance.addresses import CannotListen, bind
 from appliance.api.http.protocol import MAX_HEADER_BYTES
 from appliance.service import Service
-from appliance.tasks.serve import Serving, bind
+from appliance.tasks.serve import Serving
 from engine.errors import EngineDead
 from engine.request import Output, Request, TokenLogprob
 from tests.api.asgi_client import chat_body
@@ -334,7 +335,7 @@ async def test_a_unix_socket(start: Start, tmp_path: Path, prompt_side: PromptSi
     assert not path.exists()
 
 
-async def test_a_taken_port_is_one_line_and_exit_code_1(
+async def test_a_taken_port_is_one_line_and_exit_code_2(
     prompt_side: PromptSide, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken = bind("127.0.0.1", 0)
@@ -342,14 +343,11 @@ async def test_a_taken_port_is_one_line_and_exit_code_1(
     port = taken.getsockname()[1]
     config = configuration(f"server.port={port}")
     loader = FakeLoader(prompt_side, FakeEngine(endless), pool)
-    assert await Serving(config.server, Service(config, "tiny", "0"), loader).run() == 1
-    assert f"{port}" in caplog.text
-    assert "in use" in caplog.text
+    assert await Serving(config.server, Service(config, "tiny", "0"), loader).run() == 2
+    assert f"port {port} of 127.0.0.1 is in use: set server.port=" in caplog.text
     taken.close()
 
 
 def test_a_name_nobody_has_cannot_be_listened_on() -> None:
-    from appliance.tasks.serve import CannotListen
-
     with pytest.raises(CannotListen, match=r"not an address"):
         bind("no.such.host.invalid", 1)

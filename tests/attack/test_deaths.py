@@ -5,6 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -163,3 +166,70 @@ def test_an_engine_that_stands_still_is_told_by_the_probe_and_ends_the_server(
         assert server.process.wait(20) == 1
         assert gone(everybody)
     assert "no step has ended for 5 seconds" in server.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_lets_answers_finish(
+    overrides: list[str], number: signal.Signals
+) -> None:
+    with serving(*overrides, "engine.threads=1") as server:
+        everybody = list(family_of(server).values())
+        with streams(server) as begun:
+            for process in [*everybody, server.process]:  # as `timeout`, systemd and terminals do
+                process.send_signal(number)
+        for stream in begun:  # one may have come too late to be taken
+            said = stream.result()
+            assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") or b'"draining"' in said
+            assert b'"error"' not in said or b'"draining"' in said
+        assert sum(b"[DONE]" in stream.result() for stream in begun) > 2
+        assert server.process.wait(20) == 0
+        assert gone(everybody)
+    assert sum("a second Ctrl-C or SIGTERM ends them now" in line for line in server.lines) == 1
+    assert "Traceback" not in server.output
+
+
+def test_a_second_signal_to_all_processes_ends_them(overrides: list[str]) -> None:
+    with serving(*overrides, "engine.threads=1") as server:
+        everybody = list(family_of(server).values())
+        with streams(server):
+            for wait in (lambda: "draining" in server.output, lambda: True):
+                for process in [*everybody, server.process]:
+                    process.send_signal(signal.SIGINT)
+                assert until(wait)
+            assert server.process.wait(10) == 1
+        assert gone(everybody)
+    assert "Traceback" not in server.output
+
+
+def test_a_signal_to_all_processes_while_they_start_ends_them(overrides: list[str]) -> None:
+    with serving(*overrides, ready=False) as server:
+        assert until(lambda: len(family_of(server)) >= 2)
+        everybody = list(family_of(server).values())
+        for process in [*everybody, server.process]:
+            process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert gone(everybody)
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("milliseconds", [0, 50, 150, 300, 450, 600, 800, 1000])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_first_second_says_nothing(milliseconds: int, number: int) -> None:
+    command = [sys.executable, "-m", "appliance", "recipe=demo", "server.port=0"]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert until(lambda: caught(begun.pid, signal.SIGTERM))  # Python itself has begun
+        time.sleep(milliseconds / 1000)
+        begun.send_signal(number)
+        _, said = begun.communicate(timeout=20)
+    finally:
+        begun.kill()
+    assert begun.returncode in (0, 128 + number)  # 0 once it serves
+    assert "Traceback" not in said
+
+
+def caught(process: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from appliance.launcher import main
 from tests.conftest import Launch
 
 MISTAKES = [
@@ -108,20 +109,11 @@ def test_cfg_job_prints_yaml_with_overrides_in_it(launch: Launch) -> None:
     assert yaml.safe_load(part.stdout) == printed["server"]
 
 
-def test_the_folder_of_recipes_counts_for_hydras_own_flags(launch: Launch, mine: Path) -> None:
+def test_the_folder_of_recipes_counts_for_all_flags(launch: Launch, mine: Path) -> None:
     ran = launch("--config-dir", str(mine), "recipe=own", "--help")
     assert ran.returncode == 0
-    assert "recipe: demo, gemma_3, llava_1_5, own, qwen2_vl, short, smollm2, ultravox" in ran.stdout
-    assert "path: /somewhere/own" in ran.stdout
+    assert "demo, gemma_3, llava_1_5, own, qwen2_vl, short, smollm2, ultravox" in ran.stdout
     assert f"file://{mine}" in launch("--config-dir", str(mine), "--info", "searchpath").stdout
-
-
-def test_help_names_recipes_groups_and_keys(launch: Launch) -> None:
-    ran = launch("--help")
-    assert ran.returncode == 0
-    assert "recipe: demo, gemma_3, llava_1_5, qwen2_vl, smollm2, ultravox" in ran.stdout
-    assert "max_tokens_per_step: 1024" in ran.stdout
-    assert 'eval "$(appliance -sc install=bash)"' in ran.stdout
 
 
 def test_tab_completes_recipes_and_keys(launch: Launch, mine: Path) -> None:
@@ -145,3 +137,61 @@ def test_composing_does_not_import_the_model_libraries(launch: Launch, tmp_path:
     checkout = str(Path(__file__).resolve().parents[2])
     ran = launch("recipe=smollm2", "--cfg", "job", PYTHONPATH=f"{tmp_path}{os.pathsep}{checkout}")
     assert ran.returncode == 0
+
+
+HEAD = "# @package _global_\n"
+FOLDERS = [
+    ({"recipe/a.yaml": f"{HEAD}defaults: [a, _self_]"}, "a.yaml inherits from itself: a > a ("),
+    (
+        {
+            "recipe/a.yaml": f"{HEAD}defaults: [b, _self_]",
+            "recipe/b.yaml": f"{HEAD}defaults: [_self_, c]",
+            "recipe/c.yaml": f"{HEAD}defaults: [b]",
+        },
+        "inherits from itself: b > c > b",
+    ),
+    ({"recipe/a.yml": HEAD}, "a.yml' has to be called a.yaml"),
+    ({"a.yaml": HEAD}, "holds a.yaml itself: recipes belong in '"),
+    ({"recipes/a.yaml": HEAD}, "holds 'recipes': the folder has to be called 'recipe'"),
+    ({"readme.txt": "x"}, "holds no recipe/NAME.yaml"),
+    ({"recipe/a.yaml": f"{HEAD}- x"}, "a recipe holds keys and values, not a list"),
+    ({"recipe/a.yaml": f"{HEAD}\tmodel: x"}, "a.yaml, line 2: not valid YAML"),
+    ({"recipe/a.yaml": f"{HEAD}model: {{path: x, path: y}}"}, "found duplicate key path"),
+    ({"recipe/a.yaml": "\udcff\udcfe"}, "a.yaml' is not text in UTF-8"),
+    ({"recipe/a.yaml/b": ""}, "unknown recipe 'a'"),
+    ({"recipe/a.yaml": f"{HEAD}defaults: [server: nowhere]"}, "no configuration"),
+    ({"recipe/a.yaml": f"{HEAD}media: {{allowed_domains: a.org}}"}, "a list stands in brackets"),
+    ({"recipe/a.yaml": f"{HEAD}model: {{path: '${{model.name}}', name: '${{model.path}}'}}"}, ""),
+]
+
+
+@pytest.mark.parametrize(("files", "expected"), FOLDERS, ids=[told for _, told in FOLDERS])
+def test_a_folder_that_is_not_right_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, errors="surrogateescape")
+    assert main(["--config-dir", str(tmp_path), "recipe=a", "--cfg", "job"]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.startswith("appliance: ")
+    assert said.count("\n") == 1
+
+
+def test_the_folder_of_recipes_itself_is_one_too_deep(
+    capsys: pytest.CaptureFixture[str], mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--config-dir", str(mine / "recipe"), "recipe=own"]) == 2
+    assert f"give the one above it, '{mine}'" in capsys.readouterr().err
+    monkeypatch.setenv("APPLIANCE_RECIPES", str(mine / "recipe"))  # of a container's volume
+    assert main([]) == 2
+    assert f"give the one above it, '{mine}'" in capsys.readouterr().err
+
+
+def test_an_empty_volume_of_recipes_is_fine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPLIANCE_RECIPES", str(tmp_path))
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.conftest import Launch
 from tests.serving.conftest import Server, serving
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
@@ -64,8 +65,7 @@ def test_sigterm_ends_with_code_0(checkpoint: Callable[[str], Path]) -> None:
         assert "Traceback" not in server.output
 
 
-def test_weights_that_are_not_there_are_one_line_and_code_2(tmp_path: Path) -> None:
-    with serving(f"model.path={tmp_path}", ready=False) as server:
-        assert server.process.wait(30) == 2
-    assert "could not be loaded" in server.output
-    assert "Traceback" not in server.output
+def test_weights_that_are_not_there_are_one_line_and_code_2(launch: Launch, tmp_path: Path) -> None:
+    ran = launch(f"model.path={tmp_path}")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert "holds neither" in ran.stderr

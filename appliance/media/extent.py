@@ -6,8 +6,6 @@ are written before their length is known. That an element full of media runs bey
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 UNKNOWN = 0x7FFF0000  # from here on a size of RIFF says that it was not known when written
 FRAGMENT, MEDIA = b"moof", b"mdat"
 MOVIE_BOXES = (b"ftyp", b"moov", b"styp", b"wide", b"free", b"skip", MEDIA, FRAGMENT)
@@ -15,8 +13,9 @@ EBML = b"\x1aE\xdf\xa3"
 SEGMENT, CLUSTER = 0x18538067, 0x1F43B675  # RFC 9559
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
-GIF_TRAILER, GIF_EXTENSION, GIF_IMAGE = 0x3B, 0x21, 0x2C  # GIF 89a, appendix A
+GIF_EXTENSION, GIF_IMAGE = 0x21, 0x2C  # GIF 89a, appendix A
 FLV_TAG, FLV_BETWEEN = 11, 4
+MOST_ELEMENTS = 1_000_000  # that are looked at: small ones would take long, and tell nothing
 
 
 def is_cut_off(data: bytes) -> bool:
@@ -37,7 +36,9 @@ def is_cut_off(data: bytes) -> bool:
 def _cut_fragments(data: bytes) -> bool:
     """Whole files have a table of their samples, which is looked at where it was read."""
     place, fragments = 0, False
-    while place + 8 <= len(data):
+    for _ in range(MOST_ELEMENTS):
+        if place + 8 > len(data):
+            return fragments and place < len(data)
         size, name = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         header = 8
         if size == 1:
@@ -48,53 +49,44 @@ def _cut_fragments(data: bytes) -> bool:
         if size < header or place + size > len(data):
             return fragments and name in (FRAGMENT, MEDIA)
         place += size
-    return fragments and place < len(data)
+    return False
 
 
 def _cut_avi(data: bytes) -> bool:
     """A file has its frames in lists within one RIFF chunk or several."""
-    for name, kind, begin, size in _lists(data, 0):
-        if name != b"RIFF" or kind not in (b"AVI ", b"AVIX"):
-            continue
-        for inner, inner_kind, place, length in _lists(data, begin + 4):
-            if (inner, inner_kind) == (b"LIST", b"movi") and length < UNKNOWN:
-                if place + length > len(data):
-                    return True
-                break
-        if size >= UNKNOWN:
+    inside = 12  # where lists stand; others of RIFF follow the first
+    for _ in range(MOST_ELEMENTS):
+        if inside + 8 > len(data):
             return False
+        name, kind = data[inside : inside + 4], data[inside + 8 : inside + 12]
+        size = int.from_bytes(data[inside + 4 : inside + 8], "little")
+        if name == b"RIFF" and kind in (b"AVI ", b"AVIX"):
+            inside += 12
+            continue
+        if (name, kind) == (b"LIST", b"movi"):
+            if size >= UNKNOWN:
+                return False
+            if inside + 8 + size > len(data):
+                return True
+        inside += 8 + size + size % 2
     return False
 
 
-def _lists(data: bytes, place: int) -> Iterator[tuple[bytes, bytes, int, int]]:
-    """Chunks: name, kind of a list, where the content begins, its declared size."""
-    while place + 8 <= len(data):
-        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        yield name, data[place + 8 : place + 12], place + 8, size
-        place += 8 + size + size % 2
-
-
 def _cut_matroska(data: bytes) -> bool:
-    place, name = 0, 0
-    while name != SEGMENT:
-        element = _element(data, place)
-        if element is None:
-            return False
-        name, begin, size = element
-        if name != SEGMENT:
-            if size is None:
-                return False
-            place = begin + size
-    declared, place, last = size, begin, 0
-    while place < len(data):
+    """Elements of the first level that are not clusters may be missing."""
+    place, last, declared = 0, 0, None
+    for _ in range(MOST_ELEMENTS):
         element = _element(data, place)
         if element is None:
             break
-        last, inner, size = element
+        name, begin, size = element
+        if name == SEGMENT:
+            place, declared = begin, None if size is None else begin + size
+            continue
         if size is None:
             return False
-        place = inner + size
-    short = place > len(data) or (declared is not None and begin + declared > len(data))
+        place, last = begin + size, name
+    short = place > len(data) or (declared is not None and declared > len(data))
     return short and last == CLUSTER
 
 
@@ -116,9 +108,9 @@ def _element(data: bytes, place: int) -> tuple[int, int, int | None] | None:
 
 def _cut_asf(data: bytes) -> bool:
     place = 0
-    while place + 24 <= len(data):
+    for _ in range(MOST_ELEMENTS):
         size = int.from_bytes(data[place + 16 : place + 24], "little")
-        if size < 24:
+        if size < 24 or place + 24 > len(data):
             return False
         if data[place : place + 16] == ASF_DATA:
             return place + size > len(data)
@@ -128,7 +120,9 @@ def _cut_asf(data: bytes) -> bool:
 
 def _cut_flv(data: bytes) -> bool:
     place = int.from_bytes(data[5:9], "big") + FLV_BETWEEN
-    while 9 < place + FLV_TAG <= len(data):
+    for _ in range(MOST_ELEMENTS):
+        if not 9 < place + FLV_TAG <= len(data):
+            return False
         place += FLV_TAG + int.from_bytes(data[place + 1 : place + 4], "big")
         if place > len(data):
             return True
@@ -137,19 +131,19 @@ def _cut_flv(data: bytes) -> bool:
 
 
 def _cut_gif(data: bytes) -> bool:
-    place = 13 + _colours(data[10:11])
-    while place < len(data) and data[place] != GIF_TRAILER:
-        if data[place] == GIF_EXTENSION:
-            place += 2
+    place, within = 13 + _colours(data[10:11]), False
+    for _ in range(2 * MOST_ELEMENTS):
+        if place >= len(data):
+            return within
+        if within:  # blocks up to an empty one
+            within = data[place] > 0
+            place += 1 + data[place]
+        elif data[place] == GIF_EXTENSION:
+            place, within = place + 2, True
         elif data[place] == GIF_IMAGE:
-            place += 11 + _colours(data[place + 9 : place + 10])
+            place, within = place + 11 + _colours(data[place + 9 : place + 10]), True
         else:
             return False
-        while place < len(data) and data[place]:  # blocks up to an empty one
-            place += 1 + data[place]
-        if place >= len(data):
-            return True
-        place += 1
     return False
 
 

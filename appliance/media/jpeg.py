@@ -19,6 +19,7 @@ KEPT = {  # how segments begin that tell colours or orientation, and how long th
 }
 NEXT_MARKER = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")
 COEFFICIENTS = 64
+MOST_SEGMENTS = 20_000  # more of them are left to the decoder
 PADDING = b"\0\xff"  # what storage is filled with
 FILLERS = tuple(  # whatever a decoder would read after the end of the data
     bytes(random.Random(seed).choices(range(255), k=512))  # noqa: S311 - the same every time
@@ -61,7 +62,9 @@ def without_metadata(data: bytes) -> Jpeg:
 def _segments(data: bytes) -> Iterator[Segment]:
     """Those before the pixels, and SCAN for all that follows; what is no segment ends them too."""
     place = len(START)
-    while place + 4 <= len(data):
+    for _ in range(MOST_SEGMENTS):
+        if place + 4 > len(data):
+            break
         marker = data[place + 1]
         if data[place] != 0xFF or marker == SCAN:
             break
@@ -89,9 +92,10 @@ def _is_beside(marker: int, content: bytes) -> bool:
 def _is_refined(head: bytes, pixels: bytes) -> bool:
     """Whether a scan was begun for every bit of every coefficient (T.81, G.1.1)."""
     components: set[int] = set()
-    for marker, begin, end in _segments(START + head):
-        content = (START + head)[begin + 4 : end]
-        if marker in FRAMES and len(content) >= 6:
+    whole = START + head
+    for marker, begin, end in _segments(whole):
+        content = whole[begin + 4 : end] if marker in FRAMES else b""
+        if len(content) >= 6:
             components = {content[6 + 3 * n] for n in range(content[5]) if 6 + 3 * n < len(content)}
     missing = {(component, n) for component in components for n in range(COEFFICIENTS)}
     for scan in _scans(pixels):

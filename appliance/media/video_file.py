@@ -22,6 +22,7 @@ from appliance.media.frame_table import Entry, FrameTable, frame_table
 
 FULL_TURN = 1 << 16  # 1.0 in a display matrix
 FEW = 20  # one in so many packets may hold no frame of its own
+VP8_SHOWN = 0x10  # of the first byte of a frame (RFC 6386, 9.1)
 SEES_THROUGH = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that keep transparency
 
 # Display matrix (a, b, c, d) of x' = ax + cy, y' = bx + dy to what Pillow calls it.
@@ -77,12 +78,13 @@ class VideoFile:
         """Every packet is read, none is decoded."""
         with _faults(), self._opened() as (container, stream):
             entries: list[Entry] = []
-            cut = False
+            cut, hides = False, stream.codec_context.name == "vp8"
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
                 cut = packet.is_corrupt
-                if packet.is_discard:  # decoded for the sake of others, and not shown
+                # some are decoded for the sake of others, and not shown
+                if packet.is_discard or (hides and not memoryview(packet)[0] & VP8_SHOWN):
                     continue
                 entries.append((packet.pts, packet.dts, packet.is_keyframe))
                 if len(entries) > most:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import av
@@ -53,6 +54,28 @@ def sized(data: bytes, size: int, tag: bytes = b"RIFF") -> bytes:
 def lasting(data: bytes, seconds: float) -> bytes:
     """A Matroska file that is said to last so long."""
     return replaced(data, b"\x44\x89\x88", 3, struct.pack(">d", seconds * 1000))
+
+
+def hiding(*hidden: int) -> bytes:
+    """A WebM file of VP8, some frames of which are there for others only (RFC 6386, 9.1)."""
+    data = video(24, form="webm", codec="libvpx")
+    return changed(data, hidden, lambda content: bytes([content[0] & 0xEF]) + content[1:])
+
+
+def changed(data: bytes, numbers: Sequence[int], change: Callable[[bytes], bytes]) -> bytes:
+    """A Matroska file with these packets changed."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as given, av.open(file, "w", format="matroska") as made:
+        source = given.streams.video[0]
+        stream = made.add_stream_from_template(source)
+        packets = [packet for packet in given.demux(source) if packet.size]
+        for number, packet in enumerate(packets):
+            content = bytes(packet)
+            copy = av.Packet(change(content) if number in numbers else content)
+            copy.pts, copy.dts, copy.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
+            copy.time_base, copy.stream = packet.time_base, stream
+            made.mux(copy)
+    return file.getvalue()
 
 
 def in_fragments(data: bytes) -> bytes:
@@ -113,6 +136,8 @@ WHOLE: dict[str, tuple[Callable[[], bytes], int]] = {
         lambda: video(24, form="webm", codec="libvpx", muxing={"live": "1"}),
         24,
     ),
+    "webm of frames that are not shown": (lambda: hiding(5, 11, 17), 21),
+    "webm whose last frame is not shown": (lambda: hiding(23), 23),
     "matroska without its index": (lambda: video(24, form="matroska")[:-9], 24),
     "flv": (lambda: video(24, form="flv", codec="flv"), 24),
     "gif without its trailer": (lambda: video(24, form="gif", codec="gif")[:-1], 24),
@@ -140,6 +165,20 @@ def test_frames_that_are_there_and_shown_are_the_video(name: str) -> None:
 def test_frames_before_the_cut_of_a_trimmed_clip_are_never_seen() -> None:
     file = opened(again(video(24, options={"g": "10"}), skipped=13))
     assert [number_of(image) for image in file.frames([0, 5, 10])] == [13, 18, 23]
+
+
+def test_a_few_packets_without_a_frame_leave_the_last_one_standing() -> None:
+    data = video(24, form="matroska", codec="mpeg4", options={"g": "100", "bf": "0"})
+
+    def uncoded(content: bytes) -> bytes:  # a VOP that says that nothing changed (MPEG-4, 6.2.5)
+        return content[:5] + b"\x9f"
+
+    file = opened(changed(data, [23], uncoded))
+    assert file.table.total == 24
+    frames = [number_of(image) for image in file.frames([0, 21, 22, 23])]
+    assert frames == [0, 21, 22, 22]
+    with pytest.raises(VideoDamaged, match="ends before"):
+        list(opened(changed(data, [21, 22, 23], uncoded)).frames([0, 23]))
 
 
 HALVED: dict[str, Callable[[], bytes]] = {
@@ -197,3 +236,20 @@ def test_nothing_tells_of_what_is_too_short(data: bytes) -> None:
     for size in range(len(data), 40):
         is_cut_off(data.ljust(size, b"\0"))
         is_cut_off(data.ljust(size, b"\xff"))
+
+
+BOMBS = {
+    "boxes": b"\0\0\0\x08ftyp" + b"\0\0\0\x08moof" * 4_000_000,
+    "lists": b"RIFF\0\0\0\0AVI " + b"RIFF\4\0\0\0AVIX" * 3_000_000,
+    "empty lists": b"RIFF\0\0\0\0AVI " + b"LIST\0\0\0\0" * 4_000_000,
+    "elements": b"\x1aE\xdf\xa3\x80\x18\x53\x80\x67\xff" + b"\xec\x80" * 16_000_000,
+    "tags": b"FLV\1\5\0\0\0\x09\0\0\0\0" + bytes(32 << 20),
+    "blocks": b"GIF89a\1\0\1\0\0\0\0!\xff" + b"\1a" * 16_000_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_many_small_elements_take_no_long_time(name: str) -> None:
+    begun = time.process_time()
+    is_cut_off(BOMBS[name])
+    assert time.process_time() - begun < 5

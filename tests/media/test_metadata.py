@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -257,3 +259,13 @@ def test_nothing_of_another_format_is_touched() -> None:
     for form in ("GIF", "BMP", "TIFF"):
         data = encoded(PICTURE, form)
         assert without_metadata(data) is data
+
+
+def test_many_small_segments_take_no_long_time() -> None:
+    tables = segment(0xDB, b"") * 300_000
+    data = photo("baseline")
+    begun = time.process_time()
+    for end in (len(data), -2):
+        with suppress(ApplianceError):
+            load_image(data[:2] + tables + data[2:end], POLICY, "p")
+    assert time.process_time() - begun < 5

@@ -6,6 +6,7 @@ import io
 import struct
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -173,12 +174,18 @@ def test_a_few_packets_without_a_frame_leave_the_last_one_standing() -> None:
     def uncoded(content: bytes) -> bytes:  # a VOP that says that nothing changed (MPEG-4, 6.2.5)
         return content[:5] + b"\x9f"
 
-    file = opened(changed(data, [23], uncoded))
+    file = opened(changed(data, [22, 23], uncoded))
     assert file.table.total == 24
-    frames = [number_of(image) for image in file.frames([0, 21, 22, 23])]
-    assert frames == [0, 21, 22, 22]
+    frames = [number_of(image) for image in file.frames([0, 20, 21, 22, 23])]
+    assert frames == [0, 20, 21, 21, 21]
+    file = opened(video(24, form="avi", codec="mpeg4"))
+    for more in (1, 2):
+        file.table = replace(file.table, total=24 + more, times=())
+        frames = [number_of(image) for image in file.frames([0, 23, 23 + more])]
+        assert frames == [0, 23, 23]
+    file.table = replace(file.table, total=27, times=())
     with pytest.raises(VideoDamaged, match="ends before"):
-        list(opened(changed(data, [21, 22, 23], uncoded)).frames([0, 23]))
+        list(file.frames([0, 23, 26]))
 
 
 HALVED: dict[str, Callable[[], bytes]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.memory.plan import Plan
 
 Made = TypeVar("Made")
+logger = logging.getLogger("appliance.serve")
 
 POLL_SECONDS = 0.1
 MEDIA_THREADS = 2
@@ -99,9 +101,13 @@ class Loader:
         self._lifecycle.phase, self._lifecycle.fraction = phase, fraction
 
     def _plan(self, folder: Path) -> Plan:
-        from appliance.planning import plan_recipe
+        from appliance.planning import how_to_switch_on, plan_recipe, switched_off
 
-        return plan_recipe(self._composed.config, folder)
+        config = self._composed.config
+        plan = plan_recipe(config, folder)
+        if config.recipe is None and (modalities := switched_off(config, folder)):
+            logger.info(how_to_switch_on(modalities))
+        return plan
 
     def _summarize(self, plan: Plan, address: str) -> str:
         from appliance.summary import render
@@ -150,7 +156,7 @@ class Loader:
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
-        from appliance.planning import allowed_modalities
+        from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
         from engine.models.registry import family_for
@@ -174,6 +180,7 @@ class Loader:
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
             pool=threads,
+            switched_off=switched_off(config, folder),
         )
         return Generation(
             client=self.client,

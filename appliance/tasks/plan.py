@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
-from appliance.planning import plan_recipe
+from appliance.planning import how_to_switch_on, plan_recipe, switched_off
 from appliance.weights.source import resolve
 from engine.errors import EngineError
 from engine.memory.plan import Plan, size
@@ -22,6 +22,8 @@ def run(composed: Composed) -> int:
     if plan.ranks > 1:
         print(f"  Rank 0 of {plan.ranks}; the others take less, since it alone has the towers.\n")
     print(table(plan))
+    if config.recipe is None and (modalities := switched_off(config, folder)):
+        print(f"\n  NB: {how_to_switch_on(modalities)}.")
     return 0
 
 

@@ -49,7 +49,7 @@ class Loader:
         folder = await in_daemon(self._fetch)
         if not self._in_process:  # neither the engine nor those who read media need it
             forget(HUB_TOKENS)
-        lifecycle.phase = "planning"
+        lifecycle.phase, lifecycle.fraction, lifecycle.detail = "planning", 0.0, ""
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"
         self.client = client = await in_daemon(self._make_client, plan)
@@ -97,8 +97,9 @@ class Loader:
         config = self._composed.config
         return resolve(config.model, config.cache, self._tell)
 
-    def _tell(self, phase: str, fraction: float) -> None:
-        self._lifecycle.phase, self._lifecycle.fraction = phase, fraction
+    def _tell(self, phase: str, fraction: float, detail: str = "") -> None:
+        lifecycle = self._lifecycle
+        lifecycle.phase, lifecycle.fraction, lifecycle.detail = phase, fraction, detail
 
     def _plan(self, folder: Path) -> Plan:
         from appliance.planning import how_to_switch_on, plan_recipe, switched_off

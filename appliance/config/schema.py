@@ -363,7 +363,7 @@ class ParallelismConfig:
 
 @dataclass
 class CacheConfig:
-    folder: str = key("Folder where converted weights are kept.")
+    folder: str = key("Folder where fetched and converted weights are kept.")
     prefix: bool = key(
         "Whether the KV pages of a prompt's beginning are shared with later prompts."
     )

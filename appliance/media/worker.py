@@ -96,6 +96,7 @@ def main(handle: int, parent: int) -> int:
     rehearse(settings.kinds, family)
     gc.collect()
     gc.freeze()  # what is imported is no garbage: workers look for it after every item
+    logger.debug("ready to be forked, for %s", ", ".join(settings.kinds))
     fork_server = os.getpid()
     channel = _fork_until_worker(control)
     if channel is not None:

@@ -9,13 +9,12 @@ from appliance.addresses import check_socket_path
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
 from appliance.media.reader import reader_for
-from appliance.planning import check_device_keys, engine_options
+from appliance.planning import check_device_keys, plan_recipe
 from appliance.weights.base_models import names_others
 from appliance.weights.room import check_cache
 from appliance.weights.source import check_sealed, check_source, kept
 from engine.device.cards import card
 from engine.errors import EngineError
-from engine.memory.plan import plan
 
 CARDS = ("/dev/nvidiactl", "/dev/dxg")  # of drivers on Linux and on Windows' subsystem for it
 EVERYTHING = 1 << 60  # bytes that hold any plan; a card is asked for its memory while loading
@@ -32,7 +31,7 @@ def check(config: Config) -> None:
         check_device(config)
         if folder is not None and not names_others(folder):
             there = EVERYTHING if config.engine.device == "cuda" else None
-            plan(engine_options(config, folder), there)
+            plan_recipe(config, folder, there)
     except EngineError as error:
         sha256 = config.model.path.partition("#sha256=")[2]
         if folder is not None and sha256:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_ROOM = 1 << 20  # bytes; a disk with less is full
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRITING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def made_folder(folder: Path) -> None:

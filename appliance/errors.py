@@ -151,10 +151,11 @@ def method_not_allowed(method: str, path: str, allowed: str) -> ApplianceError:
     )
 
 
-def body_too_large(limit: int) -> ApplianceError:
+def body_too_large(limit: int, how: str = "") -> ApplianceError:
     """413: the body is longer than server.max_body_bytes."""
+    body = f"request body, {how}," if how else "request body"
     return ApplianceError(
-        f"The request body is larger than the limit of {limit} bytes.",
+        f"The {body} is larger than the limit of {limit} bytes.",
         status=413,
         code="body_too_large",
         headers={"Connection": "close"},

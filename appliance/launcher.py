@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except ConfigurationError as error:
-        print(f"appliance: {redacted(str(error), arguments)}", file=sys.stderr)
+        from appliance.log_lines import complain
+
+        complain(redacted(str(error), arguments), arguments)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -77,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:  # our bug: a traceback, but of secrets nothing
-        from engine.device.log_lines import fault_lines
+        from appliance.log_lines import complain
 
-        lines = fault_lines(error, lambda text: redacted(text, arguments))
-        print(f"appliance: a fault of its own\n{lines}", file=sys.stderr)
+        hide = partial(redacted, arguments=arguments)
+        complain("a fault of its own", arguments, error, hide)
         return 1
 
 

@@ -16,6 +16,7 @@ from appliance.config.compose import Composed
 from appliance.config.environment import HUB_TOKENS, forget
 from appliance.config.errors import ConfigurationError
 from appliance.lifecycle import Lifecycle
+from appliance.log_lines import logs_json
 from appliance.service import Service
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from engine.memory.plan import Plan
 
 Made = TypeVar("Made")
+logger = logging.getLogger("appliance.serve")
+
 logger = logging.getLogger("appliance.serve")
 
 POLL_SECONDS = 0.1
@@ -111,9 +114,15 @@ class Loader:
         return plan
 
     def _summarize(self, plan: Plan, address: str) -> str:
-        from appliance.summary import render
+        """What is to be printed; where the log is JSON it is a line of the log instead."""
+        from appliance.summary import facts, render
 
-        return render(self._composed, plan, address)
+        if not logs_json():
+            return render(self._composed, plan, address)
+        told = facts(self._composed, plan, address)
+        fields = {name.replace(" ", "_"): text for name, text in told.items()}
+        logger.info("serving", extra={"fields": fields})
+        return ""
 
     def _make_client(self, plan: Plan) -> Client:
         from engine.process.client import EngineClient
@@ -170,6 +179,7 @@ class Loader:
             source = config.chat.template
             text = Path(source).read_text(encoding="utf-8") if source else None
             template = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
+            template.check()
         except (OSError, ValueError) as error:  # words of ours, or of a file that has gone
             why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
             raise ConfigurationError(f"{source or folder}: {why}") from error

@@ -9,6 +9,7 @@ import time
 from typing import TextIO
 
 from appliance.lifecycle import Lifecycle
+from appliance.log_lines import logs_json
 
 logger = logging.getLogger("appliance.serve")
 
@@ -28,7 +29,7 @@ def bar(lifecycle: Lifecycle) -> str:
 
 async def show(lifecycle: Lifecycle, stream: TextIO = sys.stderr) -> None:
     """Tell of phases and fractions until the model is loaded; run it as a task and cancel it."""
-    if stream.isatty():
+    if stream.isatty() and not logs_json():
         await _draw(lifecycle, stream)
     else:
         await _log(lifecycle)

@@ -16,6 +16,12 @@ from engine.memory.plan import Plan, size
 
 def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
     """Return the start-up summary; `address` is what was bound, else what was configured."""
+    rows = facts(composed, plan, address).items()
+    return "\n".join(f"  {name:<14}{text}" for name, text in rows)
+
+
+def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[str, str]:
+    """Return what the summary says, by what it says it of."""
     config = composed.config
     rows = [
         ("model", f"{config.model.name}  {plan.architecture}, {plan.parameters / 1e6:,.0f}M"),
@@ -36,7 +42,7 @@ def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
         ("address", address or configured_address(config)),
         ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
     ]
-    return "\n".join(f"  {name:<14}{text}" for name, text in rows)
+    return dict(rows)
 
 
 def accepted_keys(server: ServerConfig) -> str:

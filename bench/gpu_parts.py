@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu_checks import Tried, kernel_checks, model_checks
+from bench.gpu_checks import Tried, hopper, kernel_checks, model_checks
 from bench.gpu_demo import Demo, same
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
 from bench.gpu_rows import Row
@@ -137,8 +137,9 @@ def speed(shape: Shape, run: Run) -> Rows:
     """Decode at the floor's share, idle time, prefill."""
     bench = run.shape_bench(shape)
     engine = bench.engine()
+    taken = {}
     for batch in run.sizes.batches:
-        seconds = bench.decode_seconds(engine, batch)
+        seconds = taken[batch] = bench.decode_seconds(engine, batch)
         share = bench.decode_floor(batch, run.limits) / seconds
         aimed = shape is QWEN2_VL_7B and batch <= 32
         yield Row(
@@ -149,7 +150,7 @@ def speed(shape: Shape, run: Run) -> Rows:
         )
     if not run.tiny:
         for batch in (32, 128):
-            part = bench.idle_share(engine, batch)
+            part = 1 - bench.busy_seconds(engine, batch) / taken[batch]
             aimed = shape is QWEN2_VL_7B and batch == 32
             yield Row(
                 f"{shape.name} card idle, batch {batch}",
@@ -188,6 +189,12 @@ def memory(shape: Shape, run: Run) -> Rows:
 def ablations(shape: Shape, run: Run) -> Rows:
     """The same decoding without graphs, without fused layers, with eight bits a key."""
     bench = run.shape_bench(shape)
+    if run.platform.device.type == "cuda" and hopper(run.platform):
+        tokens, operations = bench.prefill_rate(bench.engine(prefill_attention="fa3"))
+        share = operations / run.limits.matmul_rate
+        found = f"{tokens:,.0f} tok/s, {share:.0%} of the matmul rate"
+        yield Row(f"{shape.name} prefill by fa3, {run.sizes.prefill} tokens", found)
+        bench.collect()
     for name, changes in (
         ("kernel by kernel", {"graphs": False}),
         ("unfused, recorded", {"fuse": False}),

@@ -66,7 +66,7 @@ class Serving:
     @contextmanager
     def _served(self, device: str, *overrides: str) -> Iterator[ServerProcess]:
         port = free_port()
-        told = ["recipe=demo", f"engine.device={device}", f"server.port={port}", *overrides]
+        told = ["recipe=demo", f"engine={device}", f"server.port={port}", *overrides]
         command = ServerCommand(
             "appliance", [sys.executable, "-m", "appliance", *told], "/readyz", port
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import parse_json, read_body
+from appliance.api.http.content_coding import content_coding, decoded
 from appliance.api.http.exchange import note
 from appliance.api.http.tenants import caller_of
 from appliance.generation.answers import Origin
@@ -35,9 +36,12 @@ async def accept(
     caller = caller_of(request.scope)
     service.generator()
     server = service.config.server
+    coding = content_coding(request.headers)
     body = await read_body(request, server.max_body_bytes)
-    read = partial(_read, body, model, unbuilt, server.unknown_fields == "reject")
-    fields, ignored = await service.aside(read) if len(body) > LONG_BODY else read()
+    content = partial(decoded, body, coding, server.max_body_bytes) if coding else lambda: body
+    read = partial(_read, content, model, unbuilt, server.unknown_fields == "reject")
+    long = coding is not None or len(body) > LONG_BODY  # few bytes may become many
+    fields, ignored = await service.aside(read) if long else read()
     caller.tenant.check_priority(fields.priority)
     service.check_model(fields.model)
     scope = caller.owner if service.config.cache.share == "key" else b""
@@ -53,12 +57,12 @@ async def accept(
 
 
 def _read(
-    body: bytearray,
+    content: Callable[[], bytearray],
     model: type[Fields],
     unbuilt: Mapping[str, tuple[Any, ...]],
     reject_unknown: bool,
 ) -> tuple[Fields, list[str]]:
     """The request and the paths of its ignored fields."""
-    fields, ignored = parse(model, parse_json(body), unbuilt, reject_unknown=reject_unknown)
+    fields, ignored = parse(model, parse_json(content()), unbuilt, reject_unknown=reject_unknown)
     fields.check()
     return fields, ignored

@@ -7,8 +7,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from appliance.api.http.paths import single
 from appliance.api.http.responses import json_response
 from appliance.config.schema import MediaConfig
+from appliance.media.image_formats import decoded
 from appliance.service import Service
 
 # The limits of each modality that a client can heed before it sends anything.
@@ -30,7 +32,9 @@ class Models:
 
     async def retrieve(self, request: Request) -> Response:
         card = self._card()
-        self._service.check_model(request.path_params["id"])
+        asked, own = request.path_params["id"], self._service.model
+        if single(asked).strip("/") != single(own).strip("/"):
+            self._service.check_model(asked)
         return json_response(card, {})
 
     def _card(self) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def media_limits(media: MediaConfig, modalities: tuple[str, ...]) -> dict[str, A
         modality: {key: getattr(getattr(media, modality), key) for key in LIMITS[modality]}
         for modality in modalities
     }
+    if "image" in limits:
+        limits["image"]["formats"] = list(decoded(media.image.formats))
     if media.embeddings.accept:
         limits["embeddings"] = {"max_bytes": media.embeddings.max_bytes}
     return limits

@@ -12,7 +12,7 @@ from typing import Any
 
 from appliance.request_options import CEILINGS
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000")
 SCHEMES = ("https", "http", "data")
 TASKS = ("serve", "plan")  # modules of `appliance.tasks`
 MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
@@ -339,6 +339,11 @@ class EngineConfig:
     graphs: bool = key("Decode by replaying recorded CUDA graphs (cuda only).")
     gpu_memory_fraction: float | None = key(
         "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
+    )
+    prefill_attention: str = key(
+        "FlashInfer's kernels for prompts (cuda only): fa2 runs on every card, fa3 on Hopper, "
+        "where auto takes it.",
+        choices=("auto", "fa2", "fa3"),
     )
     vision_attention: str = key(
         "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "

@@ -30,8 +30,9 @@ class Conversation:
 class ChatPrompt:
     """How a conversation becomes a prompt.
 
-    `template` replaces the model's own. `owner` is whose media uuids are meant; `media_options` are
-    by modality. Raises ApplianceError for what contradicts itself.
+    `template` replaces the model's own; without `think` a model that would is told not to. `owner`
+    is whose media uuids are meant; `media_options` are by modality. Raises ApplianceError for what
+    contradicts itself.
     """
 
     conversation: Conversation
@@ -41,6 +42,7 @@ class ChatPrompt:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     owner: bytes = b""
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    think: bool = True
 
     def __post_init__(self) -> None:
         if self.add_generation_prompt and self.continue_final_message:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from appliance.errors import bad_request, context_length_exceeded
+from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
 from appliance.generation.conversation import ChatPrompt
 from appliance.media.intake import Intake
@@ -91,7 +91,7 @@ class Prompting:
         if asked.template is not None:
             make = partial(template.with_source, asked.template)
             template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
-        template.check_kwargs(asked.template_kwargs)
+        template.options(asked.template_kwargs, asked.think)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
         self._check_least(max(certain, conversation.parts), "messages")
@@ -105,6 +105,7 @@ class Prompting:
                 add_generation_prompt=asked.add_generation_prompt,
                 continue_final_message=asked.continue_final_message,
                 kwargs=asked.template_kwargs,
+                think=asked.think,
             )
             if conversation.text_length < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
@@ -156,13 +157,9 @@ class Prompting:
 
     def _check_least(self, tokens: int, param: str) -> None:
         """Refuse what cannot fit before any work is done for it. Raises ApplianceError."""
-        longest = self.limits.longest
-        if tokens >= longest:
-            raise context_length_exceeded(
-                f"The prompt has at least {tokens} tokens; prompt and answer together may have "
-                f"{longest} here.",
-                param,
-            )
+        if tokens >= self.limits.longest:
+            kind = _kind(param)
+            raise self._too_long(f"your {kind} resulted in at least {tokens} tokens", kind, param)
 
     def _job(self, ids: list[int], length: AnswerLength, param: str) -> Job:
         """Raises ApplianceError when prompt and answer cannot fit."""
@@ -170,9 +167,23 @@ class Prompting:
         reason = admission(len(ids), least, limits.max_len, limits.pages, limits.page_size)
         if reason is not None:
             alone = admission(len(ids), 1, limits.max_len, limits.pages, limits.page_size)
-            raise context_length_exceeded(sentence(reason), param if alone else length.field)
+            kind, total = _kind(param), len(ids) + least
+            asked = f"{total} tokens ({len(ids)} in the {kind}, {least} in the completion)"
+            field = param if alone else length.field
+            raise self._too_long(f"you requested {asked}", kind, field)
         room = limits.longest - len(ids)
         return Job(ids, [], room if length.wanted is None else length.wanted, param)
+
+    def _too_long(self, however: str, kind: str, field: str) -> ApplianceError:
+        """In OpenAI's words, by which clients know that they have to shorten something."""
+        limits = self.limits
+        cache = " The KV cache of this server holds no more."
+        return context_length_exceeded(
+            f"This model's maximum context length is {limits.longest} tokens. However, {however}. "
+            f"Please reduce the length of the {kind} or completion."
+            f"{cache if limits.longest < limits.max_len else ''}",
+            field,
+        )
 
     async def _aside(self, build: Callable[[], Prompt], param: str) -> Prompt:
         """Build a prompt without holding up the event loop."""
@@ -187,6 +198,11 @@ def _encoded(build: Callable[[], Prompt], param: str) -> Prompt:
         raise bad_request(
             "The model's tokenizer cannot encode this text.", param, "tokenizer_failed"
         ) from failure
+
+
+def _kind(param: str) -> str:
+    """What a prompt was sent as, in OpenAI's words."""
+    return "messages" if param == "messages" else "prompt"
 
 
 def sentence(reason: str) -> str:

@@ -13,6 +13,7 @@ from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config, MediaConfig
 from appliance.media.cache import MediaCache
 from appliance.media.digest import processing_salt
+from appliance.media.image_formats import decoded
 from appliance.media.intake import Intake
 from appliance.media.limits import AudioPolicy, EmbeddingsPolicy, ImagePolicy, VideoPolicy
 from appliance.media.pool import MediaPool
@@ -23,6 +24,8 @@ from appliance.metrics import Metrics
 from appliance.planning import allowed_modalities
 from appliance.request_options import CEILINGS
 from engine.models.family import Family
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 CORES_PER_WORKER = 4  # the others are the engine's and the server's
@@ -74,6 +77,11 @@ def kinds_of(media: MediaConfig) -> tuple[str, ...]:
 def media_settings(config: MediaConfig) -> MediaSettings:
     """What workers need to know of a recipe. Raises ConfigurationError."""
     image, video, audio = config.image, config.video, config.audio
+    formats = decoded(image.formats)
+    if left_out := [name for name in image.formats if name not in formats]:
+        logger.warning(
+            "media.image.formats: %s cannot be decoded here and is left out", ", ".join(left_out)
+        )
     for option in config.allow_request_options:
         key = f"{option.split('.')[0]}.{CEILINGS[option]}"
         if attrgetter(key)(config) is None:
@@ -85,7 +93,7 @@ def media_settings(config: MediaConfig) -> MediaSettings:
         image=ImagePolicy(
             max_bytes=image.max_bytes,
             max_pixels=image.max_pixels,
-            formats=tuple(image.formats),
+            formats=formats,
             rgba_background=tuple(image.rgba_background),
         ),
         video=VideoPolicy(
@@ -93,6 +101,8 @@ def media_settings(config: MediaConfig) -> MediaSettings:
             max_seconds=video.max_seconds,
             max_pixels=video.max_pixels,
             max_decoded_bytes=video.max_decoded_bytes,
+            formats=formats,
+            rgba_background=tuple(image.rgba_background),
             frames=video.frames,
             fps=video.fps,
             frame_pixels=video.frame_pixels,

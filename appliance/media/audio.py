@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
-from appliance.media.container import AUDIO_CODECS, AUDIO_FORMATS, opened
+from appliance.media.container import AUDIO_CODECS, AUDIO_FORMATS, lacks_media, opened
+from appliance.media.extent import EBML, MOVIE_BOXES
 from appliance.media.limits import AudioPolicy
+from appliance.media.mp3 import counted
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
+from appliance.media.wave import is_wave, measured
 from engine.models.family import Family
 
 Samples = NDArray[np.float32]
@@ -28,7 +32,7 @@ MAX_CHANNELS = 8
 RATES = range(1_000, 384_001)
 BLOCK = 1 << 16  # samples of a channel that are read at once
 QUALITY = "HQ"  # as librosa resamples, which takes a sound as a whole only
-ENDLESS = 0x7FFF0000  # from here on a chunk's size says that it was not known when written
+OGG_PAGE, FIRST_PAGE = re.compile(rb"OggS\0(.)", re.DOTALL), 2  # RFC 3533, 6
 FORMATS = "WAV, MP3, FLAC, Ogg, Opus, M4A, WebM"
 
 
@@ -158,49 +162,63 @@ Blocks = Iterator[tuple[int, Samples]]
 @contextmanager
 def _source(data: bytes, param: str) -> Iterator[Blocks]:
     """Rates and blocks of a file of whatever its first bytes say that it is."""
-    is_wave = data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE"
-    if is_wave and data[:4] == b"RIFF":
-        _check_wave(data, param)
-    mpeg_layer = data[1] >> 1 & 3 if data[:1] == b"\xff" and data[1:2] >= b"\xe0" else 0
-    if is_wave or data[:4] in (b"fLaC", b"OggS") or data[:3] == b"ID3" or mpeg_layer:
+    simple = False  # read by libsndfile, which believes some counts of headers
+    if is_wave(data):
+        whole, simple = measured(data), True
+        if whole is None:
+            raise _cut_off(param)
+        data = whole
+    elif data[:4] == b"OggS":
+        simple = not _is_chained(data)
+    elif data[:3] == b"ID3" or _has_mpeg_layer(data):
+        data, simple = counted(data), True
+    elif not _is_container(data):
+        raise media_undecodable(
+            f"The audio is in none of the formats read here ({FORMATS}), or is damaged.", param
+        )
+    if simple:
         try:
             file = soundfile.SoundFile(io.BytesIO(data))
         except soundfile.SoundFileError:
             pass  # a codec that only FFmpeg has, or damage that it will find
         else:
             with file:
-                yield _read(file, param)
+                yield _read(file)
             return
-    elif not _is_container(data):
-        raise media_undecodable(
-            f"The audio is in none of the formats read here ({FORMATS}), or is damaged.", param
-        )
     with opened(data, AUDIO_FORMATS, AUDIO_CODECS) as container:
         stream = next(iter(container.streams.audio), None)
         # a stream in a codec that FFmpeg does not know has no context
         if stream is None or getattr(stream.codec_context, "name", "") not in AUDIO_CODECS:
             raise media_undecodable("The audio has no sound in a codec that is read here.", param)
+        if lacks_media(data, container, stream):
+            raise _cut_off(param)
         stream.codec_context.thread_count = 1
         yield _decode(container.decode(stream))
 
 
+def _is_chained(data: bytes) -> bool:
+    """Whether one Ogg stream follows another, of which libsndfile reads the first."""
+    flags = [match[1][0] & FIRST_PAGE for match in OGG_PAGE.finditer(data)]
+    return 0 in flags and FIRST_PAGE in flags[flags.index(0) :]
+
+
+def _has_mpeg_layer(data: bytes) -> bool:
+    return data[:1] == b"\xff" and data[1:2] >= b"\xe0" and bool(data[1] >> 1 & 3)
+
+
 def _is_container(data: bytes) -> bool:
-    """MP4, Matroska and WebM, or bare AAC."""
+    """MP4, Matroska and WebM, FLAC, or bare AAC."""
     adts = len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0
-    return data[4:8] == b"ftyp" or data[:4] == b"\x1aE\xdf\xa3" or adts
+    return data[4:8] in MOVIE_BOXES or data[:4] in (EBML, b"fLaC") or adts
 
 
-def _read(file: soundfile.SoundFile, param: str) -> Blocks:
-    declared, read = file.frames, 0
+def _read(file: soundfile.SoundFile) -> Blocks:
     yield file.samplerate, np.zeros((0, file.channels), np.float32)  # refused before it is read
     while True:
         block: Samples = file.read(BLOCK, dtype="float32", always_2d=True)
         if not len(block):
             break
-        read += len(block)
         yield file.samplerate, block
-    if file.format == "FLAC" and read < declared:
-        raise media_undecodable("The audio is cut off.", param)
 
 
 def _decode(frames: Iterator[av.AudioFrame]) -> Blocks:
@@ -210,14 +228,5 @@ def _decode(frames: Iterator[av.AudioFrame]) -> Blocks:
             yield converted.sample_rate, np.asarray(converted.to_ndarray().T, np.float32)
 
 
-def _check_wave(data: bytes, param: str) -> None:
-    """A file whose samples end before its header says has lost them (RIFF, 1991)."""
-    place = 12
-    while place + 8 <= len(data):
-        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        place += 8
-        if name == b"data":
-            if len(data) - place < size < ENDLESS:
-                raise media_undecodable("The audio is cut off.", param)
-            return
-        place += size + size % 2
+def _cut_off(param: str) -> ApplianceError:
+    return media_undecodable("The audio is cut off.", param)

@@ -8,13 +8,16 @@ from io import BytesIO
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
+
+from appliance.media.extent import is_cut_off
 
 # Demuxers that read one file and nothing else: no playlists, image sequences or devices.
-VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "gif", "asf")
+VIDEO_FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "gif", "apng", "asf")
 AUDIO_FORMATS = ("mov", "matroska", "ogg", "aac", "mp3", "wav", "flac")
 VIDEO_CODECS = (
     "h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4", "h263",
-    "mpeg1video", "mpeg2video", "mjpeg", "theora", "prores", "msmpeg4v3", "flv", "gif",
+    "mpeg1video", "mpeg2video", "mjpeg", "theora", "prores", "msmpeg4v3", "flv", "gif", "apng",
     "wmv1", "wmv2", "wmv3", "vc1",
 )  # fmt: skip
 AUDIO_CODECS = (
@@ -42,3 +45,12 @@ def opened(
         options["max_pixels"] = str(max_pixels)
     with av.open(BytesIO(data), "r", options=options, metadata_errors="ignore") as container:
         yield container
+
+
+def lacks_media(data: bytes, container: InputContainer, stream: Stream) -> bool:
+    """Whether bytes of `stream` are missing, as its table of samples or the file's form says."""
+    if container.format.name.startswith("mov"):
+        entries = stream.index_entries
+        if any(one.pos + one.size > len(data) for one in entries):
+            return True
+    return is_cut_off(data)

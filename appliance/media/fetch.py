@@ -157,8 +157,8 @@ class _Item:
         try:
             decoder = decoder_for(_only(response, b"content-encoding") or "")
         except ValueError:
-            self.log(target, "unknown content encoding")
-            raise self.failed("its host sent it in an unknown content encoding", 502) from None
+            self.log(target, "several content encodings")
+            raise self.failed("its host encoded it more than once", 502) from None
         try:
             return await self._decoded(response, decoder)
         except ValueError:

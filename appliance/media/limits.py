@@ -30,14 +30,17 @@ class ImagePolicy:
 class VideoPolicy:
     """Limits on videos, and how frames are sampled.
 
-    The last four are settings of the model's processor (`VideoOptions`); None takes the
-    checkpoint's own.
+    `formats` are those of images in a list of frames, `rgba_background` is what frames show
+    through, as pictures do. The last four are settings of the model's processor (`VideoOptions`);
+    None takes the checkpoint's own.
     """
 
     max_bytes: int
     max_seconds: float
     max_pixels: int
     max_decoded_bytes: int
+    formats: Sequence[str]
+    rgba_background: Sequence[int]
     frames: int | None
     fps: float | None
     frame_pixels: int | None

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urljoin
 
 from appliance.errors import ApplianceError, media_fetch_failed, media_not_allowed
 from appliance.media.address import is_public
+from appliance.media.data_url import is_data_url
 from appliance.media.domains import DEFAULT_PORTS, read_domain, read_port
 from appliance.media.host import is_address, read_host
 
@@ -70,14 +71,14 @@ class Target:
 
 def read_url(url: str, policy: MediaPolicy, *, param: str = "url") -> Target:
     """What a URL means, if the policy allows it; no name is resolved. Raises ApplianceError."""
+    if is_data_url(url):
+        if "data" not in policy.schemes:
+            raise _scheme_refused("data", policy, param)
+        return Target("data", path=url)
     match = SCHEME.match(url)
     if match is None:
         raise _malformed("it has no scheme", policy, param)
     scheme, rest = match[1].lower(), url[match.end() :]
-    if scheme == "data":
-        if scheme not in policy.schemes:
-            raise _scheme_refused(scheme, policy, param)
-        return Target(scheme, path=url)
     if len(url) > LONGEST_URL:
         raise _malformed(f"it is longer than {LONGEST_URL} characters", policy, param)
     if not url.isprintable() or " " in url or "\\" in url:

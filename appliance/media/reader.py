@@ -10,15 +10,13 @@ from pathlib import Path
 
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import MediaConfig
-from appliance.errors import media_timeout, media_too_large
+from appliance.errors import media_timeout
 from appliance.media.configured import media_policies
-from appliance.media.data_url import FRAME_LIST, read_data_url
+from appliance.media.data_url import read_data_url
 from appliance.media.fetch import Fetcher
 from appliance.media.freshness import Fetched
 from appliance.media.local_file import read_local_file
 from appliance.media.policy import MediaPolicy, Target, read_url
-
-LIST_SLACK = 1 << 16  # bytes of commas and padding in a list of frames
 
 
 class MediaReader:
@@ -35,7 +33,7 @@ class MediaReader:
     async def read(self, target: Target, modality: str, param: str, pool: Executor) -> Fetched:
         """Content of what `check` returned; files and data: URLs are read in `pool`.
 
-        A list of frames stays the data: URL that it is. Raises ApplianceError.
+        A list of frames stays base64. Raises ApplianceError.
         """
         policy = self._policies[modality]
         if target.host:
@@ -71,10 +69,6 @@ def reader_for(config: MediaConfig) -> MediaReader:
 
 
 def _from_data_url(target: Target, policy: MediaPolicy, param: str) -> bytes:
-    if policy.modality == "video" and FRAME_LIST.match(target.path):
-        if len(target.path) // 4 * 3 > policy.max_bytes + LIST_SLACK:
-            raise media_too_large(policy.modality, policy.max_bytes, param)
-        return target.path.encode()
     return read_data_url(target.path, kind=policy.modality, max_bytes=policy.max_bytes, param=param)
 
 

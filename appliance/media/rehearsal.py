@@ -14,6 +14,7 @@ from wave import Wave_write
 
 from PIL import AvifImagePlugin, Image
 
+from appliance.media.image_formats import register
 from engine.models.family import Family, VideoOptions
 
 PACKAGES = ("av", "PIL")
@@ -33,7 +34,7 @@ def rehearse(kinds: Iterable[str], family: Family) -> None:
                     importlib.import_module(module.name)
     for encoding in ENCODINGS:
         importlib.import_module(f"encodings.{encoding}")
-    Image.init()
+    register()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # worker processes are the parallelism
     blanks: dict[str, Callable[[Family], object]] = {
         "image": lambda family: family.preprocess_image(_blank()),

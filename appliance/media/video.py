@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from PIL import Image
 
 from appliance.errors import bad_request, media_too_large, media_undecodable
-from appliance.media.data_url import FRAME_LIST
+from appliance.media import png, webp
+from appliance.media.data_url import FRAME_LIST, from_base64
 from appliance.media.image import image_size, load_image
 from appliance.media.limits import ImagePolicy, VideoPolicy
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
+from appliance.media.signature import IMAGE, modalities
 from appliance.media.video_file import VideoDamaged, VideoFile, VideoTooLarge
+from appliance.media.webp_animation import WebpAnimation
 from engine.models.family import Family
 
-LONGEST_START = 32  # of a list of frames
 MOST_FPS = 240  # of a file, for the number of frames that `max_seconds` allows
 ENDLESS = 1_000_000  # frames of a video that any family samples as few from as it ever does
-WHITE = (255, 255, 255)
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,20 +71,22 @@ class VideoPreparer:
 
 
 def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> Clip:
-    """The frames that the family's processor takes of a video file or a data URL of frames.
+    """The frames that the family's processor takes of a video file or of a list of frames.
 
-    Such a URL, `data:video/jpeg;base64,<frame>,<frame>,…`, has its frames already sampled.
+    Such a list is what `read_data_url` makes of one; its frames are already sampled.
 
     Raises ApplianceError, also while frames are taken: 400 for a video beyond the policy, 422 for
     one that cannot be decoded.
     """
-    listed = FRAME_LIST.match(data[:LONGEST_START].decode("latin-1"))
-    if listed is not None:
-        return _frame_list(data[listed.end() :], listed[1].upper(), policy, family, param)
+    if data.startswith(FRAME_LIST):
+        return _frame_list(data.removeprefix(FRAME_LIST), policy, family, param)
     if len(data) > policy.max_bytes:
         raise media_too_large("video", policy.max_bytes, param)
+    if modalities(data) == IMAGE:
+        raise media_undecodable("The video is a picture that does not move.", param)
+    most = int(policy.max_seconds * MOST_FPS) + 1
     with _told(param):
-        file = VideoFile(data, policy.max_pixels, int(policy.max_seconds * MOST_FPS) + 1)
+        file = _opened(data, policy.max_pixels, most, policy.rgba_background)
     table = file.table
     if table.seconds > policy.max_seconds:
         raise bad_request(
@@ -98,6 +101,14 @@ def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> 
     return Clip(frames, file.size, numbers, table.total, table.fps, table.seconds, times)
 
 
+def _opened(
+    data: bytes, max_pixels: int, most: int, background: Sequence[int]
+) -> VideoFile | WebpAnimation:
+    if webp.is_webp(data):
+        return WebpAnimation(data, max_pixels, most, background)
+    return VideoFile(png.without_metadata(data, moving=True), max_pixels, most, background)
+
+
 @contextmanager
 def _told(param: str) -> Iterator[None]:
     """What is wrong with a file, to the client."""
@@ -109,23 +120,27 @@ def _told(param: str) -> Iterator[None]:
         raise bad_request(f"The video {fault}.", param, "media_too_large") from None
 
 
-def _frames(file: VideoFile, numbers: Sequence[int], param: str) -> Iterator[Image.Image]:
+def _frames(
+    file: VideoFile | WebpAnimation, numbers: Sequence[int], param: str
+) -> Iterator[Image.Image]:
     with _told(param):
         yield from file.frames(numbers)
 
 
-def _frame_list(listed: bytes, form: str, policy: VideoPolicy, family: Family, param: str) -> Clip:
+def _frame_list(listed: bytes, policy: VideoPolicy, family: Family, param: str) -> Clip:
     encoded = listed.split(b",", _most(policy, family))
     _check_count(len(encoded), policy, family, param)
     if sum(len(frame) // 4 * 3 - 2 for frame in encoded) > policy.max_bytes:
         raise media_too_large("video", policy.max_bytes, param)
     try:
-        frames = [binascii.a2b_base64(frame, strict_mode=True) for frame in encoded]
+        frames = [from_base64(frame) for frame in encoded]
     except binascii.Error:
         raise bad_request(
             "The data URL of frames is not a list of valid base64.", param, "invalid_data_url"
         ) from None
-    limits = ImagePolicy(policy.max_bytes, policy.max_pixels, (form,), rgba_background=WHITE)
+    limits = ImagePolicy(
+        policy.max_bytes, policy.max_pixels, policy.formats, policy.rgba_background
+    )
     sizes = [image_size(frame, limits, param) for frame in frames]
     _check_list(sizes, policy, family, param)
     images = (load_image(frame, limits, param) for frame in frames)

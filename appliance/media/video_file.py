@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from appliance.media.container import VIDEO_CODECS, VIDEO_FORMATS, opened
+from appliance.media.background import opaque
+from appliance.media.container import VIDEO_CODECS, VIDEO_FORMATS, lacks_media, opened
+from appliance.media.frame_table import Entry, FrameTable, frame_table
 
 FULL_TURN = 1 << 16  # 1.0 in a display matrix
-SHORT_LEAP = 8  # frames that are decoded rather than leapt over by a seek
-USUAL_FPS = 24.0  # for a file that tells no rate
-SHORTFALL = 0.5  # seconds by which a single stream may end before the container says
+FEW = 20  # one in so many packets may hold no frame of its own
+VP8_SHOWN = 0x10  # of the first byte of a frame (RFC 6386, 9.1)
+SEES_THROUGH = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that keep transparency
 
 # Display matrix (a, b, c, d) of x' = ax + cy, y' = bx + dy to what Pillow calls it.
 TURNS = {
@@ -44,48 +45,16 @@ class VideoTooLarge(Exception):
     """The file is beyond a limit; the message ends `The video ...`."""
 
 
-@dataclass(slots=True, frozen=True)
-class Keyframe:
-    """Where decoding can begin: a frame's number, and the time to seek to."""
-
-    number: int
-    time: int
-
-
-@dataclass(slots=True, frozen=True)
-class FrameTable:
-    """Frames in the order shown; `times` are empty where the file does not tell them."""
-
-    total: int
-    times: Sequence[int]  # in units of the stream's time base
-    keyframes: Sequence[Keyframe]
-    fps: float
-    seconds: float
-    time_base: Fraction
-
-    def second(self, number: int) -> float:
-        """When a frame is shown, counted from the first."""
-        if not self.times:
-            return number / self.fps
-        return float((self.times[number] - self.times[0]) * self.time_base)
-
-    def leap(self, start: int, wanted: int) -> Keyframe | None:
-        """The keyframe to seek to for `wanted` when `start` is the next to be decoded."""
-        place = bisect_right(self.keyframes, wanted, key=lambda keyframe: keyframe.number)
-        keyframe = self.keyframes[place - 1] if place else None
-        worth = keyframe is not None and keyframe.number > start + SHORT_LEAP
-        return keyframe if worth else None
-
-
 class VideoFile:
     """A video in memory whose frames have at most `max_pixels`, at most `most` of them.
 
-    Raises VideoDamaged or VideoTooLarge, everywhere.
+    What they show through is `background`. Raises VideoDamaged or VideoTooLarge, everywhere.
     """
 
-    def __init__(self, data: bytes, max_pixels: int, most: int) -> None:
+    def __init__(self, data: bytes, max_pixels: int, most: int, background: Sequence[int]) -> None:
         self._data = data
         self._max_pixels = max_pixels
+        self._background = background
         self.table = self._read_table(most)
         self.size = next(self.frames([0])).size
 
@@ -108,32 +77,30 @@ class VideoFile:
     def _read_table(self, most: int) -> FrameTable:
         """Every packet is read, none is decoded."""
         with _faults(), self._opened() as (container, stream):
-            entries: list[tuple[int | None, int | None, bool]] = []
-            seen, cut = 0, False
+            entries: list[Entry] = []
+            cut, hides = False, stream.codec_context.name == "vp8"
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
-                seen, cut = seen + 1, packet.is_corrupt
-                if packet.is_discard:
+                cut = packet.is_corrupt
+                # some are decoded for the sake of others, and not shown
+                if packet.is_discard or (hides and not memoryview(packet)[0] & VP8_SHOWN):
                     continue
                 entries.append((packet.pts, packet.dts, packet.is_keyframe))
                 if len(entries) > most:
                     raise VideoTooLarge(f"has more than the {most} frames that are allowed")
-            if cut or seen < stream.frames:
+            if cut or lacks_media(self._data, container, stream):
                 raise VideoDamaged("is cut off")
-            table = _table(entries, stream)
-            alone = len(container.streams) == 1 and container.duration is not None
-            if alone and table.times:
-                declared = container.duration / av.time_base  # type: ignore[operator]
-                if table.seconds < declared / 2 - SHORTFALL:
-                    raise VideoDamaged("is cut off")
-            return table
+            if not entries:
+                raise VideoDamaged("has no frames")
+            base = stream.time_base or Fraction(1, 1)
+            return frame_table(entries, base, stream.average_rate or stream.guessed_rate)
 
     def _by_time(self, numbers: Sequence[int]) -> Iterator[Image.Image | None]:
         """Frames found by their times, seeking over what lies between; None where that fails."""
         table = self.table
         with _faults(), self._opened() as (container, stream):
-            decoded = container.decode(stream)
+            decoded = _decoded(container, stream)
             frame: VideoFrame | None = None
             following, sought = 0, False
             for number in numbers:
@@ -141,7 +108,7 @@ class VideoFile:
                 keyframe = table.leap(following, number)
                 if keyframe is not None:
                     container.seek(keyframe.time, stream=stream, backward=True)
-                    decoded, frame, sought = container.decode(stream), None, True
+                    decoded, frame, sought = _decoded(container, stream), None, True
                 while frame is None or frame.pts is None or frame.pts < wanted:
                     frame = next(decoded, None)
                     if frame is None:
@@ -157,18 +124,23 @@ class VideoFile:
                 yield self._picture(frame)
 
     def _by_count(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
-        """Frames found by counting from the first."""
+        """Frames found by counting from the first; the last stays, as in players, for a few."""
         places = iter(numbers)
         place = next(places)
         with _faults(), self._opened() as (container, stream):
-            for count, frame in enumerate(container.decode(stream)):
+            count, frame = 0, None
+            for frame in _decoded(container, stream):
                 while count == place:
                     yield self._picture(frame)
                     following = next(places, None)
                     if following is None:
                         return
                     place = following
-        raise VideoDamaged("ends before its last frame")
+                count += 1
+            if frame is None or self.table.total - count > 1 + self.table.total // FEW:
+                raise VideoDamaged("ends before its last frame")
+            for _ in (place, *places):
+                yield self._picture(frame)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
@@ -190,7 +162,7 @@ class VideoFile:
     def _picture(self, frame: VideoFrame) -> Image.Image:
         """A frame as RGB, upright; its size may have changed since the header."""
         self._check_size(frame.width, frame.height)
-        return _upright(frame)
+        return _upright(frame, self._background)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
@@ -220,30 +192,25 @@ def _is_moving(stream: VideoStream) -> bool:
     return not stream.disposition & Disposition.attached_pic
 
 
-def _table(
-    entries: Sequence[tuple[int | None, int | None, bool]], stream: VideoStream
-) -> FrameTable:
-    total, base = len(entries), stream.time_base or Fraction(1, 1)
-    if not total:
-        raise VideoDamaged("has no frames")
-    rate = stream.average_rate or stream.guessed_rate
-    shown = sorted(
-        (pts, pts if dts is None else dts, key) for pts, dts, key in entries if pts is not None
-    )
-    if len(shown) < total:
-        fps = float(rate or USUAL_FPS)
-        return FrameTable(total, (), (), fps, total / fps, base)
-    times = [pts for pts, _, _ in shown]
-    span = float((times[-1] - times[0]) * base)
-    fps = float(rate) if rate else (total - 1) / span if span else USUAL_FPS
-    keyframes = [Keyframe(n, decoding) for n, (_, decoding, key) in enumerate(shown) if key]
-    return FrameTable(total, times, keyframes, fps, max(span + 1 / fps, total / fps), base)
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames from where the container stands."""
+    name = SEES_THROUGH.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create(name, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    decoder.options, decoder.thread_count = stream.codec_context.options, 1
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
+def _upright(frame: VideoFrame, background: Sequence[int]) -> Image.Image:
     # one thread: each of more takes a stack out of the memory that a worker may have
-    pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
-    image = Image.fromarray(pixels)
+    transparent = frame.format.has_palette or any(one.is_alpha for one in frame.format.components)
+    form = "rgba" if transparent else "rgb24"
+    pixels = frame.reformat(format=form, threads=1).to_ndarray()
+    image = opaque(Image.fromarray(pixels), background)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
         return image

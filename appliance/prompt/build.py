@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from appliance.errors import bad_request
-from appliance.prompt.template import ChatTemplate, Message
+from appliance.prompt.probing import Message
+from appliance.prompt.template import ChatTemplate
 from appliance.prompt.tokenizer import Tokenizer
 
 
@@ -48,6 +49,7 @@ def build_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     kwargs: Mapping[str, Any] | None = None,
+    think: bool = True,
     brief: bool = False,
 ) -> Prompt:
     """The prompt of a conversation whose media parts, in order, are `items`. Raises ApplianceError.
@@ -62,6 +64,7 @@ def build_chat(
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         kwargs=kwargs,
+        think=think,
         brief=brief,
     )
     tokenizer, family = template.tokenizer, template.family

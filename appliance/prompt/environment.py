@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, cast
 
@@ -137,6 +137,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     weighed = staticmethod(bounded.weighed)
     kept = staticmethod(bounded.kept)
     literal = staticmethod(bounded.literal)
+
+    def names(self, source: str, wanted: Iterable[str]) -> set[str]:
+        """Those of the `wanted` names that a template reads, if its source can be parsed."""
+        if not any(name in source for name in wanted):
+            return set()
+        return {node.name for node in self.parse(source).find_all(nodes.Name)}
 
     def compiled(self, source: str, bounds: Bounds = FULL) -> Template:
         """The template, ready to render. Raises TemplateError; Overrun for one that is too long."""

@@ -5,29 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
-from appliance.errors import ApplianceError, bad_request, context_length_exceeded
+from appliance.errors import bad_request, context_length_exceeded
 from appliance.prompt.bounds import BRIEF, FULL, OF_REQUEST, PROBE, Bounds, Overrun
+from appliance.prompt.content import Part, merged, spelled, text_part
+from appliance.prompt.continuation import cut_at_end, with_end
 from appliance.prompt.environment import ChatEnvironment, TemplateRefusal
+from appliance.prompt.probing import (
+    EARLIER,
+    LATE_SYSTEM,
+    PLACES,
+    ROLES,
+    SECOND_SYSTEM,
+    Message,
+    Probes,
+    TemplateTakesTooMuch,
+)
 from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
 from appliance.prompt.tokenizer import Tokenizer
 from engine.models.documents import optional_document, read_text
 from engine.models.family import Family
 
-Message = dict[str, Any]
-Shape = Literal["parts", "string", "one_part"]
-
-WORDS = ("al\npha", "bra\nvo", "char\nlie")  # a list written as Python or JSON would escape these
+WORD = "alphabravo"
+SWITCHES = ("enable_thinking", "thinking")  # names by which templates are told whether to think
 TOO_MUCH = "The chat template takes more time or memory for this conversation than it may."
 UNREADABLE = "The model's chat template cannot render this conversation."
-
-
-class TemplateTakesTooMuch(ValueError):
-    """A template that goes beyond its bounds whatever it is given."""
 
 
 class Postponed(Exception):
@@ -37,10 +43,10 @@ class Postponed(Exception):
 class ChatTemplate:
     """A Jinja chat template, with what it can take found out by trying it.
 
-    A template that keeps the order of text and media gets the parts themselves. For one that does
-    not, each message is joined to one text beforehand, an item being `family.item_text`. `source`
-    None takes the checkpoint's own template. Raises ValueError if the source is no Jinja template,
-    or one that does not end within its bounds.
+    Neighbouring texts are one before any template sees them. A template that keeps the order of
+    text and media gets the parts themselves; for one that does not, each message is joined to one
+    text, an item being `family.item_text`. `source` None takes the checkpoint's own template.
+    Raises ValueError if the source is no Jinja template, or does not end within its bounds.
     """
 
     def __init__(
@@ -59,8 +65,16 @@ class ChatTemplate:
         self._template = _compile(self.source, self._environment, bounds)
         self._literals = Literals(tokenizer.added)
         self._assistant_literals = Literals(tokenizer.special)
-        self._shape = self._find_shape()
-        self._takes_strings = self._shape == "string" or self._shows([WORDS[0]], "string")
+        self._probes = Probes(lambda messages: self._run(messages, {}, True, PROBE), family)
+        self._ways = {role: self._probes.way(role) for role in ROLES}
+        named = self._environment.names(self.source or "", SWITCHES)
+        self._switches = [name for name in SWITCHES if name in named]
+        self._always_thinks = "<think>" in (self.source or "") and self._probes.opens_thought()
+        self._lost_systems = [
+            place
+            for place in (SECOND_SYSTEM, LATE_SYSTEM)
+            if self._probes.loses(place, [text_part(WORD)], self._ways["system"])
+        ]
 
     def with_source(self, source: str) -> ChatTemplate:
         """The same with a request's own template; takes as long as its bounds allow.
@@ -82,6 +96,26 @@ class ChatTemplate:
                 "The chat template is not valid Jinja.", "chat_template", "invalid_value"
             ) from None
 
+    def check(self) -> None:
+        """Raise ValueError for a template that leaves out what somebody may send.
+
+        What it refuses by itself is no loss, since whoever sent it is told.
+        """
+        if self._template is None:
+            return
+        lost = [
+            place.words
+            for place in (*PLACES.values(), EARLIER)
+            if self._probes.loses(place, [text_part(WORD)], self._ways[place.role])
+        ]
+        lost += [
+            f"{modality} in a user's message"
+            for modality, parts in self._probes.items()
+            if self._probes.loses(PLACES["user"], parts, self._ways["user"])
+        ]
+        if lost:
+            raise ValueError(f"the chat template leaves out {' and '.join(lost)}")
+
     def render(
         self,
         messages: Sequence[Message],
@@ -89,39 +123,61 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        think: bool = True,
         brief: bool = False,
     ) -> Rendered:
         """The conversation as text; the type of a media part is its modality.
 
-        `continue_final_message` ends the text inside the last message. Raises ApplianceError for
-        template options that the recipe does not list, and for a conversation that the template
-        refuses, cannot render, or does not render within its bounds; Postponed where `brief` asks
-        for what does not hold up an event loop, and the template takes longer.
+        Without `think` the model is told not to. `continue_final_message` ends the text inside the
+        last message. Raises ApplianceError as `options` does, and for a conversation that the
+        template refuses, would leave out part of, cannot render, or does not render within its
+        bounds; Postponed where `brief` asks for what does not hold up an event loop, and the
+        template takes longer.
         """
         marks = Marks()
-        self.check_kwargs(kwargs or {})
-        options = guard(dict(kwargs or {}), self._literals, marks)
-        shaped = [self._message(message, self._shape, marks) for message in messages]
+        options = guard(self.options(kwargs or {}, think), self._literals, marks)
+        self._check_places(messages)
+        shaped = [self._message(message, marks) for message in messages]
         if continue_final_message:
-            shaped[-1]["content"] = _with_end(shaped[-1].get("content"), marks)
+            shaped[-1]["content"] = with_end(shaped[-1].get("content"), marks)
         text = self._run(shaped, options, add_generation_prompt, BRIEF if brief else FULL)
         if continue_final_message:
-            text = _cut_at_end(text, marks)
+            text = cut_at_end(text, marks)
         rendered = marks.resolve(text)
         if rendered is None:
             raise bad_request(UNREADABLE, "messages", "chat_template_failed")
         return rendered
 
-    def check_kwargs(self, kwargs: Mapping[str, Any]) -> None:
-        """Raise ApplianceError 400 for a template option that the recipe does not list."""
-        for name in kwargs:
-            if name not in self.template_kwargs:
+    def options(self, kwargs: Mapping[str, Any], think: bool = True) -> dict[str, Any]:
+        """What the template is given of a request's options.
+
+        Raises ApplianceError 400 for one that the recipe does not list, unless it is null or tells
+        a model not to think that has no such switch; and where thinking cannot be switched off.
+        """
+        given: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            if value is None:
+                continue
+            if name in SWITCHES and value is False and not self._switches:
+                think = False
+            elif name in self.template_kwargs:
+                given[name] = value
+            else:
                 listed = ", ".join(self.template_kwargs) or "none"
                 raise bad_request(
                     f"The template option '{name[:100]}' may not be set here; these may: {listed}.",
                     f"chat_template_kwargs.{name[:100]}",
                     "unsupported_parameter",
                 )
+        if not think:
+            if not self._switches and self._always_thinks:
+                raise bad_request(
+                    "This model thinks before it answers, and its chat template has no switch.",
+                    "reasoning_effort",
+                    "unsupported_parameter",
+                )
+            given = dict.fromkeys(self._switches, False) | given
+        return given
 
     def _run(
         self,
@@ -151,7 +207,8 @@ class ChatTemplate:
                 raise Postponed from None
             if overrun.what == "characters":
                 raise context_length_exceeded(
-                    f"The rendered conversation has more than {bounds.characters} characters.",
+                    f"The conversation is longer than the model's context length: rendered it has "
+                    f"more than {bounds.characters} characters.",
                     "messages",
                 ) from None
             raise bad_request(TOO_MUCH, "messages", "chat_template_bounds") from None
@@ -164,9 +221,10 @@ class ChatTemplate:
         except Exception as failure:  # whatever a template does with input it was not written for
             raise bad_request(UNREADABLE, "messages", "chat_template_failed") from failure
 
-    def _message(self, message: Message, shape: Shape, marks: Marks) -> Message:
-        assistant = message.get("role") == "assistant"
-        literals = self._assistant_literals if assistant else self._literals
+    def _message(self, message: Message, marks: Marks) -> Message:
+        role = message.get("role")
+        way = self._ways.get(role or "", self._ways["user"])
+        literals = self._assistant_literals if role == "assistant" else self._literals
         shaped = {
             name: value if name == "role" else guard(value, literals, marks)
             for name, value in message.items()
@@ -176,63 +234,31 @@ class ChatTemplate:
         if content is None:
             return shaped
         if isinstance(content, str):
-            text = literals.replace(content, marks)
-            shaped["content"] = text if self._takes_strings else [_text_part(text)]
-        elif shape == "parts":
-            shaped["content"] = [self._part(part, literals, marks) for part in content]
-        else:
-            text = self._joined(content, literals, marks)
-            shaped["content"] = text if shape == "string" else [_text_part(text)]
+            content = [text_part(content)]
+        parts = merged(content, way.joint)
+        if way.shape == "parts" and any(part["type"] != "text" for part in parts):
+            shaped["content"] = [_guarded(part, literals, marks) for part in parts]
+            return shaped
+        text = spelled(parts, self.family, marks, lambda text: literals.replace(text, marks))
+        alone = way.strings if len(parts) == 1 else way.shape == "string"
+        shaped["content"] = text if alone else [text_part(text)]
         return shaped
 
-    def _part(self, part: Mapping[str, Any], literals: Literals, marks: Marks) -> dict[str, str]:
-        if part["type"] == "text":
-            return _text_part(literals.replace(part["text"], marks))
-        return {"type": part["type"]}
-
-    def _joined(self, parts: Sequence[Mapping[str, Any]], literals: Literals, marks: Marks) -> str:
-        """Parts as one text: neighbouring texts on lines of their own, media where they stand."""
-        text = ""
-        after_text = False
-        for part in parts:
-            is_text = part["type"] == "text"
-            if is_text:
-                text += "\n" if after_text else ""
-                text += literals.replace(part["text"], marks)
-            else:
-                text += marks.trusted(self.family.item_text(part["type"]))
-            after_text = is_text
-        return text
-
-    def _find_shape(self) -> Shape:
-        probe: list[str | None] = list(WORDS[:1])
-        for word in WORDS[1:]:
-            probe += [*([None] if self.family.modalities else []), word]
-        shapes: tuple[Shape, ...] = ("parts", "string", "one_part")
-        return next((shape for shape in shapes if self._shows(probe, shape)), "string")
-
-    def _shows(self, probe: Sequence[str | None], shape: Shape) -> bool:
-        """Whether the template writes these words, and a marker for each None, in order."""
-        modality = self.family.modalities[0] if None in probe else ""
-        parts = [{"type": modality} if word is None else _text_part(word) for word in probe]
-        marks = Marks()
-        content: Any = parts
-        if shape != "parts":
-            content = self._joined(parts, self._literals, marks)
-            content = content if shape == "string" else [_text_part(content)]
-        try:
-            text = self._run([{"role": "user", "content": content}], {}, True, PROBE)
-        except ApplianceError as refused:
-            if refused.code in ("chat_template_bounds", "context_length_exceeded"):
-                raise TemplateTakesTooMuch(
-                    "the chat template takes more time or memory than it may, for a single message"
-                ) from None
-            return False
-        rendered = marks.resolve(text)
-        if rendered is None:
-            return False
-        marker = self.family.marker(modality) if modality else None
-        return _in_order(rendered.text, probe, marker)
+    def _check_places(self, messages: Sequence[Message]) -> None:
+        """Raise ApplianceError for a system message where the template would leave it out."""
+        if not self._lost_systems:
+            return
+        first = True  # so far there is nothing but system messages
+        for number, message in enumerate(messages):
+            system = message.get("role") == "system"
+            place = SECOND_SYSTEM if first else LATE_SYSTEM
+            if number and system and place in self._lost_systems:
+                raise bad_request(
+                    f"The model's chat template leaves out {place.words}.",
+                    f"messages[{number}]",
+                    "chat_template_refused",
+                )
+            first = first and system
 
 
 def checkpoint_template(folder: Path) -> str | None:
@@ -266,46 +292,7 @@ def _compile(source: str | None, environment: ChatEnvironment, bounds: Bounds) -
         raise ValueError("the chat template is not valid Jinja") from error
 
 
-def _text_part(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
-
-
-def _with_end(content: Any, marks: Marks) -> Any:
-    """The content with the end mark after its last text; its space shows if it gets trimmed."""
-    mark = marks.end + " "
-    if isinstance(content, str):
-        return content + mark
-    for place in range(len(content or []) - 1, -1, -1):
-        if content[place]["type"] == "text":
-            ended = list(content)
-            ended[place] = _text_part(content[place]["text"] + mark)
-            return ended
-    raise bad_request(
-        "'continue_final_message' needs a last message with text.",
-        "continue_final_message",
-        "invalid_value",
-    )
-
-
-def _cut_at_end(text: str, marks: Marks) -> str:
-    place = text.rfind(marks.end)
-    if place < 0:
-        raise bad_request(
-            "The model's chat template changes the last message; it cannot be continued.",
-            "continue_final_message",
-            "chat_template_failed",
-        )
-    kept = text[place + len(marks.end) :].startswith(" ")
-    text = text[:place].replace(marks.end, "")
-    return text if kept else text.rstrip()
-
-
-def _in_order(text: str, probe: Sequence[str | None], marker: str | None) -> bool:
-    position = 0
-    for word in probe:
-        wanted = marker if word is None else word
-        found = text.find(wanted or "", position)
-        if found < 0 or (wanted is not None and text.count(wanted) != probe.count(word)):
-            return False
-        position = found + len(wanted or "")
-    return True
+def _guarded(part: Part, literals: Literals, marks: Marks) -> dict[str, str]:
+    if part["type"] == "text":
+        return text_part(literals.replace(part["text"], marks))
+    return {"type": part["type"]}

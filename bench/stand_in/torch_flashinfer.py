@@ -153,7 +153,8 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         backend: str = "auto",
     ) -> None:
         super().__init__(float_workspace_buffer, kv_layout, graph=False)
-        assert backend == "fa2"
+        assert backend in ("fa2", "fa3")
+        self._hopper = backend == "fa3"
 
     def plan(
         self,
@@ -174,6 +175,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         kv_data_type: torch.dtype | None = None,
     ) -> None:
         assert causal, "a decoder's prefill is causal"
+        assert not self._hopper or (window_left < 0 and not logits_soft_cap), "not compiled"
         assert qo_indptr.dtype == torch.int32
         assert qo_indptr.device.type == paged_kv_indptr.device.type == "cpu"
         self._place(paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, page_size)

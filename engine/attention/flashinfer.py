@@ -20,6 +20,7 @@ from engine.device.device import Device, send
 from engine.errors import ModelUnsupported
 from engine.scheduling.batch import Batch
 
+HOPPER_TILE, HOPPER_TILES = 128, 128  # query rows of a tile; from so many on, all processors work
 TENSOR_CORE_GROUP = 4  # from this many query heads a key head on, tensor cores decode faster
 LARGEST_FP8 = 448.0  # of float8_e4m3fn; torch makes larger ones NaN
 
@@ -34,8 +35,14 @@ class FlashInferAttention:
         device: Device,
         dtype: torch.dtype,
         library: Any,
+        *,
+        hopper: bool = False,
     ) -> None:
-        """`library` is FlashInfer, or has its interface."""
+        """`library` is FlashInfer, or has its interface.
+
+        With `hopper`, long prompts are attended to by the kernels for that architecture (`fa3`),
+        in layers without a window.
+        """
         if shape.value_dim not in (None, shape.head_dim):
             raise ModelUnsupported("values of another size than keys are not attended to on a card")
         self.shape = shape
@@ -49,6 +56,9 @@ class FlashInferAttention:
         self.windows = sorted(set(self._window_of))
         self._prefill = {window: self._prefill_kernel(window) for window in self.windows}
         self._decode = {window: self.decode_kernel(window) for window in self.windows}
+        self._hopper = dict(self._prefill)
+        if hopper and -1 in self.windows:
+            self._hopper[-1] = self._prefill_kernel(-1, "fa3")
         self._both_ways: PlannedKernel | None = None  # made, and compiled, when first needed
         self._current: Mapping[int, PlannedKernel] = self._decode
         self._rows: DeviceRows | None = None
@@ -75,7 +85,7 @@ class FlashInferAttention:
             self.plan_kernel(self._both_ways, rows, there.page_indices)
             self._rows, self._spans = there, spans
             return
-        kernels = self._decode if rows.decoding else self._prefill
+        kernels = self._decode if rows.decoding else self._prefill_for(rows)
         for planned in kernels.values():
             self.plan_kernel(planned, rows, there.page_indices)
         self.use(there, kernels)
@@ -167,9 +177,15 @@ class FlashInferAttention:
         for planned in kernels:
             planned.kernel.reset_workspace_buffer(self._workspace, plans)
 
-    def _prefill_kernel(self, window: int) -> PlannedKernel:
+    def _prefill_for(self, rows: Rows) -> Mapping[int, PlannedKernel]:
+        """`fa3` does not split a sequence's keys: few new tokens would leave the card idle."""
+        counts = rows.query_start.diff()
+        tiles = int((counts + HOPPER_TILE - 1).div(HOPPER_TILE, rounding_mode="floor").sum())
+        return self._hopper if tiles * self.shape.heads >= HOPPER_TILES else self._prefill
+
+    def _prefill_kernel(self, window: int, backend: str = "fa2") -> PlannedKernel:
         kernel = self._library.BatchPrefillWithPagedKVCacheWrapper(
-            self._workspace, "NHD", backend="fa2"
+            self._workspace, "NHD", backend=backend
         )
         return PlannedKernel(kernel, "prefill", window, self.device.event())
 

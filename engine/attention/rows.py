@@ -35,16 +35,21 @@ class Rows:
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
-        counts = batch.query_start.diff()
-        owners = torch.arange(len(counts)).repeat_interleave(counts)
-        shift = torch.tensor(batch.lengths) - batch.query_start[1:]
+        lengths = torch.tensor(batch.lengths)
+        if len(lengths) == batch.tokens:
+            owners, positions = torch.arange(batch.tokens), lengths - 1
+        else:
+            counts = batch.query_start.diff()
+            owners = torch.arange(len(counts)).repeat_interleave(counts)
+            shift = lengths - batch.query_start[1:]
+            positions = torch.arange(batch.tokens) + shift[owners]
         return cls(
             query_start=batch.query_start,
             page_start=batch.page_start,
             page_indices=batch.page_indices,
             last_page_length=batch.last_page_length,
             owners=owners,
-            positions=torch.arange(batch.tokens) + shift[owners],
+            positions=positions,
         )
 
     @classmethod

@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.device.toolchain import missing_tools
 from engine.errors import DeviceMissing
 
 PROBE_SECONDS = 120
@@ -33,11 +34,6 @@ NO_FLASHINFER = (
     "`pip install flashinfer-python accelerate`"
 )
 NO_ACCELERATE = "accelerate, which loads weights onto a card, is missing: `pip install accelerate`"
-NO_COMPILER = (
-    "FlashInfer compiles its kernels and finds no nvcc: `apt install cuda-nvcc-13-0`, or "
-    "`pip install flashinfer-jit-cache` for compiled ones"
-)
-NO_NINJA = "FlashInfer compiles its kernels and finds no ninja: `pip install ninja`"
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,13 +105,7 @@ def find_missing_tools() -> str | None:
         return NO_FLASHINFER
     if importlib.util.find_spec("accelerate") is None:
         return NO_ACCELERATE
-    if importlib.util.find_spec("flashinfer_jit_cache") is not None:
-        return None
-    if not compiler_found():
-        return NO_COMPILER
-    if shutil.which("ninja") is None and importlib.util.find_spec("ninja") is None:
-        return NO_NINJA
-    return None
+    return missing_tools()
 
 
 def driver_answers() -> bool:
@@ -125,15 +115,6 @@ def driver_answers() -> bool:
         return False
     asked = subprocess.run([command, "-L"], capture_output=True, check=False)  # noqa: S603 - fixed
     return asked.returncode == 0
-
-
-def compiler_found() -> bool:
-    """Whether nvcc is where FlashInfer looks for it, by the same rules as torch's extensions."""
-    if shutil.which("nvcc") is not None:
-        return True
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    return CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").exists()
 
 
 def main() -> int:

@@ -43,6 +43,11 @@ def largest_prefill(options: EngineOptions, family: Family) -> Batch:
     return _step(options, family, *_shape(options))
 
 
+def shortest_prefill(options: EngineOptions, family: Family) -> Batch:
+    """One prompt of two tokens, for which there may be other kernels."""
+    return _step(options, family, 1, min(2, _shape(options)[1]))
+
+
 def with_spans(batch: Batch) -> Batch:
     """The same tokens, those of each sequence attending both ways."""
     counts = batch.query_start.diff()

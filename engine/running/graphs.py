@@ -63,12 +63,20 @@ class StepMemory:
         return self._part(3, count)
 
     def fill(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Bring a step's numbers here; returns the page indices on the device."""
-        parts = (token_ids, positions.flatten(), rows.positions, rows.page_indices)
+        """Bring a step's numbers here; returns the page indices on the device.
+
+        `token_ids` `[tokens]` and `positions` `[rows, tokens]` may be fewer than `rows`: zeros
+        follow.
+        """
+        size, tokens = rows.count, len(token_ids)
         end = self._starts[-1] + len(rows.page_indices)
         packed = torch.zeros(end, dtype=torch.int32)
-        for start, part in zip(self._starts, parts, strict=True):
-            packed[start : start + len(part)] = part
+        ids, places, keys, pages = self._starts
+        packed[ids : ids + tokens] = token_ids
+        several = packed[places : places + size * self._position_rows]
+        several.view(self._position_rows, size)[:, :tokens] = positions
+        packed[keys : keys + size] = rows.positions
+        packed[pages:end] = rows.page_indices
         self._memory[:end].copy_(self._device.pinned(packed), non_blocking=True)
         return self.page_indices(len(rows.page_indices))
 
@@ -167,13 +175,8 @@ class DecodeGraphs:
         size = self.size_for(batch.tokens)
         assert size is not None
         recording = self._recordings[size]
-        missing = size - batch.tokens
         rows = Rows.of(batch).padded(size)
-        pages = self._memory.fill(
-            torch.nn.functional.pad(batch.token_ids, (0, missing)),
-            torch.nn.functional.pad(batch.positions, (0, missing)),
-            rows,
-        )
+        pages = self._memory.fill(batch.token_ids, batch.positions, rows)
         for planned in recording.kernels.values():
             self._backend.plan_kernel(planned, rows, pages)
         recording.graph.replay()

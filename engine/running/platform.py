@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import FlashInferAttention, check_supported
 from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
+from engine.device.toolchain import environment
+from engine.errors import ModelUnsupported
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.layers.vision_attention import attend_with
 from engine.sampling.device_sampler import DeviceSampler
@@ -34,9 +37,12 @@ class Platform(Device, Protocol):
         """
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
-        """Attention over `cache`, for queries of `dtype`. Raises ModelUnsupported."""
+        """Attention over `cache`, for queries of `dtype`. Raises ModelUnsupported.
+
+        `prefill` names the kernels for prompts, where a device has several.
+        """
 
     def kernels(self) -> Kernels:
         """The operations of fused layers."""
@@ -58,7 +64,7 @@ class CpuPlatform(Host):
     warms_up = False
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
         return CpuAttention(shape, cache)
 
@@ -81,9 +87,14 @@ class FlashInferOffers:
     library: Any
 
     def attention(
-        self: FlashInferPlatform, shape: AttentionShape, cache: KVCache, dtype: torch.dtype
+        self: FlashInferPlatform,
+        shape: AttentionShape,
+        cache: KVCache,
+        dtype: torch.dtype,
+        prefill: str = "fa2",
     ) -> AttentionBackend:
-        return FlashInferAttention(shape, cache, self, dtype, self.library)
+        hopper = prefill == "fa3"
+        return FlashInferAttention(shape, cache, self, dtype, self.library, hopper=hopper)
 
     def kernels(self) -> Kernels:
         return FlashInferKernels(self.library)
@@ -107,14 +118,37 @@ class CudaPlatform(FlashInferOffers, Cuda):
     def __init__(self, index: int = 0, library: Any | None = None) -> None:
         super().__init__(index)
         self._limited = library is None  # FlashInfer itself has kernels for some shapes only
-        self.library = import_module("flashinfer") if library is None else library
+        if library is None:  # which reads its environment when it is imported
+            os.environ.update(environment(torch.cuda.get_device_capability(index)))
+            library = import_module("flashinfer")
+        self.library = library
 
     def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
     ) -> AttentionBackend:
         if self._limited:
             check_supported(shape, dtype)
-        return super().attention(shape, cache, dtype)
+        reason = hopper_unsupported(torch.cuda.get_device_capability(self.device), shape, cache)
+        if prefill == "fa3" and reason is not None:
+            raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
+        if prefill == "auto":
+            prefill = "fa2" if reason is not None else "fa3"
+        return super().attention(shape, cache, dtype, prefill)
+
+
+def hopper_unsupported(
+    capability: tuple[int, int], shape: AttentionShape, cache: KVCache
+) -> str | None:
+    """Why prompts cannot be attended to by FlashInfer's kernels for Hopper; None if they can."""
+    if capability != (9, 0):
+        return "FlashInfer's fa3 is for cards of compute capability 9.0"
+    if cache.dtype.itemsize == 1:
+        return "FlashInfer's fa3 reads no keys and values of eight bits"
+    if shape.soft_cap is not None:
+        return "FlashInfer's fa3 is not compiled for capped scores"
+    if all(window is not None for window in shape.windows or (None,)):
+        return "FlashInfer's fa3 is not compiled for windows, and every layer has one"
+    return None
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

@@ -23,6 +23,7 @@ from engine.running.exercise import (
     largest_decode,
     largest_prefill,
     pages_needed,
+    shortest_prefill,
     with_prompt_rows,
     with_spans,
 )
@@ -110,6 +111,7 @@ def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None
     prefill, decode = largest_prefill(options, family), largest_decode(options, family)
     rows = min(options.max_prompt_rows, prefill.tokens)
     steps = [(with_prompt_rows(prefill, rows), rows), (decode, 0)]
+    steps.append((shortest_prefill(options, family), 0))
     if set(family.both_ways) & set(options.modalities):
         steps.append((with_spans(prefill), 0))
     for batch, prompt_rows in steps:

@@ -64,7 +64,9 @@ class Runner:
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
         self._cache = self._new_cache(pages)
-        self._backend = platform.attention(loaded.shape, self._cache, loaded.dtype)
+        self._backend = platform.attention(
+            loaded.shape, self._cache, loaded.dtype, options.prefill_attention
+        )
         kernels = platform.kernels()
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)

@@ -123,8 +123,8 @@ def _positions(
 ) -> torch.Tensor:
     """Positions `[rows, tokens]`: those of prompts are given, later ones count on from there."""
     offsets = numpy.array([item.sequence.position_offset for item in slices])
-    later = torch.from_numpy(keys + offsets[owners])
-    positions = later.repeat(slices[0].sequence.positions.shape[0], 1)
+    rows = slices[0].sequence.positions.shape[0]
+    positions = torch.from_numpy(numpy.tile(keys + offsets[owners], (rows, 1)))
     for index, item in enumerate(slices):
         sequence = item.sequence
         if item.start < sequence.prompt_length:

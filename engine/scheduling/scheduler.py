@@ -176,6 +176,8 @@ class Scheduler:
 
     def publish(self, sequence: Sequence) -> None:
         """Make full pages of computed and known tokens findable."""
+        if sequence.computed // self.page_size <= sequence.published:
+            return  # no further page is full
         digests = sequence.block_digests(self.page_size)
         blocks = min(len(digests), sequence.computed // self.page_size)
         for block in range(sequence.published, blocks):

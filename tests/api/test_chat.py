@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion
@@ -241,6 +244,53 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_numbers(cook: Cook) ->
     error = (await kitchen.client.chat(max_tokens=256)).error
     assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
     assert kitchen.engine.requests == []
+
+
+TOO_LONG = [
+    ({"messages": [{"role": "user", "content": "word " * 400}]}, "messages", None),
+    ({"messages": [{"role": "user", "content": "x" * 10_000_000}]}, "messages", None),
+    ({"messages": [{"role": "user", "content": "x"}] * 300}, "messages", None),
+    ({"messages": [{"role": "user", "content": ["x"] * 300}]}, "messages", None),
+    ({"max_tokens": 256}, "max_tokens", 256),
+    ({"max_completion_tokens": 4000, "stream": True}, "max_completion_tokens", 4000),
+    ({"max_tokens": 256, "n": 2, "logprobs": True}, "max_tokens", 256),
+    ({"prompt": "word " * 400}, "prompt", None),
+    ({"prompt": [5] * 256}, "prompt", None),
+    ({"prompt": ["a", "word " * 400], "stream": True}, "prompt[1]", None),
+    ({"prompt": "a", "max_tokens": 256}, "max_tokens", 256),
+    ({"prompt": [5] * 255, "max_tokens": 2}, "max_tokens", 2),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "asked"), TOO_LONG, ids=lambda one: str(one)[:60])
+async def test_what_is_too_long_is_told_in_the_words_that_clients_know(
+    cook: Cook, fields: dict[str, Any], param: str, asked: int | None
+) -> None:
+    client = cook().client
+    reply = await (client.complete if "prompt" in fields else client.chat)(**fields)
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    assert reply.error["param"] == param
+    message = reply.error["message"]
+    found = re.match(r"This model's maximum context length is (\d+) tokens\. However, ", message)
+    assert found is not None
+    assert found[1] == "256"
+    kind = "prompt" if "prompt" in fields else "messages"
+    assert f"Please reduce the length of the {kind} or completion." in message
+    if asked is not None:
+        counts = re.search(rf"requested (\d+) tokens \((\d+) in the {kind}, (\d+) in", message)
+        assert counts is not None
+        total, prompt, answer = map(int, counts.groups())
+        assert (total, answer) == (prompt + answer, asked)
+
+
+async def test_a_kv_cache_that_is_smaller_than_the_model_is_named(cook: Cook) -> None:
+    kitchen = cook()
+    assert kitchen.service.generation is not None
+    prompting = kitchen.service.generation._prompting
+    prompting.limits = replace(prompting.limits, pages=4)
+    error = (await kitchen.client.complete(prompt=[5] * 64)).error
+    assert "maximum context length is 64 tokens. " in error["message"]
+    assert error["message"].endswith("The KV cache of this server holds no more.")
 
 
 async def test_a_client_that_leaves_aborts_its_request(cook: Cook) -> None:

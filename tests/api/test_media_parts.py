@@ -54,6 +54,22 @@ def test_input_audio_becomes_a_data_url() -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "content"),
+    [
+        ("data:audio/wav;base64,AAAA", "data:audio/wav;base64,AAAA"),
+        (" DATA:;base64,AA AA", " DATA:;base64,AA AA"),
+        ("AA\nAA", "data:audio/wav;base64,AA\nAA"),
+        ("AAAA#AA", "data:audio/wav;base64,AAAA%23AA"),
+        ("https://example.org/a.wav", "data:audio/wav;base64,https://example.org/a.wav"),
+        ("file:///a.wav", "data:audio/wav;base64,file:///a.wav"),
+    ],
+)
+def test_input_audio_may_be_a_data_url_and_no_other(data: str, content: str) -> None:
+    (source,) = found({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    assert source.content == content
+
+
+@pytest.mark.parametrize(
     ("value", "field"),
     [
         ("AAAA", ""),

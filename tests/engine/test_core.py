@@ -110,8 +110,8 @@ def test_a_tower_that_gives_too_few_embeddings_ends_that_request_only(checkpoint
     wrong = MediaItem("image", b"other", media[0].start, media[0].length, media[0].tensors)
     encode = engine._family.encode
 
-    def too_few(model: Any, items: list[MediaItem]) -> list[torch.Tensor]:
-        encoded = zip(encode(model, items), items, strict=True)
+    def too_few(model: Any, items: list[MediaItem], upload: Any) -> list[torch.Tensor]:
+        encoded = zip(encode(model, items, upload), items, strict=True)
         return [rows[:-1] if item is wrong else rows for rows, item in encoded]
 
     engine._family.encode = too_few  # type: ignore[method-assign]

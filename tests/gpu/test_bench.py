@@ -19,7 +19,7 @@ from bench.gpu_checks import Check, kernel_checks
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape, random_model, write_folder
 from bench.gpu_parts import Part, Run
 from bench.gpu_rows import Report, Row
-from bench.gpu_speed import Limits, ShapeBench, Sizes, idle, pays_from
+from bench.gpu_speed import Limits, ShapeBench, Sizes, covered, pays_from
 from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording, standing_in
 
@@ -168,9 +168,10 @@ def test_what_pays_must_pay_for_all_that_is_larger() -> None:
     assert pays_from({64: 0.5, 256: 1.9, 1024: 5.0, 4096: 40.0}, sdpa) is None
 
 
-def test_idle_time_is_what_no_kernel_covers() -> None:
-    assert idle([(0, 4), (2, 5), (3, 4), (10, 15)]) == pytest.approx(5 / 15)
-    assert idle([(0, 1), (1, 2)]) == 0
+def test_time_that_several_kernels_cover_counts_once() -> None:
+    assert covered([(0, 4), (2, 5), (3, 4), (10, 15)]) == 10
+    assert covered([(0, 1), (1, 2)]) == 2
+    assert covered([]) == 0
 
 
 def test_an_aim_that_is_missed_fails_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from bench.stand_in.platforms import Recording, cuda_path, standing_in
 from bench.stand_in.torch_flashinfer import BatchDecodeWithPagedKVCacheWrapper
 from engine.attention.flashinfer import Rows
 from engine.core import Engine
-from engine.device.device import Graph
+from engine.device.device import Graph, Host
 from engine.memory.card_memory import graph_sizes
 from engine.request import Request
-from engine.running.graphs import DecodeGraphs
+from engine.running.graphs import DecodeGraphs, StepMemory
 from engine.running.runner import Runner
+from engine.scheduling.batch import Batch
 from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]
@@ -87,6 +89,36 @@ def test_padding_writes_to_page_0_only() -> None:
     assert padded.owners.tolist() == [0, 1, 2, 3]
     assert all(part.dtype == torch.int32 for part in (padded.page_start, padded.page_indices))
     assert rows.padded(2) is rows
+
+
+def test_a_step_of_decoding_is_written_where_its_recording_reads() -> None:
+    memory = StepMemory(size=4, pages=8, position_rows=2, device=Host())
+    for tokens in (3, 2):  # a shorter one leaves nothing of the one before
+        rows = dataclasses.replace(
+            Rows.dummies(tokens),
+            page_indices=torch.arange(5, 5 + tokens, dtype=torch.int32),
+            positions=torch.arange(30, 30 + tokens),
+        )
+        positions = torch.arange(2 * tokens).view(2, tokens) + 10
+        pages = memory.fill(torch.arange(1, 1 + tokens), positions, rows.padded(4))
+        padding = [0] * (4 - tokens)
+        assert memory.token_ids(4).tolist() == [*range(1, 1 + tokens), *padding]
+        assert memory.positions(4).tolist() == [[*row, *padding] for row in positions.tolist()]
+        assert memory.key_positions(4).tolist() == [*range(30, 30 + tokens), *padding]
+        assert pages.tolist() == [*range(5, 5 + tokens), *padding]
+
+
+def test_rows_of_one_token_each_are_those_of_any_batch() -> None:
+    def batch(query_start: list[int], lengths: list[int]) -> Batch:
+        none = torch.zeros(0, dtype=torch.int32)
+        starts = torch.tensor(query_start, dtype=torch.int32)
+        ids = torch.zeros(query_start[-1], dtype=torch.int64)
+        return Batch([], ids, ids[None], ids, starts, none, none, none, lengths, ids, 16)
+
+    rows = Rows.of(batch([0, 1, 2, 3], [5, 1, 40]))
+    assert (rows.owners.tolist(), rows.positions.tolist()) == ([0, 1, 2], [4, 0, 39])
+    rows = Rows.of(batch([0, 1, 3, 4], [5, 2, 40]))
+    assert (rows.owners.tolist(), rows.positions.tolist()) == ([0, 1, 1, 2], [4, 0, 1, 39])
 
 
 def test_padding_changes_nothing_for_the_others(checkpoint: Folder) -> None:

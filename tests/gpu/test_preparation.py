@@ -152,7 +152,7 @@ def test_no_step_has_more_rows_of_logits_than_were_tried_at_the_start(
     monkeypatch.setattr(Runner, "run", watched)
     monkeypatch.setattr(engine_options_module, "PROMPT_ROWS", 24)
     engine = cuda_path(checkpoint("llama"), max_tokens_per_step=100, max_sequences=4)
-    assert tried == [24 + 4, 4]
+    assert tried == [24 + 4, 4, 1]
     tried.clear()
     recorder = Recorder(engine)
     prompts = [[(7 * i + n) % 300 + 20 for i in range(90)] for n in range(3)]
@@ -265,6 +265,7 @@ def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) 
     assert not options.measured
     assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "auto")
     assert options.vision_attention_from == 99
+    assert options.prefill_attention == "fa2"
 
 
 @pytest.mark.parametrize(
@@ -275,6 +276,7 @@ def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) 
         "gpu_memory_fraction=0.5",
         "vision_attention=flashinfer",
         "vision_attention=auto",
+        "prefill_attention=fa3",
     ],
 )
 def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -89,3 +90,40 @@ def sound_with_cover() -> bytes:
         container.mux(track.encode(chunk))
         container.mux(track.encode())
     return file.getvalue()
+
+
+def again(
+    data: bytes, form: str = "mp4", *, skipped: int = 0, muxing: dict[str, str] | None = None
+) -> bytes:
+    """The same packets in another file; the first `skipped` frames are before its begin.
+
+    Of that MP4's muxer makes an edit list, as phones do when they trim.
+    """
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(data)) as given,
+        av.open(file, "w", format=form, options=muxing or {}) as made,
+    ):
+        source = given.streams.video[0]
+        stream = made.add_stream_from_template(source)
+        packets = [packet for packet in given.demux(source) if packet.size]
+        zero = sorted(packet.pts for packet in packets)[skipped] if skipped else 0
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - zero, packet.dts - zero, stream
+            made.mux(packet)
+    return file.getvalue()
+
+
+def edited(data: bytes, edits: Sequence[tuple[int, int]]) -> bytes:
+    """An MP4 whose edit list is this one: milliseconds shown, from which time of the track on."""
+    place = data.index(b"elst") - 4
+    end = place + int.from_bytes(data[place : place + 4], "big")
+    entries = b"".join(struct.pack(">IiI", shown, time, 1 << 16) for shown, time in edits)
+    body = b"elst" + bytes(4) + struct.pack(">I", len(edits)) + entries
+    box = struct.pack(">I", len(body) + 4) + body
+    made = bytearray(data[:place] + box + data[end:])
+    for name in (b"edts", b"trak", b"moov"):
+        at = made.rindex(name, 0, place) - 4
+        size = int.from_bytes(made[at : at + 4], "big") + len(box) - (end - place)
+        made[at : at + 4] = struct.pack(">I", size)
+    return bytes(made)

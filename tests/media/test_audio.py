@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -36,9 +37,12 @@ def tones(rate: int, seconds: float = 1.3, channels: int = 1, pitch: float = 330
     return (np.stack(made, 1) + 0.02 * rng.standard_normal((len(time), channels))).astype("f4")
 
 
-def written(form: str, subtype: str, rate: int = RATE, **changes: Any) -> bytes:
+def written(
+    form: str, subtype: str, rate: int = RATE, endian: str | None = None, **changes: Any
+) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, tones(rate, **changes), rate, format=form, subtype=subtype)
+    samples = tones(rate, **changes)
+    soundfile.write(file, samples, rate, format=form, subtype=subtype, endian=endian)
     return file.getvalue()
 
 
@@ -228,11 +232,145 @@ def test_files_that_end_before_their_header_says_are_refused() -> None:
     assert refusal(muxed("ipod", "aac", 44_100)[:4000]).status == 422
 
 
-def test_a_wave_written_to_a_pipe_is_taken() -> None:
-    data = bytearray(written("WAV", "PCM_16"))
+def sized(data: bytes, whole: int, samples: int) -> bytes:
+    """A WAV file whose header says so."""
+    order = ">" if data[:4] == b"RIFX" else "<"
     place = data.index(b"data")
-    data[4:8] = data[place + 4 : place + 8] = b"\xff" * 4
-    assert loaded(bytes(data)).seconds == pytest.approx(1.3)
+    length = struct.pack(order + "I", samples)
+    data = data[: place + 4] + length + data[place + 8 :]
+    return data[:4] + struct.pack(order + "I", whole) + data[8:]
+
+
+def sized64(data: bytes, whole: int, samples: int) -> bytes:
+    """An RF64 file whose header says so."""
+    place = data.index(b"ds64") + 8
+    return data[:place] + struct.pack("<QQ", whole, samples) + data[place + 16 :]
+
+
+def wave(**changes: Any) -> bytes:
+    return written("WAV", "PCM_16", **changes)
+
+
+WAVE = wave()
+BYTES = len(WAVE) - 44
+ALL, MANY = 0xFFFFFFFF, 0x7FFFFFFF
+UNTOLD = {
+    "nothing": sized(WAVE, 36, 0),
+    "nothing anywhere": sized(WAVE, 0, 0),
+    "nothing, and the file's length": sized(WAVE, len(WAVE) - 8, 0),
+    "all ones": sized(WAVE, ALL, ALL),
+    "all ones and the header": sized(WAVE, 35, ALL),
+    "the most of a signed number": sized(WAVE, MANY, MANY - 36),
+    "as sox has it": sized(WAVE, 0x7FFFF024, 0x7FFFF000),
+    "half of all": sized(WAVE, 0x80000024, 0x80000000),
+    "minus the header": sized(WAVE, ALL, ALL - 36),
+    "the header with it": sized(WAVE, len(WAVE) - 8, len(WAVE)),
+    "too much in a whole file": sized(WAVE, len(WAVE) - 8, 9 * BYTES),
+    "one byte too much": sized(WAVE, len(WAVE) - 7, BYTES + 1),
+    "nothing of eight bits": sized(written("WAV", "PCM_U8"), 0, 0),
+    "nothing of floats": sized(written("WAV", "FLOAT"), 0, 0),
+    "nothing, in chunks of more": sized(written("WAVEX", "PCM_24"), 0, 0),
+    "nothing of 64 bits": sized64(written("RF64", "PCM_16"), 0, 0),
+    "all ones of 64 bits": sized64(written("RF64", "PCM_16"), 2**64 - 1, 2**64 - 1),
+    "nothing, the other way round": sized(written("WAV", "PCM_16", endian="BIG"), 0, 0),
+    "all ones, the other way round": sized(written("WAV", "PCM_16", endian="BIG"), ALL, ALL),
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_a_wave_of_unknown_length_is_all_that_is_there(name: str) -> None:
+    subtype = {"nothing of eight bits": "PCM_U8", "nothing of floats": "FLOAT"}.get(name, "PCM_16")
+    subtype = "PCM_24" if name.endswith("of more") else subtype
+    expected = loaded(written("WAV", subtype)).samples
+    assert np.array_equal(loaded(UNTOLD[name]).samples, expected)
+    longer = audio_policy(max_seconds=1.2)
+    assert refusal(UNTOLD[name], longer).code == "media_too_large"
+
+
+def test_a_wave_that_lost_samples_is_refused() -> None:
+    for data in (
+        WAVE[: len(WAVE) // 2],
+        WAVE[:-1000],
+        sized(WAVE, 2 * len(WAVE), 2 * BYTES),
+        sized(WAVE, 0, 2 * BYTES),
+        sized(WAVE, 36, 2 * BYTES),
+        sized(WAVE, ALL, 2 * BYTES),
+        written("RF64", "PCM_16")[:-1000],
+        written("WAV", "PCM_16", endian="BIG")[:-1000],
+    ):
+        assert refusal(data).message == "The audio is cut off."
+
+
+def test_a_wave_of_no_samples_with_chunks_behind_it_stays_empty() -> None:
+    words = b"LIST" + struct.pack("<I", 12) + b"INFOISFT\4\0\0\0"[:12]
+    for data in (sized(WAVE[:44], 36, 0), sized(WAVE[:44] + words, 36 + len(words), 0)):
+        assert refusal(data).message == "The audio has no samples."
+
+
+def flac(total: int | None = None, **changes: Any) -> bytes:
+    """A FLAC file that is said to have so many samples (RFC 9639, 8.2)."""
+    data = bytearray(written("FLAC", changes.pop("subtype", "PCM_16"), **changes))
+    if total is not None:
+        data[21] = data[21] & 0xF0 | total >> 32
+        data[22:26] = struct.pack(">I", total & ALL)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("total", [None, 0, 1, 20_800, 20_801, 15_000, 99_999, 2**36 - 1])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_a_flac_is_the_samples_that_are_there(total: int | None, subtype: str) -> None:
+    data = flac(total, subtype=subtype)
+    assert np.array_equal(loaded(data).samples, by_librosa(flac(subtype=subtype)))
+    for cut in (1, 2, 100, len(data) // 2):
+        assert refusal(data[:-cut]).status == 422
+    assert refusal(data, audio_policy(max_seconds=1.2)).code == "media_too_large"
+
+
+def mp3(**changes: Any) -> bytes:
+    return written("MP3", "MPEG_LAYER_III", **changes)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 30, 1000, ALL])
+def test_an_mp3_is_the_frames_that_are_there(count: int) -> None:
+    plain = mp3()
+    data = bytearray(plain)
+    place = re.search(rb"Xing|Info", data)
+    assert place is not None
+    data[place.end() + 4 : place.end() + 8] = struct.pack(">I", count)
+    assert np.array_equal(loaded(bytes(data)).samples, loaded(plain).samples)
+    np.testing.assert_allclose(loaded(plain).samples, by_librosa(plain), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["MP3", "OGG", "OPUS"])
+def test_sounds_one_behind_the_other_are_all_heard(form: str) -> None:
+    first, second = (
+        mp3(pitch=pitch)
+        if form == "MP3"
+        else written("OGG", "VORBIS" if form == "OGG" else "OPUS", pitch=pitch)
+        for pitch in (330, 700)
+    )
+    sound = loaded(first + second)
+    assert sound.seconds == pytest.approx(2.6, abs=0.25)  # padding of both
+    assert likeness(sound.samples[-20_000:], loaded(second).samples[-20_000:]) > 0.9
+    assert refusal(first + second, audio_policy(max_seconds=2)).code == "media_too_large"
+
+
+@pytest.mark.parametrize(
+    ("form", "codec"), [("webm", "libopus"), ("matroska", "libmp3lame"), ("adts", "aac")]
+)
+def test_a_container_of_sound_that_is_cut_off_is_refused(form: str, codec: str) -> None:
+    data = muxed(form, codec, 48_000)
+    assert loaded(data).seconds == pytest.approx(1.3, abs=0.12)
+    for share in (0.4, 0.6, 0.8):
+        assert refusal(data[: int(len(data) * share)]).status == 422
+
+
+@pytest.mark.parametrize("declared", [b"ftyp", b"moov"])
+def test_sound_alone_in_a_film_is_sound(declared: bytes) -> None:
+    data = muxed("mp4", "aac", 48_000)
+    assert declared in data
+    assert loaded(data).seconds == pytest.approx(1.3, abs=0.12)
+    assert loaded(muxed("webm", "libopus", 48_000)).seconds == pytest.approx(1.3, abs=0.12)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from appliance.media.audio import load_audio
 from appliance.media.image import load_image
+from appliance.media.image_formats import register
 from appliance.media.video import load_video
 from engine.models.family import Family
 from engine.models.qwen2_vl import Qwen2VL
@@ -42,6 +43,12 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiff of lzw": ("TIFF", {"compression": "tiff_lzw"}),
     "tiff of jpeg": ("TIFF", {"compression": "jpeg"}),
     "avif": ("AVIF", {}),
+    "jpeg 2000": ("JPEG2000", {}),
+    "jpeg 2000 without a container": ("JPEG2000", {"no_jp2": True}),
+    "tiled jpeg 2000": ("JPEG2000", {"tile_size": (64, 64), "irreversible": True}),
+    "heif": ("HEIF", {}),
+    "lossless heif": ("HEIF", {"quality": -1, "chroma": 444}),
+    "tiled heif": ("HEIF", {"tile_size": 64}),
 }
 VIDEOS = {
     "mp4": ("mp4", "libx264"),
@@ -110,18 +117,24 @@ def other(kind: str, data: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize("name", IMAGES)
 def test_pictures(name: str, sight: Desk, sees: Qwen2VL) -> None:
     form, options = IMAGES[name]
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif")
+    register()
     data = encoded(picture(300, 200), form, **options)
     expected = sees.preprocess_image(load_image(data, image_policy(), ""))
     assert equal(sight.one(part(data)).tensors, expected)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "HEIF"])
 def test_pictures_with_all_that_may_come_beside_them(form: str, sight: Desk, sees: Qwen2VL) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif")
+    register()
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "beside"
     colours = Image.new("RGBA", (90, 60), (200, 20, 60, 100))
     colours.paste(picture(40, 30), (9, 9))
-    made = colours if form in ("PNG", "WEBP", "AVIF") else colours.convert("CMYK")
+    made = colours if form in ("PNG", "WEBP", "AVIF", "HEIF") else colours.convert("CMYK")
     data = encoded(made, form, exif=exif.tobytes(), icc_profile=profile())
     expected = sees.preprocess_image(load_image(data, image_policy(), ""))
     assert equal(sight.one(part(data)).tensors, expected)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from appliance.errors import ApplianceError
 from appliance.media.image import ImagePolicy, load_image
+from appliance.media.png import chunk
 from tests.engine.models.pictures import picture
 from tests.media.policies import image_policy
 
@@ -88,6 +89,49 @@ def test_a_transparent_colour_of_an_opaque_mode_is_composited() -> None:
     loaded = load_image(encoded(image, transparency=(9, 8, 7)), POLICY, "p")
     assert loaded.getpixel((0, 0)) == (1, 2, 3)
     assert loaded.getpixel((3, 3)) == (255, 255, 255)
+
+
+def grey_png(values: np.ndarray, depth: int, transparent: int, colours: int = 1) -> bytes:
+    """Rows of samples of any depth, `transparent` the colour that nothing is seen of."""
+    height, width = values.shape[:2]
+    bits = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(height, -1, 2), axis=2)
+    packed = np.packbits(bits[:, :, 16 - depth :].reshape(height, -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    kind = 0 if colours == 1 else 2
+    header = struct.pack(">IIBBBBB", width // colours, height, depth, kind, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", struct.pack(">H", transparent) * colours)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 128, 0)])
+def test_a_transparent_grey_of_any_depth_shows_the_background(
+    depth: int, background: tuple[int, ...]
+) -> None:
+    most = (1 << depth) - 1
+    values = np.linspace(0, most, 64).astype(np.uint16).reshape(4, 16)
+    for transparent in {0, most, int(values[2, 3])}:
+        policy = image_policy(rgba_background=background)
+        made = np.asarray(load_image(grey_png(values, depth, transparent), policy, "p"))
+        eight = values >> 8 if depth == 16 else values * 255 // most
+        expected = np.where((values == transparent)[..., None], background, eight[..., None])
+        assert np.array_equal(made, expected)
+
+
+def test_a_transparent_colour_of_16_bits_shows_the_background() -> None:
+    values = np.repeat(np.array([[[0], [32768], [65535]]]), 3, axis=2).reshape(1, 9)
+    policy = image_policy(rgba_background=(1, 2, 3))
+    for place, transparent in enumerate((0, 32768, 65535)):
+        data = grey_png(values, 16, transparent, colours=3)
+        made = np.asarray(load_image(data, policy, "p"))[0].tolist()
+        expected = [[value >> 8] * 3 for value in (0, 32768, 65535)]
+        expected[place] = [1, 2, 3]
+        assert made == expected
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -187,11 +231,6 @@ def test_only_listed_formats_are_read() -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = zlib.compress(bytes(1000), 9)
     return (

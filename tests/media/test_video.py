@@ -12,6 +12,7 @@ from PIL import Image
 
 from appliance.config.errors import ConfigurationError
 from appliance.errors import ApplianceError
+from appliance.media.data_url import FRAME_LIST
 from appliance.media.limits import VideoPolicy
 from appliance.media.prepare import PREPARERS, Prepared, preparer_for
 from appliance.media.video import load_video
@@ -41,12 +42,13 @@ def refusal(data: bytes, policy: VideoPolicy, family: Qwen2VL) -> ApplianceError
 
 
 def frame_list(frames: list[Image.Image], form: str = "jpeg", **options: Any) -> bytes:
+    """As the reader of data: URLs hands it on."""
     listed = []
     for frame in frames:
         encoded = io.BytesIO()
         frame.save(encoded, form, **options)
         listed.append(base64.b64encode(encoded.getvalue()))
-    return f"data:video/{form};base64,".encode() + b",".join(listed)
+    return FRAME_LIST + b",".join(listed)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +118,7 @@ def test_a_list_of_frames_is_taken_as_it_is(family: Qwen2VL) -> None:
     assert (clip.size, clip.total, list(clip.numbers)) == ((90, 60), 5, [0, 1, 2, 3, 4])
     assert [frame.tobytes() for frame in clip.frames] == [frame.tobytes() for frame in frames]
     assert (clip.fps, clip.seconds, list(clip.times)) == (None, None, [])
-    upper = frame_list(frames).replace(b"video/jpeg", b"Video/JPEG")
-    lossy = load_video(upper, POLICY, family, PARAM)
+    lossy = load_video(frame_list(frames), POLICY, family, PARAM)
     assert [frame.size for frame in lossy.frames] == [(90, 60)] * 5
 
 
@@ -128,7 +129,7 @@ def test_a_list_of_more_frames_than_are_ever_taken_is_refused(most: int, family:
     assert len(list(load_video(frame_list(frames[:most]), policy, family, PARAM).frames)) == most
     error = refusal(frame_list(frames), policy, family)
     assert (error.status, error.code) == (400, "media_too_large")
-    endless = b"data:video/jpeg;base64," + b"," * 5_000_000
+    endless = FRAME_LIST + b"," * 5_000_000
     assert refusal(endless, POLICY, family).code == "media_too_large"
 
 
@@ -150,7 +151,6 @@ def test_a_list_that_is_damaged_is_refused(family: Qwen2VL) -> None:
         (good + b",", 422),
         (good[:-5] + b"!" * 5, 400),
         (frame_list([picture(60, 60, 1), picture(60, 61, 1)]), 422),
-        (good.replace(b"video/jpeg", b"video/png"), 422),
         (good[:-2000] + b"AA==", 422),
     ):
         assert refusal(data, POLICY, family).status == status
@@ -211,8 +211,10 @@ def counter(family: Qwen2VL) -> Iterator[Desk]:
 
 
 def part(data: bytes, uuid: str | None = None) -> dict[str, Any]:
-    url = data.decode() if data[:5] == b"data:" else ""
-    url = url or "data:video/mp4;base64," + base64.b64encode(data).decode()
+    if data.startswith(FRAME_LIST):
+        url = data.replace(FRAME_LIST, b"data:video/jpeg;base64,", 1).decode()
+    else:
+        url = "data:video/mp4;base64," + base64.b64encode(data).decode()
     made: dict[str, Any] = {"type": "video_url", "video_url": {"url": url}}
     return made if uuid is None else {**made, "uuid": uuid}
 

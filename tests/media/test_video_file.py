@@ -31,7 +31,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 def opened(data: bytes, max_pixels: int = 100_000, most: int = 10_000) -> VideoFile:
-    return VideoFile(data, max_pixels, most)
+    return VideoFile(data, max_pixels, most, (255, 255, 255))
 
 
 def numbers(file: VideoFile, wanted: Any) -> list[int]:

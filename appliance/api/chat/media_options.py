@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.api.fields.validation import unsupported
+from appliance.api.fields.whole import whole
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
 from appliance.request_options import CEILINGS
@@ -29,6 +30,7 @@ def read_media_options(given: Mapping[str, Any], media: MediaConfig) -> dict[str
             if option not in media.allow_request_options:
                 raise unsupported(where)
             ceiling = getattr(getattr(media, modality), CEILINGS[option])
+            value = whole(value) if isinstance(ceiling, int) else value
             kinds = (int,) if isinstance(ceiling, int) else (int, float)
             if type(value) not in kinds or not 0 < value <= ceiling:
                 raise bad_request(

@@ -7,6 +7,7 @@ from typing import Any
 
 from appliance.api.fields.text import read_text
 from appliance.errors import ApplianceError, bad_request
+from appliance.media.data_url import is_data_url
 from appliance.media.source import EmbeddingFields, Source
 
 KINDS = {  # what an item of a part's type is prepared as, and where in the part its content is
@@ -62,9 +63,11 @@ def _url(kind: str, value: Any, path: str, typed: bool, ignored: list[str]) -> s
                 f"'{path}.format' must be a name such as wav or mp3.", f"{path}.format"
             )
         data = read_text(value.get("data"), f"{path}.data")
-        return f"data:audio/{form};base64,{data}"
+        if is_data_url(data):  # as other providers' clients send it; nothing is fetched from here
+            return data
+        return f"data:audio/{form};base64,{data.replace('#', '%23')}"  # which is no fragment here
     detail = value.get("detail") if kind == "image_url" else None
-    if detail is not None and detail not in DETAILS:
+    if detail not in (None, "", *DETAILS):
         raise bad_request(
             f"'{path}.detail' must be one of {', '.join(DETAILS)}.",
             f"{path}.detail",
@@ -104,10 +107,10 @@ def _one_embeds(value: Any, path: str) -> EmbeddingFields:
 
 
 def _uuid(uuid: Any, path: str) -> str | None:
-    """A client's own name for an item."""
-    if uuid is None:
+    """A client's own name for an item; an empty one is none."""
+    if uuid in (None, ""):
         return None
-    if not read_text(uuid, path) or len(uuid) > LONGEST_UUID or not uuid.isprintable():
+    if len(read_text(uuid, path)) > LONGEST_UUID or not uuid.isprintable():
         raise bad_request(
             f"'{path}' must be 1 to {LONGEST_UUID} printable characters.", path, "invalid_value"
         )

@@ -12,9 +12,9 @@ from appliance.generation.conversation import Conversation, Message
 from appliance.media.source import Source
 
 ROLES = ("system", "developer", "user", "assistant")
-MESSAGE_FIELDS = frozenset(
-    {"role", "content", "name", "refusal", "tool_calls", "function_call", "audio", "annotations"}
-)
+CACHING = "cache_control"  # where a prefix worth keeping ends; here all are kept
+UNBUILT_FIELDS = ("tool_calls", "function_call", "audio")
+MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal", "annotations", CACHING})
 PARTS = ("text", *KINDS)
 MOST_PARTS = 100_000  # of all messages; a token each is more than most models take
 UNBUILT_PARTS = (
@@ -86,22 +86,24 @@ def _message(message: Any, path: str, sources: list[Source], ignored: list[str])
         raise bad_request(
             f"'{path}.role' must be one of {', '.join(ROLES)}.", f"{path}.role", "invalid_value"
         )
-    for name in ("tool_calls", "function_call", "audio"):
-        if message.get(name) not in (None, []):
+    for name in UNBUILT_FIELDS:
+        if message.get(name) not in (None, [], {}):
             raise unsupported(f"{path}.{name}")
     ignored.extend(
         f"{path}.{name}"
         for name, value in message.items()
-        if name not in MESSAGE_FIELDS and value is not None
+        if name not in MESSAGE_FIELDS and name not in UNBUILT_FIELDS and value is not None
     )
     content = message.get("content")
-    if content is None and role == "assistant" and message.get("refusal") is not None:
-        content = read_text(message["refusal"], f"{path}.refusal")
+    if content in (None, []) and role == "assistant":
+        # it said nothing: it was stopped, or it refused
+        refusal = message.get("refusal")
+        content = "" if refusal is None else read_text(refusal, f"{path}.refusal")
     read: Message = {
         "role": "system" if role == "developer" else role,
         "content": _content(content, f"{path}.content", sources, ignored),
     }
-    if message.get("name") is not None:
+    if message.get("name") not in (None, ""):
         read["name"] = read_text(message["name"], f"{path}.name")
     return read
 
@@ -157,7 +159,7 @@ def _part(part: Any, path: str, ignored: list[str]) -> str | list[Source]:
         raise bad_request(
             f"'{path}.type' must be one of {', '.join(PARTS)}.", f"{path}.type", "invalid_value"
         )
-    known = {"type", kind} if kind == "text" else {"type", kind, "uuid"}
+    known = {"type", kind, CACHING} if kind == "text" else {"type", kind, CACHING, "uuid"}
     ignored.extend(
         f"{path}.{name}" for name, value in part.items() if name not in known and value is not None
     )

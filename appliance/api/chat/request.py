@@ -8,7 +8,9 @@ from pydantic import Field, PlainValidator, ValidationInfo
 
 from appliance.api.chat.media_options import read_media_options
 from appliance.api.chat.messages import read_messages
+from appliance.api.chat.thinking import Off
 from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.whole import Whole
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
 from appliance.generation.answers import AnswerLength
@@ -23,15 +25,18 @@ class ChatRequest(SamplingFields):
     """A conversation to continue, and how."""
 
     messages: Annotated[Conversation, PlainValidator(_messages)]
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     media_io_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: Off = False
+    reasoning: Off = False
+    thinking: Off = False
 
     @property
     def answer_length(self) -> AnswerLength:
@@ -50,15 +55,16 @@ class ChatRequest(SamplingFields):
             self.messages,
             add_generation_prompt=not self.continue_final_message if generate is None else generate,
             continue_final_message=self.continue_final_message,
-            template=self.chat_template,
+            template=self.chat_template or None,
             template_kwargs=self.chat_template_kwargs,
             owner=owner,
             media_options=read_media_options(self.media_io_kwargs, media),
+            think=not (self.reasoning_effort or self.reasoning or self.thinking),
         )
 
     def check(self) -> None:
         super().check()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
         if (
             self.max_tokens is not None

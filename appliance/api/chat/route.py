@@ -69,7 +69,7 @@ class Chat:
 
     def _check_template(self, fields: ChatRequest) -> None:
         allowed = self._service.config.chat.allow_request_template
-        if fields.chat_template is not None and not allowed:
+        if fields.chat_template and not allowed:
             raise bad_request(
                 "This server does not take a template from a request.",
                 "chat_template",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.text import read_text
+from appliance.api.fields.whole import Whole, whole
 from appliance.errors import bad_request
 from appliance.generation.answers import AnswerLength
 
@@ -28,7 +29,7 @@ def _prompts(value: Any) -> list[PromptSource]:
         )
     if not value:
         raise bad_request("'prompt' must not be empty.", "prompt", "invalid_value")
-    if all(type(token) is int for token in value):
+    if all(type(token) in (int, float) for token in value):
         return [_prompt(value, "prompt")]
     return [_prompt(item, f"prompt[{index}]") for index, item in enumerate(value)]
 
@@ -36,23 +37,31 @@ def _prompts(value: Any) -> list[PromptSource]:
 def _prompt(value: Any, path: str) -> PromptSource:
     if isinstance(value, str):
         return read_text(value, path)
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
+    ids = value
+    if isinstance(value, list) and any(type(token) is float for token in value):
+        ids = list(map(whole, value))
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise bad_request(
             f"'{path}' must be a string or an array of token ids.", path, "invalid_type"
         )
-    if not value:
+    if not ids:
         raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    return value
+    return ids
+
+
+def _or_none(logprobs: Any) -> Any:
+    """A number of log-probabilities, for which false is none, as in chats."""
+    return None if logprobs is False else logprobs
 
 
 class CompletionRequest(SamplingFields):
     """One or many prompts to continue."""
 
     prompt: Annotated[list[PromptSource], PlainValidator(_prompts)]
-    max_tokens: int = Field(default=16, ge=0)
-    logprobs: int | None = Field(default=None, ge=0, le=5)
+    max_tokens: Whole = Field(default=16, ge=0)
+    logprobs: Annotated[Whole | None, BeforeValidator(_or_none)] = Field(default=None, ge=0, le=5)
     echo: bool = False
-    best_of: int | None = Field(default=None, ge=1, le=20)
+    best_of: Whole | None = Field(default=None, ge=1, le=20)
 
     @property
     def answer_length(self) -> AnswerLength:

@@ -7,8 +7,16 @@ from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
+from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.answers import AnswerLength, AnswerOptions, Origin
 from appliance.generation.sampling_defaults import SamplingDefaults
@@ -22,10 +30,13 @@ LEAST_TOP_P = 1e-6  # below, it is the best token alone, which float32 might los
 
 
 def _one_or_many(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
+    """A list of what to stop at, which an empty text is not."""
+    if isinstance(stop, str):
+        stop = [stop]
+    return [one for one in stop if one not in ("", None)] if isinstance(stop, list) else stop
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+StopString = Annotated[str, Field(max_length=LONGEST_STOP)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -38,6 +49,14 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None  # padding against traffic analysis; never added
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_unknown(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, dict) and isinstance(info.context, list):
+            unknown = (name for name in given if name not in cls.model_fields)
+            info.context.extend(f"stream_options.{name}" for name in unknown)
+        return given
+
 
 class SamplingFields(BaseModel, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
@@ -47,24 +66,24 @@ class SamplingFields(BaseModel, ABC):
     model: str
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
-    n: int = Field(default=1, ge=1, le=128)
+    n: Whole = Field(default=1, ge=1, le=128)
     stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = []
-    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    seed: Whole | None = Field(default=None, ge=-INT64, lt=INT64)
     stream: bool = False
     stream_options: StreamOptions | None = None
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_TOKENS_NAMED)] = {}
-    top_k: int = Field(default=0, ge=-1, lt=INT32)
+    top_k: Whole = Field(default=0, ge=-1, lt=INT32)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=10)
-    min_tokens: int = Field(default=0, ge=0, lt=INT32)
-    stop_token_ids: Annotated[list[int], Field(max_length=MOST_TOKENS_NAMED)] = []
+    min_tokens: Whole = Field(default=0, ge=0, lt=INT32)
+    stop_token_ids: Annotated[list[Whole], Field(max_length=MOST_TOKENS_NAMED)] = []
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    cache_salt: str | None = Field(default=None, min_length=1)
-    priority: int = Field(default=0, ge=-INT32, lt=INT32)
+    cache_salt: str | None = None  # or empty, which is none
+    priority: Whole = Field(default=0, ge=-INT32, lt=INT32)
     return_token_ids: bool = False
 
     @property
@@ -77,7 +96,7 @@ class SamplingFields(BaseModel, ABC):
 
     def check(self) -> None:
         """Raise for fields that contradict each other."""
-        if self.stream_options is not None and not self.stream:
+        if (self.include_usage or self.continuous_usage) and not self.stream:
             raise bad_request(
                 "'stream_options' is only allowed when 'stream' is true.", "stream_options"
             )

@@ -2,66 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-# Fields that would change the answer and are not built, with the values that change nothing.
+# Fields that would change the answer and are not built, with the values that ask for nothing: also
+# what programs send that always write every field, an empty text where there is none.
 UNBUILT: Final[dict[str, tuple[Any, ...]]] = {
-    "add_special_tokens": (),
     "allowed_token_ids": ([],),
-    "audio": (),
+    "audio": ({},),
     "bad_words": ([],),
     "detokenize": (True,),
     "documents": ([],),
-    "ebnf": (),
+    "ebnf": ("",),
     "functions": ([],),
-    "function_call": ("none", "auto"),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "function_call": ("none", "auto", "", {}),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "guided_json": ("",),
+    "guided_regex": ("",),
     "include_reasoning": (True,),
-    "json_schema": (),
+    "json_schema": ("",),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "lora_path": (),
+    "lora_path": ("",),
     "media_io_kwargs": ({},),
     "min_new_tokens": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "moderation": (),
-    "prediction": (),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "reasoning": (),
-    "reasoning_effort": (),
-    "regex": (),
-    "response_format": ({"type": "text"},),
+    "moderation": ({},),
+    "prediction": ({},),
+    "prompt_embeds": ("", []),
+    "prompt_logprobs": (False,),
+    "regex": ("",),
+    "response_format": ({"type": "text"}, {}),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
-    "stop_regex": ([],),
-    "structural_tag": (),
+    "stop_regex": ([], ""),
+    "structural_tag": ("",),
     "structured_outputs": ({},),
-    "thinking": (),
     "thinking_token_budget": (),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", "", {"type": "none"}, {"type": "auto"}),
     "tools": ([],),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
 }
 
-UNBUILT_CHAT: Final[dict[str, tuple[Any, ...]]] = {**UNBUILT, "best_of": (1,), "echo": (False,)}
+UNBUILT_CHAT: Final[dict[str, tuple[Any, ...]]] = {
+    **UNBUILT,
+    "add_special_tokens": (False,),
+    "best_of": (1,),
+    "echo": (False,),
+}
 UNBUILT_COMPLETION: Final[dict[str, tuple[Any, ...]]] = {
     **UNBUILT,
     "add_special_tokens": (True,),
+    "reasoning": ({}, {"effort": "none"}, {"enabled": False}),
+    "reasoning_effort": ("none", ""),
     "suffix": ("",),
+    "thinking": ({}, {"type": "disabled"}, False),
+    "top_logprobs": (0,),
 }
 
 # Fields that are about the caller, accounting or speed, never about the answer.
 HINTS: Final[frozenset[str]] = frozenset(
     {
         "extra_headers",
+        "guided_decoding_backend",  # how something is done that is asked for by other fields
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -78,8 +85,26 @@ HINTS: Final[frozenset[str]] = frozenset(
 )
 
 
+# Lists of what may be called, and the field by which calls are forbidden: then no call can come.
+CALLS: Final[dict[str, str]] = {"tools": "tool_choice", "functions": "function_call"}
+FORBIDDEN: Final[tuple[Any, ...]] = ("none", {"type": "none"})
+
+
+def asks_for_nothing(name: str, body: Mapping[str, Any], neutral: tuple[Any, ...]) -> bool:
+    """Whether a field that is not built changes nothing in this body."""
+    value = body[name]
+    if name in CALLS and isinstance(value, list) and harmless(body.get(CALLS[name]), FORBIDDEN):
+        return True
+    return harmless(value, neutral)
+
+
 def harmless(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `value` is one of the `neutral` ones, with booleans and numbers told apart."""
+    """Whether `value` is one of the `neutral` ones, with booleans and numbers told apart.
+
+    What is null in an object is not there.
+    """
+    if isinstance(value, dict):
+        value = {name: inner for name, inner in value.items() if inner is not None}
     return any(
         value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
     )

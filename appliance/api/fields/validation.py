@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from appliance.api.fields.unbuilt import HINTS, harmless
+from appliance.api.fields.unbuilt import HINTS, asks_for_nothing
 from appliance.errors import ApplianceError, bad_request
 
 logger = logging.getLogger("appliance.api")
@@ -67,7 +67,7 @@ def parse(
         if name in known:
             fields[name] = value
         elif name in unbuilt:
-            if not harmless(value, unbuilt[name]):
+            if not asks_for_nothing(name, body, unbuilt[name]):
                 raise unsupported(name, unbuilt[name])
         else:
             ignored.extend([name])

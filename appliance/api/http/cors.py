@@ -27,7 +27,11 @@ EXPOSED = (
 
 
 class CrossOrigin(CORSMiddleware):
-    """Starlette's middleware; the origin `*` lists them all. Refusals have the API's shape."""
+    """Starlette's middleware; the origin `*` lists them all. Refusals have the API's shape.
+
+    A page on the open web that may reach a server on this machine or network asks for that as well:
+    whoever listed its origin has allowed it.
+    """
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
         super().__init__(
@@ -36,6 +40,7 @@ class CrossOrigin(CORSMiddleware):
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
             expose_headers=EXPOSED,
+            allow_private_network=True,
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from appliance.api.http.paths import neighbour
+from appliance.api.http.responses import encode
 from appliance.errors import ApplianceError, method_not_allowed, not_found
 
 
 def fault_response(fault: ApplianceError) -> Response:
     """The response for a failure before its first byte."""
     return Response(
-        json.dumps(fault.body(), ensure_ascii=False),
+        encode(fault.body()),
         status_code=fault.status,
         headers=fault.headers,
         media_type="application/json",
@@ -35,7 +36,14 @@ def on_http_exception(request: Request, fault: Exception) -> Response:
         allowed = (fault.headers or {}).get("Allow", "")
         return fault_response(method_not_allowed(request.method, path, allowed))
     if fault.status_code == 404:
-        return fault_response(not_found(f"There is no route {path} here.", "route_not_found"))
+        return fault_response(_no_route(request, path))
     return fault_response(
         ApplianceError("The request cannot be answered.", status=fault.status_code)
     )
+
+
+def _no_route(request: Request, path: str) -> ApplianceError:
+    known = [route.path for route in request.app.routes if isinstance(route, Route)]
+    near = neighbour(path, known)
+    meant = f"; did you mean {near}?" if near else "."
+    return not_found(f"There is no route {path} here{meant}", "route_not_found")

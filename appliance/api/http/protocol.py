@@ -1,4 +1,8 @@
-"""HTTP/1.1 by httptools: a connection's limits in bytes and time, and errors of the API's shape."""
+"""HTTP/1.1 by httptools: a connection's limits in bytes and time, and errors of the API's shape.
+
+An offer to change to another protocol is ignored, as RFC 9110, 7.8 allows: stock Java clients offer
+HTTP/2 with every request, and send its body in HTTP/1.1 all the same.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 import json
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -25,7 +30,11 @@ class Refused(Exception):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """A connection. What is not HTTP, too long or too slow is answered 400, 431 or 408."""
+    """A connection. What is not HTTP, too long or too slow is answered 400, 431 or 408.
+
+    httptools takes what follows the headers of an offer for another protocol's. So it is given the
+    same headers again without the offer, and all that follows them.
+    """
 
     def __init__(
         self,
@@ -42,6 +51,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._received = 0  # read of a request, its framing included
         self._body_bytes = 0
         self._in_headers = True
+        self._offered = False  # to change the protocol, by the request whose headers are read
         self._arriving = False  # whether part of a request has come and its end has not
         self._begun = 0.0
         self._arrival: asyncio.TimerHandle | None = None
@@ -75,11 +85,41 @@ class HttpProtocol(HttpToolsProtocol):
             self._fault = _headers_too_large()  # a header that never ends
             self.send_400_response("")
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
         # what a client puts between the bytes of a body, such as extensions of chunks
         allowed = 2 * MAX_HEADER_BYTES + FRAMING * self._body_bytes
         if self._arriving and not self._in_headers and self._received > allowed + len(data):
             self.send_400_response("")
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Raises HttpParserError."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as pause:
+                if not self._offered:  # CONNECT, which has been answered
+                    return
+                rest = rest[pause.args[0] :]
+                self._ignore_offer()
+            else:
+                return
+
+    def _ignore_offer(self) -> None:
+        """Begin the request again that offers another protocol, as if it did not."""
+        begun, received, method = self._begun, self._received, self.scope["method"]
+        version = self.parser.get_http_version()
+        head = [b"%s %s HTTP/%s\r\n" % (method.encode(), self.url, version.encode())]
+        head += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self._offered = False
+        self.parser = _parser(self)
+        self.parser.feed_data(b"".join([*head, b"\r\n"]))
+        self._begun, self._received = begun, received
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has said all it had to say still gets its answer."""
@@ -113,6 +153,11 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self.scope["method"] = method.decode()
+            self._offered = True
+            return
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             # RFC 9112, 3.2
@@ -122,6 +167,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise Refused
         self._in_headers = False
         self._others.at_work(self)
+        if not self.url.startswith(b"/") and method != b"CONNECT":
+            self.url = _with_path(self.url)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -129,6 +176,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         self._arriving = False
         super().on_message_complete()
 
@@ -207,6 +256,22 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES:
             self._fault = _headers_too_large()
             raise Refused
+
+
+def _with_path(url: bytes) -> bytes:
+    """A whole URL in place of a path may have none (RFC 9112, 3.2.2)."""
+    parsed = httptools.parse_url(url)
+    path: bytes | None = parsed.path  # whatever its type says
+    if path is not None:
+        return url
+    return b"/" + (b"?" + parsed.query if parsed.query else b"")
+
+
+def _parser(protocol: HttpProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn makes it: what follows a `Connection: close` is left unread, and no fault."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def _headers_too_large() -> ApplianceError:

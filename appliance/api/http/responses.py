@@ -8,7 +8,20 @@ from typing import Any
 
 from starlette.responses import Response
 
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# line ends of Unicode that JSON leaves as they are: clients that split streams into lines by
+# Python's rules or JavaScript's would cut an event in two
+LINE_ENDS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
+
+
+def encode(value: Any) -> str:
+    """JSON on one line, whoever looks for the end of it; text as it is."""
+    text = _encode(value)
+    if not text.isascii():
+        for one, escaped in LINE_ENDS.items():
+            if one in text:
+                text = text.replace(one, escaped)
+    return text
 
 
 def json_response(

@@ -187,3 +187,20 @@ def test_decoding_makes_as_few_arrays_for_many_long_sequences_as_for_one(
         used.append([each.count for each in modules])
     assert used[0] == used[1] == used[2]
     assert all(used[0])
+
+
+def test_digests_are_asked_for_once_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = decoding(1, 8)
+    digests, asked = Sequence.block_digests, []
+
+    def counted(sequence: Sequence, page_size: int) -> list[bytes]:
+        asked.append(sequence.computed)
+        return digests(sequence, page_size)
+
+    monkeypatch.setattr(Sequence, "block_digests", counted)
+    for _ in range(2 * PAGE):
+        (item,) = scheduler.schedule()
+        scheduler.computed(item)
+        item.sequence.tokens.append(7)
+    assert asked == [12, 16]
+    assert scheduler.running[0].published == 4

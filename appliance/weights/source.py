@@ -18,7 +18,7 @@ from appliance.weights.base_models import with_bases
 from appliance.weights.hub import TEXTS, from_hub, is_hub_id, outline, own_cache
 from appliance.weights.packaged_file import PackagedFile
 from appliance.weights.progress import Progress, silent
-from appliance.weights.room import alone, check_room, system_code, unwritable
+from appliance.weights.room import alone, check_room, system_code, temporary_folder, unwritable
 from engine.errors import ModelUnsupported
 from engine.models.documents import check_readable, read_document, read_text
 
@@ -61,7 +61,8 @@ def outlined(model: ModelConfig, cache: CacheConfig) -> Iterator[Path]:
     Of what only the hub has, texts and headers are fetched and no weights. Raises WeightsError.
     """
     hub = Path(cache.folder).expanduser() / "hub"
-    with TemporaryDirectory(prefix="appliance-plan-") as made:
+    shelf = temporary_folder(Path(cache.folder).expanduser())
+    with TemporaryDirectory(prefix="appliance-plan-", dir=shelf) as made:
         temporary = Path(made).resolve()
 
         def fetch(name: str, revision: str | None = None) -> Path:

@@ -1,7 +1,8 @@
 # make serve            set up what is missing, then serve the demo (ARGS="server.port=9000"), or another recipe
 #                       (ARGS="recipe=… key=value")
 # make test             run all tests
-# make install          set up .venv alone; then .venv/bin/appliance recipe=… works
+# make install          set up .venv alone; then .venv/bin/appliance recipe=… works. torch is the build for CPUs,
+#                       from PyTorch's own index; for a card: make install TORCH_INDEX= EXTRAS=cuda (docs/gpu.md)
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
 # make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
@@ -10,39 +11,52 @@ ARGS ?=
 RECIPE ?= demo
 PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
-TORCH = torch==2.13.0# a later one would bring gigabytes of CUDA packages
+TORCH = torch==2.13.0# as requirements.lock says
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu# empty: pip's own index, which has CUDA builds
+EXTRAS ?=# of pyproject.toml, as cuda
 FLASHINFER = flashinfer-python==0.7.2.post1# for its signatures; its dependencies need a card
 
 BIN = .venv/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+VENV = $(patsubst %/bin,%,$(BIN))
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+FROM_INDEX = --no-deps --retries 1 --timeout 20 --index-url
 SOURCES = pyproject.toml setup.py Makefile
 
-.PHONY: install serve test soak lint docs image lock audit
+CHOSEN = $(filter command environment,$(origin TORCH_INDEX) $(origin EXTRAS))# of `command line` one word will do
 
-install: .venv/.installed
+.PHONY: FORCE install serve test soak lint docs image lock audit
 
-.venv/.installed: $(SOURCES)
+install: $(VENV)/.installed
+
+# What was chosen once stays until something else is; another build of torch has the same version.
+$(VENV)/.chosen: FORCE
+	@mkdir -p $(VENV)
+	@echo "$(TORCH_INDEX) $(EXTRAS)" | cmp -s - $@ || { echo "$(TORCH_INDEX) $(EXTRAS)" > $@; \
+		test ! -x $(BIN)/python || $(PIP) uninstall --quiet --yes torch; }
+
+$(VENV)/.installed: $(SOURCES) $(if $(CHOSEN),$(VENV)/.chosen)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (make PYTHON=/path/to/python)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install "$(TORCH)"
-	$(PIP) install "$(TORCH)" --editable .
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -z "$(TORCH_INDEX)" || $(PIP) install $(FROM_INDEX) "$(TORCH_INDEX)" "$(TORCH)" \
+		|| echo "$(TORCH_INDEX) cannot be reached: torch comes from pip's own index, maybe with CUDA" >&2
+	$(PIP) install "$(TORCH)" --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
 	@touch $@
 
-.venv/.tested: .venv/.installed
-	$(PIP) install "$(TORCH)" --editable ".[test,signatures,lint]"
-	$(PIP) install --no-deps "$(FLASHINFER)"
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install --quiet "$(TORCH)" --editable ".[test,signatures,lint]"
+	$(PIP) install --quiet --no-deps "$(FLASHINFER)"
 	@touch $@
 
 serve: install
 	@$(BIN)/appliance $(if $(findstring recipe=,$(ARGS))$(findstring model.path=,$(ARGS)),,recipe=$(RECIPE)) $(ARGS)
 
-test: .venv/.tested
+test: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
-soak: .venv/.tested
+soak: $(VENV)/.tested
 	$(BIN)/python -m tests.attack.soak --output bench/results/soak.md
 
-lint: .venv/.tested
+lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,8 +71,11 @@ lock: install
 	$(BIN)/python -m tools.lock requirements.lock "$(TORCH)"
 
 audit: install
-	$(PIP) install "$(TORCH)" --editable ".[audit]"
+	$(PIP) install --quiet "$(TORCH)" --editable ".[audit]"
 	$(BIN)/pip-audit --requirement requirements.lock --strict --no-deps --disable-pip
 
 image:
-	docker build --build-arg RECIPE=$(RECIPE) --tag appliance-$(subst _,-,$(RECIPE)) .
+	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS,$(if \
+		$(filter command line environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
+		--label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) \
+		--tag appliance-$(subst _,-,$(RECIPE)) .

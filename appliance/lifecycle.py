@@ -14,6 +14,7 @@ class Lifecycle:
 
     phase: str = "starting"
     fraction: float = 0.0
+    detail: str = ""  # what the fraction is of, in words
     loaded: bool = False
     draining: bool = False
     dead: str | None = None

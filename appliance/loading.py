@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from engine.memory.plan import Plan
 
 Made = TypeVar("Made")
+logger = logging.getLogger("appliance.serve")
 
 logger = logging.getLogger("appliance.serve")
 
@@ -51,7 +52,7 @@ class Loader:
         folder = await in_daemon(self._fetch)
         if not self._in_process:  # neither the engine nor those who read media need it
             forget(HUB_TOKENS)
-        lifecycle.phase = "planning"
+        lifecycle.phase, lifecycle.fraction, lifecycle.detail = "planning", 0.0, ""
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"
         self.client = client = await in_daemon(self._make_client, plan)
@@ -99,13 +100,18 @@ class Loader:
         config = self._composed.config
         return resolve(config.model, config.cache, self._tell)
 
-    def _tell(self, phase: str, fraction: float) -> None:
-        self._lifecycle.phase, self._lifecycle.fraction = phase, fraction
+    def _tell(self, phase: str, fraction: float, detail: str = "") -> None:
+        lifecycle = self._lifecycle
+        lifecycle.phase, lifecycle.fraction, lifecycle.detail = phase, fraction, detail
 
     def _plan(self, folder: Path) -> Plan:
-        from appliance.planning import plan_recipe
+        from appliance.planning import how_to_switch_on, plan_recipe, switched_off
 
-        return plan_recipe(self._composed.config, folder)
+        config = self._composed.config
+        plan = plan_recipe(config, folder)
+        if config.recipe is None and (modalities := switched_off(config, folder)):
+            logger.info(how_to_switch_on(modalities))
+        return plan
 
     def _summarize(self, plan: Plan, address: str) -> str:
         """What is to be printed; where the log is JSON it is a line of the log instead."""
@@ -160,7 +166,7 @@ class Loader:
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
-        from appliance.planning import allowed_modalities
+        from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
         from engine.models.registry import family_for
@@ -185,6 +191,7 @@ class Loader:
             modalities=allowed_modalities(config.media),
             metrics=service.metrics,
             pool=threads,
+            switched_off=switched_off(config, folder),
         )
         return Generation(
             client=self.client,

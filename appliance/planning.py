@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from appliance.config.schema import Config, EngineConfig, MediaConfig
+from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
+from engine.models.registry import family_for
 from engine.options import EngineOptions
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
@@ -59,19 +61,55 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
     )
 
 
-def plan_recipe(config: Config, folder: Path) -> Plan:
-    """Plan the checkpoint in `folder` as configured.
+def plan_recipe(config: Config, folder: Path, available_bytes: int | None = None) -> Plan:
+    """Plan the checkpoint in `folder` as configured; see `plan` for `available_bytes`.
 
-    Raises PlanError when it cannot fit, has no tower for a modality that the recipe allows, asks a
+    Raises ModelUnsupported for a checkpoint that the recipe is not written for, PlanError when it
+    cannot fit, has no tower for a modality that the recipe allows, asks a
     CPU for what only a card does, or cannot be split as `parallelism` says; DeviceMissing when
     there is no card.
     """
-    return plan(engine_options(config, folder))
+    check_architecture(config, folder)
+    return plan(engine_options(config, folder), available_bytes)
+
+
+def check_architecture(config: Config, folder: Path) -> None:
+    """Raise ModelUnsupported where the recipe is for another model: its template would be wrong."""
+    meant = config.model.architectures
+    found = family_for(folder).config["architectures"][0]
+    if meant and found not in meant:
+        who = f"recipe={config.recipe}" if config.recipe else "model.architectures"
+        raise ModelUnsupported(
+            f"{who} is for {' or '.join(meant)}, and '{config.model.path}' is "
+            f"{found}: choose a recipe of its own, or model.path without one"
+        )
+
+
+def switched_off(config: Config, folder: Path) -> tuple[str, ...]:
+    """Modalities that the checkpoint has and the configuration allows none of."""
+    allowed = allowed_modalities(config.media)
+    return tuple(one for one in family_for(folder).available if one not in allowed)
+
+
+def how_to_switch_on(modalities: tuple[str, ...]) -> str:
+    """Which keys allow what a checkpoint could take."""
+    plurals = " and ".join(one if one == "audio" else f"{one}s" for one in modalities)
+    keys = " ".join(f"media.{one}.limit=1" for one in modalities)
+    return f"the model takes {plurals} too, which the configuration has off: {keys} turns them on"
 
 
 def check_device_keys(engine: EngineConfig) -> None:
-    """Raise PlanError for a key that asks a CPU for what only a card does."""
+    """Raise PlanError for a key that asks a CPU for what only a card does.
+
+    So it does for a card that has been given what a CPU gets: what a step takes, how many sequences
+    run, no graphs.
+    """
     if engine.device == "cuda":
+        if engine.gpu_memory_fraction is None and not engine.graphs:
+            raise PlanError(
+                "engine.device=cuda alone keeps the settings for a CPU, without graphs and with "
+                "small steps: say engine=cuda, which sets them all"
+            )
         return
     asked = {
         "kv_dtype=fp8": engine.kv_dtype == "fp8",

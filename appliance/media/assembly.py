@@ -44,7 +44,7 @@ def intake_for(config: Config, family: Family, threads: Executor, metrics: Metri
         kinds=kinds_of(media),
         media=settings,
         memory_bytes=int(media.worker_gb * GIB),
-        log_level=logging.getLogger().getEffectiveLevel(),
+        log_level=logging.getLogger("appliance").getEffectiveLevel(),
     )
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Intake(

@@ -30,6 +30,7 @@ from appliance.errors import ApplianceError, media_undecodable
 from appliance.media import sandbox
 from appliance.media.prepare import PARAM, MediaSettings, Preparer, preparer_for
 from appliance.media.rehearsal import rehearse
+from engine.device.log_lines import set_levels
 from engine.device.process_setup import end_with_parent, leave_stopping
 from engine.device.shared_tensors import SharedTensors
 from engine.models.registry import family_for
@@ -85,7 +86,8 @@ def main(handle: int, parent: int) -> int:
     control = Connection(handle)
     settings: WorkerSettings = control.recv()
     # lines go through the server, which gives them its own form
-    logging.basicConfig(level=settings.log_level, format="%(levelname)s %(message)s")
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    set_levels(settings.log_level)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     family = family_for(settings.folder)
@@ -94,6 +96,7 @@ def main(handle: int, parent: int) -> int:
     rehearse(settings.kinds, family)
     gc.collect()
     gc.freeze()  # what is imported is no garbage: workers look for it after every item
+    logger.debug("ready to be forked, for %s", ", ".join(settings.kinds))
     fork_server = os.getpid()
     channel = _fork_until_worker(control)
     if channel is not None:

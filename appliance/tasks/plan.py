@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
-from appliance.planning import plan_recipe
-from appliance.weights.source import resolve
+from appliance.planning import how_to_switch_on, plan_recipe, switched_off
+from appliance.weights.source import outlined
 from engine.errors import EngineError
 from engine.memory.plan import Plan, size
 
@@ -13,15 +13,18 @@ from engine.memory.plan import Plan, size
 def run(composed: Composed) -> int:
     """Print the plan. Raises ConfigurationError, with the arithmetic, for what cannot fit."""
     config = composed.config
-    folder = resolve(config.model, config.cache)
     try:
-        plan = plan_recipe(config, folder)
+        with outlined(config.model, config.cache) as folder:
+            plan = plan_recipe(config, folder)
+            off = switched_off(config, folder)
     except EngineError as error:
         raise ConfigurationError(str(error)) from error
     print(f"{config.model.name}  ({plan.architecture}, {plan.dtype}, recipe {composed.digest})\n")
     if plan.ranks > 1:
         print(f"  Rank 0 of {plan.ranks}; the others take less, since it alone has the towers.\n")
     print(table(plan))
+    if config.recipe is None and off:
+        print(f"\n  NB: {how_to_switch_on(off)}.")
     return 0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from appliance.config.errors import ConfigurationError
 from appliance.weights.gguf_header import check_header
+from appliance.weights.progress import Progress
 
 # what values of another type, or of no sense, lead to in what is computed of them
 UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
-Progress = Callable[[str, float], None]
 
 ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),

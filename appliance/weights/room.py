@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_ROOM = 1 << 20  # bytes; a disk with less is full
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRITING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def made_folder(folder: Path) -> None:
@@ -27,6 +29,26 @@ def made_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def temporary_folder(cache: Path) -> Path:
+    """The system's folder for temporary files, or one in the cache where none can be written.
+
+    Raises WeightsError where that cannot be either.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        folder = cache / "tmp"
+    try:
+        made_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, WeightsError) as error:
+        raise WeightsError(
+            "there is no folder for temporary files: /tmp cannot be written, and cache.folder "
+            f"('{cache}') neither; set cache.folder or TMPDIR to one that can"
+        ) from error
 
 
 def check_cache(folder: Path) -> None:

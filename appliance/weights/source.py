@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from appliance.config.errors import WeightsError
 from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
+from appliance.weights.hub import TEXTS, from_hub, is_hub_id, outline, own_cache
 from appliance.weights.packaged_file import PackagedFile
-from appliance.weights.room import NO_ROOM, alone, check_room, system_code, unwritable
-from engine.device.log_lines import join
+from appliance.weights.progress import Progress, silent
+from appliance.weights.room import alone, check_room, system_code, temporary_folder, unwritable
 from engine.errors import ModelUnsupported
 from engine.models.documents import check_readable, read_document, read_text
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float], None]
 CONVERTER = 1  # raised when the same GGUF file would be written differently
 MANIFEST = "manifest.json"  # name and SHA-256 of every file of a converted or sealed folder
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
-HUB_FILES = [*TEXTS, "*.safetensors"]
 DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, or nobody's
     f"{name}.json"
     for name in (
@@ -45,12 +40,9 @@ DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, 
     )
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-WRITING = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
-def resolve(
-    model: ModelConfig, cache: CacheConfig, progress: Progress = lambda phase, fraction: None
-) -> Path:
+def resolve(model: ModelConfig, cache: CacheConfig, progress: Progress = silent) -> Path:
     """Return a local folder with config.json, safetensors and tokenizer.
 
     Fetches and converts what is not there yet, and what that names; may take minutes. Raises
@@ -59,7 +51,32 @@ def resolve(
     folder = Path(cache.folder).expanduser()
     found = _resolve(model, cache, progress)
     check_texts(found)
-    return with_bases(found, folder, lambda name: base_model(name, folder))
+    return with_bases(found, folder, lambda name: base_model(name, folder, progress))
+
+
+@contextmanager
+def outlined(model: ModelConfig, cache: CacheConfig) -> Iterator[Path]:
+    """A folder that can be planned with, for as long as the context lasts.
+
+    Of what only the hub has, texts and headers are fetched and no weights. Raises WeightsError.
+    """
+    hub = Path(cache.folder).expanduser() / "hub"
+    shelf = temporary_folder(Path(cache.folder).expanduser())
+    with TemporaryDirectory(prefix="appliance-plan-", dir=shelf) as made:
+        temporary = Path(made).resolve()
+
+        def fetch(name: str, revision: str | None = None) -> Path:
+            if is_hub_id(name):
+                return outline(name, revision, hub, temporary / "hub")
+            return base_model(name, Path(cache.folder).expanduser())
+
+        source = model.path.partition("#")[0]
+        found = None if is_hub_id(source) else _resolve(model, cache, silent)
+        if found is None:
+            check_source(model)
+            found = fetch(source, model.revision)
+        check_texts(found)
+        yield with_bases(found, temporary, fetch)
 
 
 def check_texts(folder: Path) -> None:
@@ -80,10 +97,10 @@ def check_texts(folder: Path) -> None:
         raise WeightsError(str(error)) from error
 
 
-def base_model(name: str, cache: Path) -> Path:
+def base_model(name: str, cache: Path, progress: Progress = silent) -> Path:
     """Return the folder of a model that a checkpoint names for a part of it."""
     if is_hub_id(name):
-        return from_hub(name, None, cache / "hub")
+        return from_hub(name, None, cache / "hub", progress)
     folder = Path(name).expanduser()
     if not folder.is_absolute() or not folder.is_dir():
         raise WeightsError(f"'{name}' is neither a folder nor a hub id (owner/name)")
@@ -125,16 +142,14 @@ def kept(model: ModelConfig, cache: CacheConfig) -> bool:
     source, _, sha256 = model.path.partition("#sha256=")
     folder = Path(cache.folder).expanduser()
     if is_hub_id(source):
-        return any((hub / f"models--{source.replace('/', '--')}").is_dir() for hub in hubs(folder))
+        return any(
+            (hub / f"models--{source.replace('/', '--')}").is_dir()
+            for hub in (folder / "hub", own_cache())
+        )
     local = Path(source).expanduser()
     if not source.startswith("pypi://"):
         source = stamp(only_gguf(local) if local.is_dir() else local)
     return converted_folder(folder, source, sha256).is_dir()
-
-
-def hubs(cache: Path) -> list[Path]:
-    """Folders in which snapshots of the hub may be."""
-    return [cache / "hub"]
 
 
 def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path:
@@ -142,7 +157,7 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
     folder = Path(cache.folder).expanduser()
     plain = check_source(model)
     if is_hub_id(source):
-        return from_hub(source, model.revision, folder / "hub")
+        return from_hub(source, model.revision, folder / "hub", progress)
     if plain is not None:
         if sha256:
             check_sealed(plain, sha256)
@@ -154,12 +169,6 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
     if local.is_dir():
         local = only_gguf(local)
     return converted(folder, stamp(local), sha256, local_file(local), progress)
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether `source` looks like `owner/name` and is no path of this machine."""
-    looks = HUB_ID.fullmatch(source) is not None and not source.startswith(".")
-    return looks and not Path(source).exists()
 
 
 def refuse_digest(model: ModelConfig, sha256: str) -> None:
@@ -339,48 +348,3 @@ def check_sha256(file: Path, expected: str) -> None:
 def file_sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def from_hub(name: str, revision: str | None, cache: Path) -> Path:
-    """Return the local snapshot of a hub repository, fetched when it is not there yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    join("huggingface_hub")
-
-    def snapshot(*, local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=HUB_FILES,
-                local_files_only=local,
-            )
-        )
-
-    otherwise = f"set model.path to a local folder, or start where the hub can be reached: {name}"
-    try:
-        return snapshot(local=False)
-    except GatedRepoError as error:
-        raise WeightsError(
-            f"'{name}' is gated: accept its licence and log in to the hub"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise WeightsError(f"the hub has no model '{name}' that may be read from here") from error
-    except RevisionNotFoundError as error:
-        raise WeightsError(f"'{name}' has no revision '{revision}'") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
-            found = snapshot(local=True)  # whole, or refused
-            logger.warning("the model hub cannot be reached: %s is served as cached", name)
-            return found
-        if system_code(error) in WRITING:
-            raise unwritable(cache, error) from error
-        raise WeightsError(f"the model hub cannot be reached; {otherwise}") from error

@@ -25,10 +25,14 @@ NO_DRIVER = (
     "container with `--gpus all`"
 )
 NO_TORCH_BUILD = (
-    "this torch is built without CUDA: `pip install --upgrade --force-reinstall torch` brings one"
+    "this torch is built without CUDA: `make install TORCH_INDEX= EXTRAS=cuda` in a checkout, or "
+    "`pip install --force-reinstall --no-deps torch==2.13.0`, brings one"
 )
 NO_CARD = "the driver shows no card: see `nvidia-smi`, or start the container with `--gpus all`"
-NO_FLASHINFER = "FlashInfer is not installed: `pip install 'model-appliance[cuda]'`"
+NO_FLASHINFER = (
+    "FlashInfer is not installed: `make install TORCH_INDEX= EXTRAS=cuda` in a checkout, or "
+    "`pip install flashinfer-python accelerate`"
+)
 NO_ACCELERATE = "accelerate, which loads weights onto a card, is missing: `pip install accelerate`"
 
 
@@ -75,7 +79,7 @@ def require_card() -> Card:
 
 
 def refusal(missing: str) -> str:
-    return f"engine.device=cuda: {missing}; engine.device=cpu runs without a card"
+    return f"engine=cuda: {missing}; engine=cpu runs without a card"
 
 
 def find_missing() -> str | None:

@@ -19,19 +19,8 @@ from typing import Any
 
 Hide = Callable[[str], str]
 
-# they log URLs, headers and commands at levels that somebody may have asked for
-NOISY = (
-    "uvicorn",
-    "uvicorn.error",
-    "asyncio",
-    "httpcore",
-    "httpcore2",
-    "httpx",
-    "httpx2",
-    "huggingface_hub",
-    "urllib3",
-    "filelock",
-)
+# whose loggers may say anything; others log URLs, headers and commands, and change what they log
+OURS = ("appliance", "engine")
 LONGEST = 2000  # characters of one value: a path may have 64 KiB
 # lengths are bounded where a client could make a search start everywhere and go on to the end
 URL = re.compile(
@@ -52,9 +41,9 @@ class LogStyle:
     @classmethod
     def current(cls) -> LogStyle:
         """That of this process."""
-        root = logging.getLogger()
-        formatters = [handler.formatter for handler in root.handlers]
-        return cls(root.getEffectiveLevel(), any(isinstance(f, JsonFormatter) for f in formatters))
+        formatters = [handler.formatter for handler in logging.getLogger().handlers]
+        level = logging.getLogger(OURS[-1]).getEffectiveLevel()
+        return cls(level, any(isinstance(f, JsonFormatter) for f in formatters))
 
 
 class LineFormatter(logging.Formatter):
@@ -120,17 +109,31 @@ class JsonFormatter(LineFormatter):
 
 
 def configure(style: LogStyle, hide: Hide = str) -> None:
-    """Send all loggers of this process, warnings and what nobody caught to stderr in this style."""
+    """Send all loggers of this process, warnings and what nobody caught to stderr in this style.
+
+    Loggers that are not ours say warnings and errors alone, whatever level is asked for.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(allowed)
     handler.setFormatter(JsonFormatter(hide) if style.json else HumanFormatter(hide))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(style.level)
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_levels(style.level)
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+
+
+def set_levels(level: int) -> None:
+    """Have our loggers begin at a level, and all others not below warnings."""
+    logging.getLogger().setLevel(max(level, logging.WARNING))
+    for name in OURS:
+        logging.getLogger(name).setLevel(level)
+
+
+def allowed(record: logging.LogRecord) -> bool:
+    """Whether a line may be written: also a library that sets its own level is none of ours."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS
 
 
 def join(library: str) -> None:

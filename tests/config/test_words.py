@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -212,3 +213,19 @@ def test_tab_completes_with_the_folder_that_the_line_names(
     monkeypatch.setenv("COMP_LINE", f"appliance --config-dir {mine} recipe=o")
     assert main(["-sc", "query=fish"]) == 0
     assert capsys.readouterr().out == "recipe=own\n"
+
+
+@pytest.mark.parametrize("asked", ["logging=json", "logging.format=json"])
+@pytest.mark.parametrize("typed", ["recipe=smolm2", "recipe=demo server.prot=1", "demo", "x=[1"])
+def test_a_mistake_is_json_where_the_log_is(
+    capsys: pytest.CaptureFixture[str], typed: str, asked: str
+) -> None:
+    assert main([*typed.split(), asked]) == 2
+    said = capsys.readouterr()
+    told = json.loads(said.err)
+    assert said.err.count("\n") == 1
+    assert (told["level"], said.out) == ("error", "")
+    assert main([*typed.split(), "logging=human"]) == 2
+    assert capsys.readouterr().err == f"appliance: {told['message']}\n".replace(
+        asked, "logging=human"
+    )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from appliance.health import readable
+from tests.attack.wire import until
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (CHECKOUT / "Dockerfile").read_text()
+ARGUMENTS = {"BASE", "TORCH_INDEX", "EXTRAS", "RECIPE"}
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
@@ -24,12 +31,15 @@ def faults(text: str) -> set[str]:
     """What an image should not have, or lacks."""
     told = instructions(text)
     names = [name for name, _ in told]
-    wrong = {f"no {name}" for name in ("USER", "HEALTHCHECK", "ENTRYPOINT") if name not in names}
+    needed = ("USER", "HEALTHCHECK", "ENTRYPOINT", "LABEL", "VOLUME")
+    wrong = {f"no {name}" for name in needed if name not in names}
+    arguments = {text.partition("=")[0] for name, text in told if name == "ARG"}
+    wrong |= {f"no argument {one}" for one in ARGUMENTS - arguments}
     for name, argument in told:
         match name:
-            case "FROM" if not re.match(r"[\w./-]+:\$\{PYTHON\}(?: AS \w+)?$", argument):
+            case "FROM" if not re.match(r"\$\{BASE\}(?: AS \w+)?$", argument):
                 wrong.add("a base that no build argument chooses")
-            case "ARG" if argument.startswith("PYTHON") and not re.search(r"=\d\.\d+", argument):
+            case "ARG" if argument.startswith("BASE") and not re.search(r":\d+\.\d+", argument):
                 wrong.add("a base without a version")
             case "ADD":
                 wrong.add("ADD")
@@ -41,6 +51,10 @@ def faults(text: str) -> set[str]:
                 wrong.add("pip's cache")
             case "RUN" if "pip install" in argument and "requirements.lock" not in argument:
                 wrong.add("versions that are not locked")
+            case "HEALTHCHECK" if "appliance.health" not in argument:
+                wrong.add("a health check of something else")
+            case "ENV" if re.search(r"\sHOME=(?!/var/cache/appliance\s)", argument):
+                wrong.add("a home that is not on the volume")
             case "COPY" if re.search(r"(^|\s)(\.|/|\*)\s", argument):
                 wrong.add("all of the folder")
     last = [argument for name, argument in told if name == "USER"][-1:]
@@ -63,9 +77,14 @@ def test_the_image_is_made_with_care() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("python:${PYTHON} AS", "python:latest AS", "a base that no build argument chooses"),
-        ("python:${PYTHON}\n", "python:3.12\n", "a base that no build argument chooses"),
-        ("PYTHON=3.12-slim", "PYTHON=latest", "a base without a version"),
+        ("FROM ${BASE} AS", "FROM python:latest AS", "a base that no build argument chooses"),
+        ("FROM ${BASE}\n", "FROM python:3.12\n", "a base that no build argument chooses"),
+        ("BASE=python:3.12-slim", "BASE=python:latest", "a base without a version"),
+        ("ARG TORCH_INDEX", "ENV TORCH_INDEX", "no argument TORCH_INDEX"),
+        ("ARG EXTRAS", "ENV EXTRAS", "no argument EXTRAS"),
+        ("appliance.health", "http.server", "a health check of something else"),
+        (" HOME=/var/cache/appliance", " HOME=/home/appliance", "a home that is not on the volume"),
+        ("LABEL org", "ENV org", "no LABEL"),
         ("COPY conf conf", "ADD https://example.org/conf conf", "ADD"),
         ("COPY conf conf", "COPY . .", "all of the folder"),
         ("ARG RECIPE=demo", "ARG HF_TOKEN", "a secret in the image"),
@@ -73,10 +92,10 @@ def test_the_image_is_made_with_care() -> None:
         ("USER 1000:1000", "USER root", "a user who may be root"),
         ("USER 1000:1000", "USER 0", "a user who may be root"),
         ("USER 1000:1000\n", "", "no USER"),
-        ("HEALTHCHECK", "LABEL", "no HEALTHCHECK"),
+        ("HEALTHCHECK", "SHELL", "no HEALTHCHECK"),
         ('ENTRYPOINT ["sh"', "ENTRYPOINT appliance #", "a shell in front of the process"),
         ("pip install --no-cache-dir", "pip install", "pip's cache"),
-        ("--constraint requirements.lock .", ".", "versions that are not locked"),
+        ('--constraint requirements.lock ".', '".', "versions that are not locked"),
     ],
 )
 def test_each_fault_is_found(old: str, new: str, fault: str) -> None:
@@ -101,3 +120,61 @@ def test_what_is_copied_is_let_through_and_nothing_else() -> None:
     }
     assert let_through == copied
     assert all((CHECKOUT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize(
+    ("index", "reached", "ran"),
+    [
+        ("https://cpu.test/whl", True, ["--index-url https://cpu.test/whl", "torch"]),
+        ("https://cpu.test/whl", False, ["--index-url https://cpu.test/whl", "torch"]),
+        ("", True, ["torch"]),
+    ],
+)
+def test_torch_comes_from_the_index_that_is_named_or_with_a_line_from_pips_own(
+    tmp_path: Path, index: str, reached: bool, ran: list[str]
+) -> None:
+    [script] = [a for name, a in instructions(DOCKERFILE) if name == "RUN" and "TORCH_INDEX" in a]
+    pip = tmp_path / "pip"
+    pip.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/ran\n'
+        f'case "$*" in *index-url*) exit {0 if reached else 1};; esac\n'
+    )
+    pip.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TORCH_INDEX": index}
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    calls = (tmp_path / "ran").read_text().splitlines()
+    assert len(calls) == len(ran)
+    assert all(part in call for part, call in zip(ran, calls, strict=True))
+    assert done.stderr.count("cannot be reached") == (0 if reached else 1)
+    assert done.stderr.count("\n") == (0 if reached else 1)
+
+
+@pytest.mark.parametrize("where", ["server.host=127.0.0.1", "server.host='::1'", "server.uds=UDS"])
+def test_the_health_check_finds_the_server_wherever_it_listens(tmp_path: Path, where: str) -> None:
+    where = where.replace("UDS", f"{tmp_path}/x.sock")
+    command = [sys.executable, "-m", "appliance", "recipe=demo", "server=container", where]
+    check = [sys.executable, "-m", "appliance.health"]
+    assert subprocess.run(check, capture_output=True, check=False).returncode == 1
+    with subprocess.Popen([*command, "server.port=0"], stderr=subprocess.DEVNULL) as server:
+        try:
+            assert until(lambda: subprocess.run(check, check=False).returncode == 0, 60)
+            assert server.poll() is None
+        finally:
+            server.terminate()
+    assert subprocess.run(check, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "host"),
+    [
+        ("00000000", "127.0.0.1"),
+        ("0100007F", "127.0.0.1"),
+        ("0A0200C0", "192.0.2.10"),
+        ("0" * 32, "::1"),
+        ("B80D0120000000000000000001000000", "2001:db8::1"),
+    ],
+)
+def test_addresses_of_the_kernel_are_read(kernel: str, host: str) -> None:
+    assert readable(kernel) == host

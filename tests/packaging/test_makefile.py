@@ -31,3 +31,49 @@ def runs(*arguments: str) -> str:
 )
 def test_the_demo_is_kept_unless_another_is_named(given: str, served: str) -> None:
     assert runs("serve", *([given] if given else [])) == f".venv/bin/appliance {served}"
+
+
+PIP = """#!/bin/sh
+echo "$@" >> {log}
+case "$*" in *index-url*) exit {code};; esac
+"""
+
+
+@pytest.mark.parametrize("reached", [True, False])
+@pytest.mark.parametrize("index", [None, "https://cpu.test/whl", ""])
+def test_torch_is_the_build_for_cpus_unless_that_cannot_be_had(
+    tmp_path: Path, index: str | None, reached: bool
+) -> None:
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
+    python, log = folder / "python", tmp_path / "log"
+    python.write_text(PIP.format(log=log, code=0 if reached else 1))
+    python.chmod(0o755)
+    given = [] if index is None else [f"TORCH_INDEX={index}", "EXTRAS=cuda"]
+    command = ["make", "install", f"BIN={folder}", *given]
+    first = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    installs = [line for line in log.read_text().splitlines() if " install " in line]
+    asked = "https://download.pytorch.org/whl/cpu" if index is None else index
+    assert [asked in line and "--no-deps" in line for line in installs[:-1]] == [True] * bool(asked)
+    assert installs[-1].endswith("--editable .[cuda]" if given else "--editable .")
+    assert "index-url" not in installs[-1]
+    assert "--quiet" not in installs[-1]  # a download of minutes shows how far it is
+    assert first.stderr.count("cannot be reached") == int(bool(asked) and not reached)
+    log.unlink()
+    subprocess.run(command[:3], cwd=CHECKOUT, check=True)
+    assert not log.exists()  # what was chosen stays
+    subprocess.run([*command[:3], "TORCH_INDEX=https://other.test/"], cwd=CHECKOUT, check=True)
+    again = log.read_text()
+    assert "uninstall --quiet --yes torch" in again
+    assert "https://other.test/" in again
+
+
+def test_an_image_takes_what_is_given() -> None:
+    given = ["RECIPE=qwen2_vl", "BASE=b:1.0", "TORCH_INDEX=", "EXTRAS=cuda"]
+    command = ["make", "--dry-run", "image", *given]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    for part in ("RECIPE=qwen2_vl", 'BASE="b:1.0"', 'TORCH_INDEX=""', 'EXTRAS="cuda"'):
+        assert f"--build-arg {part}" in done.stdout
+    command = ["make", "--dry-run", "image"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("--build-arg") == 1

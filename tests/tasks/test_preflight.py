@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ MISTAKES = [
     ),
     ("engine.kv_cache_gb=1000", r"KV cache 1000\.00 GiB .* lower engine\.kv_cache_gb"),
     ("engine.kv_cache_gb=0.001", r"raise engine\.kv_cache_gb or lower model\.max_len"),
-    ("engine=cuda", r"^engine\.device=cuda: .*engine\.device=cpu runs without a card"),
+    ("engine=cuda", r"^engine=cuda: .*engine=cpu runs without a card"),
     ("engine.kv_dtype=fp8", r"engine\.kv_dtype=fp8 needs engine=cuda"),
     ("engine.graphs=true", r"engine\.graphs=true needs engine=cuda"),
     ("parallelism.tensor=3", r"parallelism\.tensor=3 does not divide"),
@@ -157,3 +158,25 @@ def test_a_port_in_use_is_one_line(launch: Launch, form: str) -> None:
         ran = launch("recipe=demo", f"logging={form}", f"server.port={port}")
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
     assert f"port {port} of 127.0.0.1 is in use: set server.port=" in ran.stderr
+
+
+def test_where_nothing_temporary_can_be_written_the_cache_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setenv("TMPDIR", "/read-only")
+    preflight.check(compose_recipe(["recipe=demo", f"cache.folder={tmp_path / 'cache'}"]).config)
+    assert os.environ["TMPDIR"] == str(tmp_path / "cache" / "tmp")
+    (tmp_path / "file").write_text("")
+    config = compose_recipe(["recipe=demo", f"cache.folder={tmp_path / 'file' / 'cache'}"]).config
+    with pytest.raises(ConfigurationError, match=r"no folder for temporary files: .* TMPDIR"):
+        preflight.check(config)
+
+
+def test_the_temporary_folder_of_the_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    preflight.check(compose_recipe(["recipe=demo"]).config)
+    assert "TMPDIR" not in os.environ

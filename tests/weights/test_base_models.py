@@ -140,7 +140,7 @@ def test_a_model_beside_the_checkpoint_may_be_named_as_the_hub_names_it(parts: P
 def test_a_hub_id_is_fetched_by_the_same_code(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def from_hub(name: str, revision: str | None, cache: Path) -> Path:
+    def from_hub(name: str, revision: str | None, cache: Path, *_: object) -> Path:
         asked.append((name, revision))
         return parts / "text"
 
@@ -156,7 +156,7 @@ def test_a_hub_id_is_fetched_by_the_same_code(parts: Path, monkeypatch: pytest.M
 def test_a_hub_that_refuses_is_told_with_who_asked_for_it(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def from_hub(name: str, revision: str | None, cache: Path) -> Path:
+    def from_hub(name: str, revision: str | None, cache: Path, *_: object) -> Path:
         raise WeightsError(f"'{name}' is gated: accept its licence and log in to the hub")
 
     monkeypatch.setattr(weights, "from_hub", from_hub)

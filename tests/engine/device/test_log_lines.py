@@ -162,3 +162,44 @@ def test_warnings_and_what_nobody_catches_are_logged_alike(form: str) -> None:
 
 def test_printable_text_is_left_alone() -> None:
     assert escaped("Grüße, 世界 – ok") == "Grüße, 世界 – ok"
+
+
+LIBRARIES = [
+    "uvicorn.error",
+    "asyncio",
+    "httpcore.connection",
+    "httpx",
+    "httpx2",  # named by nobody when it came
+    "huggingface_hub.file_download",
+    "urllib3.connectionpool",
+    "filelock",
+    "a_library_of_next_year",
+    "appliances",  # no part of ours
+    "engineering.logs",
+    "root",
+]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.ERROR])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_says_warnings_alone_whatever_it_sets(name: str, level: int) -> None:
+    program = (
+        "import logging\n"
+        "from engine.device.log_lines import LogStyle, configure\n"
+        f"configure(LogStyle({level}, False))\n"
+        f"theirs = logging.getLogger({name!r})\n"
+        "theirs.info('GET https://h/f?X-Amz-Signature=one')\n"
+        "theirs.setLevel(logging.DEBUG)\n"
+        "theirs.debug('GET two')\n"
+        "theirs.warning('three')\n"
+        "theirs.error('four')\n"
+        "for ours in ('appliance', 'appliance.media', 'engine.core'):\n"
+        "    logging.getLogger(ours).info('five')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "one" not in ran.stderr
+    assert "two" not in ran.stderr
+    assert "four" in ran.stderr
+    assert ran.stderr.count("five") == (3 if level <= logging.INFO else 0)

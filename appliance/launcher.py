@@ -49,7 +49,12 @@ class Arguments(argparse.ArgumentParser):
         )
         self.add_argument("--package", "-p", help="with --cfg: only this part")
         self.add_argument(
-            "--info", "-i", nargs="?", const="all", help="print what Hydra knows, e.g. searchpath"
+            "--info",
+            "-i",
+            nargs="?",
+            const="all",
+            choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+            help="print what Hydra knows, e.g. searchpath",
         )
         self.add_argument(
             "--shell-completion", "-sc", action="store_true", help="install=bash, fish or zsh"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.schema import Config
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:\d+)?/?", re.IGNORECASE)
 NAME = "NAME"  # stands for any name that the user gives a group of keys
 
 
@@ -102,6 +104,17 @@ def check_values(config: Config) -> None:
     for key in keys():
         for name, value in settings(config, key.name):
             check_value(name, value, key.metadata)
+    check_origins(config.server.cors_origins)
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raise ConfigurationError for an origin that no browser would ever send."""
+    for origin in origins:
+        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+            raise ConfigurationError(
+                f"server.cors_origins: '{origin}' is no origin, such as https://example.org or "
+                'http://localhost:3000, without a path; "*" is any'
+            )
 
 
 def settings(config: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -121,6 +134,11 @@ def check_value(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if value is None:
         return
     values = value if isinstance(value, list) else [value]
+    if "" in values:
+        otherwise = "an empty list" if isinstance(value, list) else "null, where that is allowed,"
+        raise ConfigurationError(f"{name} is empty: give a text, or {otherwise} for none")
+    if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+        raise ConfigurationError(f"{name} is {value}, must be a finite number")
     wrong = next((one for one in values if not within(one, metadata)), None)
     if wrong is None and len(values) == metadata.get("length", len(values)):
         return

@@ -22,7 +22,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from appliance.config.api_keys import check_server_keys
-from appliance.config.check import NAME, Key, check_key, check_values, groups, is_named, keys
+from appliance.config.check import (
+    NAME,
+    Key,
+    bounds,
+    check_key,
+    check_values,
+    groups,
+    is_named,
+    keys,
+)
 from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.folders import PRIMARY, beside_recipes, data_folder, searching, user_folders
 from appliance.config.masking import (
@@ -218,6 +227,9 @@ def check_list(name: str, value: Any, full: str | None) -> None:
     known = {key.name: key for key in keys()}
     single = not isinstance(value, list | dict) and value is not None
     if name in known and known[name].type.startswith("list") and single and "${" not in str(value):
+        key = known[name]
+        if key.type == "list of int" and not isinstance(value, int):
+            raise ConfigurationError(f"{name} must be {key.type}, {bounds(key.metadata)}")
         raise ConfigurationError(f"{name} takes a list, type {full}")
 
 

@@ -313,6 +313,7 @@ class EngineConfig:
         "CPU threads of the engine, of each rank if there are several; null divides the cores this "
         "process may use among them.",
         low=1,
+        high=1024,
     )
     page_size: int = key(
         "Tokens in one page of the KV cache, and in one block of the prefix cache.",

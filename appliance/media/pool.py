@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -150,7 +150,8 @@ class MediaPool:
     def _serve(self, number: int) -> None:
         """Body of a thread: keeps one worker, and passes calls on to it."""
         channel = self._begin(number)
-        self._begun[number].set_result(channel is not None)
+        with contextlib.suppress(InvalidStateError):  # the server stopped meanwhile
+            self._begun[number].set_result(channel is not None)
         while (call := self._calls.get()) is not None:
             if call.result.set_running_or_notify_cancel():
                 channel = self._pass_on(number, channel, call)

@@ -202,7 +202,7 @@ def test_a_second_signal_to_all_processes_ends_them(overrides: list[str]) -> Non
 
 
 def test_a_signal_to_all_processes_while_they_start_ends_them(overrides: list[str]) -> None:
-    with serving(*overrides, ready=False) as server:
+    with serving(*overrides, "media.workers=8", ready=False) as server:
         assert until(lambda: len(family_of(server)) >= 2)
         everybody = list(family_of(server).values())
         for process in [*everybody, server.process]:

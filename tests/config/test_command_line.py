@@ -48,6 +48,17 @@ MISTAKES = [
     (["recipe=smollm2", "server.prot=1", "--cfg", "job"], "(did you mean 'server.port'?)"),
     (["recipe=smolm2", "--help"], "(did you mean 'smollm2'?)"),
     (["model.path=/not/there", "task=plan"], "no such folder or file"),
+    (["recipe=smollm2", "model.path="], "model.path is empty"),
+    (["recipe=smollm2", "model.name="], "model.name is empty: give a text, or null"),
+    (["recipe=smollm2", "server.host="], "server.host is empty"),
+    (["recipe=smollm2", "media.allowed_domains=['']"], "media.allowed_domains is empty"),
+    (["recipe=smollm2", "engine.kv_cache_gb=inf"], "must be a finite number"),
+    (["recipe=smollm2", "media.image.timeout=nan"], "must be a finite number"),
+    (["recipe=smollm2", "engine.threads=100000"], "must be from 1 to 1024"),
+    (["recipe=smollm2", "server.cors_origins=[example.org]"], "'example.org' is no origin"),
+    (["recipe=smollm2", "server.cors_origins=['https://a.org/page']"], "without a path"),
+    (["recipe=smollm2", "media.image.rgba_background=red"], "must be list of int, from 0 to 255"),
+    (["--info", "nonsense"], "invalid choice: 'nonsense'"),
 ]
 
 

@@ -17,6 +17,7 @@ import torch
 from bench.gpu_checks import Tried, hopper, kernel_checks, model_checks
 from bench.gpu_demo import Demo, same
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
+from bench.gpu_products import measure_products
 from bench.gpu_rows import Row
 from bench.gpu_serve import Serving
 from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
@@ -179,6 +180,25 @@ def profiles(shape: Shape, run: Run) -> Rows:
             yield Row(f"{shape.name} {what}: {kernel.name}", spent)
 
 
+def products(shape: Shape, run: Run) -> Rows:
+    """The products of a decode step, each by itself."""
+    run.shape_bench(shape)
+    for product in measure_products(shape, run.platform, *((1 << 16,) if run.tiny else ())):
+        share = product.bandwidth / run.limits.bandwidth
+        found = f"{1e6 * product.seconds:.0f} us, {share:.0%} of the copy bandwidth"
+        yield Row(f"{shape.name} {product.name}, {product.rows} rows", found)
+
+
+def host(shape: Shape, run: Run) -> Rows:
+    """What the host does in a step of decoding, by its own functions."""
+    bench = run.shape_bench(shape)
+    engine = bench.engine()
+    for batch in run.sizes.batches[-2:]:
+        for function, seconds in bench.host(engine, batch):
+            name = f"{shape.name} host, batch {batch}: {function}"
+            yield Row(name, f"{1e6 * seconds:.0f} us a step")
+
+
 def memory(shape: Shape, run: Run) -> Rows:
     """Pages measured against pages planned, and what recordings really take."""
     bench = run.shape_bench(shape)
@@ -270,6 +290,8 @@ def parts(*, tiny: bool) -> list[Part]:
         found.append(Part(f"speed of {large.name}", 30, 90, partial(speed, large)))
     found += [
         Part("profiles", 20, 60, partial(profiles, large)),
+        Part("products", 10, 60, partial(products, large)),
+        Part("host", 20, 60, partial(host, small)),
         Part("memory", 20, 60, partial(memory, small)),
         Part("ablations", 30, 120, partial(ablations, large)),
         Part("towers", 20, 60, partial(towers, large)),

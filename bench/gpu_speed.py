@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import cProfile
 import gc
 import itertools
 import logging
 import math
+import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -216,6 +218,24 @@ class ShapeBench:
 
         prefill()
         yield f"prefill, {self.sizes.prefill} tokens", self._profile(prefill)
+
+    def host(self, engine: Engine, batch: int) -> list[tuple[str, float]]:
+        """Functions that take most of the host's time, and seconds of each in a step.
+
+        Waiting for the device is among them, as `synchronize`. Noting them slows the host.
+        """
+        steps = self.sizes.steps // 2
+        self._fill(engine, batch, self.sizes.prompt, 3 * self.sizes.steps)
+        for _ in range(4):
+            engine.step()
+        profiler = cProfile.Profile()
+        profiler.runcall(_steps, engine, steps)
+        self._drain(engine)
+        found = []
+        for (file, line, name), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+            place = f"{Path(file).name}:{line} " if line else ""
+            found.append((f"{place}{name}"[:90], own / steps))
+        return sorted(found, key=lambda one: -one[1])[:12]
 
     def _profile(self, work: Callable[[], None]) -> list[Kernel]:
         self.clock.settle()

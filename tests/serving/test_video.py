@@ -20,6 +20,7 @@ from transformers.video_utils import read_video_pyav
 from bench.reference import Reference, picture
 from engine.models.registry import family_for
 from engine.request import MediaItem
+from tests.conftest import Launch
 from tests.engine.models.pictures import media_item
 from tests.engine.models.video_processor import VideoProcessor
 from tests.media.clips import sound_with_cover, video
@@ -276,15 +277,14 @@ def test_embeddings_are_refused_where_they_are_not_accepted(tiny_qwen2_vl: Serve
 
 
 def test_a_model_without_a_tower_for_it_does_not_start_with_a_limit(
-    checkpoint: Callable[[str], Path],
+    launch: Launch, checkpoint: Callable[[str], Path]
 ) -> None:
     for family, limit in (("llava", "media.video.limit=1"), ("qwen2_vl", "media.audio.limit=1")):
         told = [f"model.path={checkpoint(family)}", "model.name=tiny", "media.image.limit=1", limit]
-        with serving(*told, ready=False) as server:
-            assert server.process.wait(60) == 2
+        ran = launch(*told)
         name, _, _ = limit.rpartition("=")
-        assert f"set {name}=0" in server.output
-        assert "Traceback" not in server.output
+        assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+        assert f"set {name}=0" in ran.stderr
 
 
 def test_the_offline_family_agrees_on_tokens(folder: Path) -> None:

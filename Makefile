@@ -4,6 +4,7 @@
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works. torch is the build for CPUs,
 #                       from PyTorch's own index; for a card: make install TORCH_INDEX= EXTRAS=cuda (docs/gpu.md)
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
+# make lag              how late the event loop gets by the largest requests; a table in bench/results/lag.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
 # make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
 
@@ -24,7 +25,7 @@ SOURCES = pyproject.toml setup.py Makefile
 
 CHOSEN = $(filter command environment,$(origin TORCH_INDEX) $(origin EXTRAS))# of `command line` one word will do
 
-.PHONY: FORCE install serve test soak lint docs image lock audit
+.PHONY: FORCE install serve test soak lag lint docs image lock audit
 
 install: $(VENV)/.installed
 
@@ -55,6 +56,9 @@ test: $(VENV)/.tested
 
 soak: $(VENV)/.tested
 	$(BIN)/python -m tests.attack.soak --output bench/results/soak.md
+
+lag: $(VENV)/.tested
+	$(BIN)/python -m tests.attack.lag --output bench/results/lag.md
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

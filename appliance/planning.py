@@ -99,8 +99,17 @@ def how_to_switch_on(modalities: tuple[str, ...]) -> str:
 
 
 def check_device_keys(engine: EngineConfig) -> None:
-    """Raise PlanError for a key that asks a CPU for what only a card does."""
+    """Raise PlanError for a key that asks a CPU for what only a card does.
+
+    So it does for a card that has been given what a CPU gets: what a step takes, how many sequences
+    run, no graphs.
+    """
     if engine.device == "cuda":
+        if engine.gpu_memory_fraction is None and not engine.graphs:
+            raise PlanError(
+                "engine.device=cuda alone keeps the settings for a CPU, without graphs and with "
+                "small steps: say engine=cuda, which sets them all"
+            )
         return
     asked = {
         "kv_dtype=fp8": engine.kv_dtype == "fp8",

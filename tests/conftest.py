@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+# a shell has what it starts in the background ignore Ctrl-C, and so would every server of the tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def _is_refined(head: bytes, pixels: bytes) -> bool:
             components = {content[6 + 3 * n] for n in range(content[5]) if 6 + 3 * n < len(content)}
     missing = {(component, n) for component in components for n in range(COEFFICIENTS)}
     for scan in _scans(pixels):
-        count = scan[0]
+        count = scan[0] if scan else 0
         if len(scan) < 4 + 2 * count:
             break
         first, last, bits = scan[1 + 2 * count : 4 + 2 * count]

@@ -31,8 +31,9 @@ BEGINNINGS = (
 RIFF = {b"WAVE": AUDIO, b"AVI ": VIDEO | AUDIO}
 WEBP, ANIMATED = b"WEBPVP8X", 2
 MOVIE_BOXES = (b"moov", b"moof", b"styp", b"mdat", b"wide", b"free", b"skip", b"pnot")
+AVIF_SEQUENCE = b"avis"
 IMAGE_BRANDS = (b"avif", b"avis", b"hei", b"hev", b"mif1", b"msf1", b"MiHE", b"MiHA")
-MOVING_BRANDS = (b"avis", b"hevc", b"hevx", b"msf1")  # sequences of pictures
+MOVING_BRANDS = (AVIF_SEQUENCE, b"hevc", b"hevx", b"msf1")  # sequences of pictures
 
 
 def modalities(data: bytes | bytearray) -> frozenset[str]:
@@ -46,7 +47,7 @@ def modalities(data: bytes | bytearray) -> frozenset[str]:
     if start[:4] in (b"RIFF", b"RIFX", b"RF64"):
         return RIFF.get(start[8:12], frozenset())
     if start[4:8] == b"ftyp":
-        brands = [start[at : at + 4] for at in range(8, len(start), 4)]
+        brands = _brands(start)
         if not any(brand.startswith(IMAGE_BRANDS) for brand in brands):
             return VIDEO | AUDIO
         return IMAGE | VIDEO if any(brand in MOVING_BRANDS for brand in brands) else IMAGE
@@ -58,3 +59,14 @@ def modalities(data: bytes | bytearray) -> frozenset[str]:
     if len(start) > 1 and start[0] == 0xFF and start[1] >= 0xE0:  # MP3, AAC
         return AUDIO
     return frozenset()
+
+
+def is_avif_sequence(data: bytes) -> bool:
+    """Whether it is pictures of AVIF that move."""
+    start = data[:LOOKED_AT]
+    return start[4:8] == b"ftyp" and AVIF_SEQUENCE in _brands(start)
+
+
+def _brands(start: bytes) -> list[bytes]:
+    """What a file of boxes says that it is, the version between two of them included."""
+    return [start[at : at + 4] for at in range(8, len(start), 4)]

@@ -11,13 +11,13 @@ from PIL import Image
 
 from appliance.errors import bad_request, media_too_large, media_undecodable
 from appliance.media import png, webp
+from appliance.media.animation import Animation, avif_animation, webp_animation
 from appliance.media.data_url import FRAME_LIST, from_base64
 from appliance.media.image import image_size, load_image
 from appliance.media.limits import ImagePolicy, VideoPolicy
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
-from appliance.media.signature import IMAGE, modalities
+from appliance.media.signature import IMAGE, is_avif_sequence, modalities
 from appliance.media.video_file import VideoDamaged, VideoFile, VideoTooLarge
-from appliance.media.webp_animation import WebpAnimation
 from engine.models.family import Family
 
 MOST_FPS = 240  # of a file, for the number of frames that `max_seconds` allows
@@ -103,9 +103,11 @@ def load_video(data: bytes, policy: VideoPolicy, family: Family, param: str) -> 
 
 def _opened(
     data: bytes, max_pixels: int, most: int, background: Sequence[int]
-) -> VideoFile | WebpAnimation:
+) -> VideoFile | Animation:
     if webp.is_webp(data):
-        return WebpAnimation(data, max_pixels, most, background)
+        return webp_animation(data, max_pixels, most, background)
+    if is_avif_sequence(data):
+        return avif_animation(data, max_pixels, most, background)
     return VideoFile(png.without_metadata(data, moving=True), max_pixels, most, background)
 
 
@@ -121,7 +123,7 @@ def _told(param: str) -> Iterator[None]:
 
 
 def _frames(
-    file: VideoFile | WebpAnimation, numbers: Sequence[int], param: str
+    file: VideoFile | Animation, numbers: Sequence[int], param: str
 ) -> Iterator[Image.Image]:
     with _told(param):
         yield from file.frames(numbers)

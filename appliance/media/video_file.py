@@ -146,9 +146,11 @@ class VideoFile:
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         most = _padded(self._max_pixels)
         with opened(self._data, VIDEO_FORMATS, VIDEO_CODECS, most) as container:
-            stream = next(filter(_is_moving, container.streams.video), None)
-            if stream is None:
+            streams = list(filter(_is_moving, container.streams.video))
+            if not streams:
                 raise VideoDamaged("has no pictures")
+            # a sequence of pictures begins with one of them as a still
+            stream = next((one for one in streams if one.frames != 1), streams[0])
             context = stream.codec_context
             if context is None or context.name not in VIDEO_CODECS:
                 raise VideoDamaged("is in a codec that is not decoded here")

@@ -19,12 +19,12 @@ def unsupported(dtype: str, head_dim: int) -> str | None:
     if dtype not in DTYPES:
         return (
             f"FlashInfer attends in {' and '.join(DTYPES)}, not in {dtype}: set model.dtype="
-            "bfloat16, or engine.device=cpu"
+            "bfloat16, or engine=cpu"
         )
     if head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         return (
             f"FlashInfer has kernels for heads of {known}, this model's have {head_dim}: "
-            "set engine.device=cpu"
+            "set engine=cpu"
         )
     return None

@@ -79,7 +79,7 @@ def require_card() -> Card:
 
 
 def refusal(missing: str) -> str:
-    return f"engine.device=cuda: {missing}; engine.device=cpu runs without a card"
+    return f"engine=cuda: {missing}; engine=cpu runs without a card"
 
 
 def find_missing() -> str | None:

@@ -286,6 +286,16 @@ def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
     check_device_keys(compose(["recipe=smollm2"]).config.engine)
 
 
+def test_a_card_is_not_given_what_is_meant_for_a_cpu() -> None:
+    with pytest.raises(PlanError, match="say engine=cuda"):
+        check_device_keys(compose(["recipe=smollm2", "engine.device=cuda"]).config.engine)
+    for told in (["engine=cuda"], ["engine=cuda", "engine.graphs=false"]):
+        check_device_keys(compose(["recipe=smollm2", *told]).config.engine)
+    check_device_keys(
+        compose(["recipe=smollm2", "engine.device=cuda", "engine.graphs=true"]).config.engine
+    )
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "gemma3"])
 def test_a_tower_attends_with_padded_heads_as_without(
     family: str, checkpoint: Folder, reference: Callable[[str], Reference]

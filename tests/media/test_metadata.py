@@ -261,6 +261,18 @@ def test_nothing_of_another_format_is_touched() -> None:
         assert without_metadata(data) is data
 
 
+def test_broken_headers_of_scans_are_damage() -> None:
+    for kind in ("baseline", "progressive"):
+        data = photo(kind)[:-2]
+        place = data.index(b"\xff\xda") + 2
+        for length in (0, 1, 2, 3, 4, 7, 500):
+            broken = data[:place] + struct.pack(">H", length) + data[place + 2 :]
+            for end in range(place + 2, place + 14):
+                assert refused(broken[:end])
+        for count in (0, 2, 9, 255):
+            assert refused(data[: place + 2] + bytes([count]) + data[place + 3 :])
+
+
 def test_many_small_segments_take_no_long_time() -> None:
     tables = segment(0xDB, b"") * 300_000
     data = photo("baseline")

@@ -61,6 +61,8 @@ ANIMATIONS: dict[str, dict[str, Any]] = {
     "png that replaces": {"form": "PNG", "blend": 0, "disposal": 1},
     "webp": {"form": "WEBP", "lossless": True},
     "lossy webp": {"form": "WEBP", "quality": 70},
+    "avif": {"form": "AVIF"},
+    "avif of other sizes": {"form": "AVIF", "quality": 40, "subsampling": "4:4:4"},
     "webp of many kinds": {"form": "WEBP", "allow_mixed": True, "minimize_size": True},
 }
 

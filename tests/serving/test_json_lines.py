@@ -101,6 +101,10 @@ def test_a_person_gets_plain_words() -> None:
     assert ended.stderr.startswith("appliance: ")
 
 
+def starred(text: str) -> str:
+    return text.replace("secret", "***")
+
+
 @pytest.fixture
 def style() -> Iterator[Callable[[str], None]]:
     root = logging.getLogger()
@@ -116,9 +120,8 @@ def test_a_fault_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     try:
         raise ValueError(f"{HOSTILE} with a secret")
     except ValueError as fault:
-        hide = lambda text: text.replace("secret", "***")  # noqa: E731
-        complain("a fault of its own", ["logging=json"], fault, hide)
-        complain("a fault of its own", [], fault, hide)
+        complain("a fault of its own", ["logging=json"], fault, starred)
+        complain("a fault of its own", [], fault, starred)
     first, *human = capsys.readouterr().err.split("\n")
     (line,) = objects(first)
     assert (line["level"], line["message"]) == ("error", "a fault of its own")

@@ -92,21 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def told(message: str, arguments: Sequence[str]) -> str:
-    """The one line of a mistake; JSON where the log was to be that: its reader knows nothing else.
-
-    That is looked for in the arguments themselves: there may be no configuration.
-    """
-    if not {"logging=json", "logging.format=json"} & set(arguments):
-        return f"appliance: {message}"
-    import logging
-
-    from engine.device.log_lines import JsonFormatter
-
-    line = {"levelname": "ERROR", "name": "appliance.launcher", "msg": message}
-    return JsonFormatter().format(logging.makeLogRecord(line))
-
-
 def run(argv: list[str]) -> int:
     helping = argv[:1] == ["help"] or bool({"--help", "-h"} & set(argv))
     if not helping:

@@ -251,13 +251,7 @@ def run(composed: Composed) -> int:
     secrecy = Secrecy([*plain_keys(config.server), *hub_tokens()])
     configure(config.logging, secrecy.hide)
     warn_of_keys(composed, file)
-    try:
-        preflight.check(config)
-    except ConfigurationError as fault:
-        if config.logging.format != "json":
-            raise
-        logger.error("%s", fault)  # who reads JSON reads nothing else
-        return USAGE_ERROR
+    preflight.check(config)
     forget(composed.secret_variables)  # processes that are started from here have none of them
     sys.setswitchinterval(SWITCH_SECONDS)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
 from appliance.planning import how_to_switch_on, plan_recipe, switched_off
@@ -14,7 +19,7 @@ def run(composed: Composed) -> int:
     """Print the plan. Raises ConfigurationError, with the arithmetic, for what cannot fit."""
     config = composed.config
     try:
-        with outlined(config.model, config.cache) as folder:
+        with leaving(), outlined(config.model, config.cache) as folder:
             plan = plan_recipe(config, folder)
             off = switched_off(config, folder)
     except EngineError as error:
@@ -26,6 +31,22 @@ def run(composed: Composed) -> int:
     if config.recipe is None and off:
         print(f"\n  NB: {how_to_switch_on(off)}.")
     return 0
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Have a signal end the process by way of what is to be tidied up."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def table(plan: Plan) -> str:

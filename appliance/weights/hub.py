@@ -99,6 +99,7 @@ def from_hub(name: str, revision: str | None, cache: Path, progress: Progress = 
     try:
         lacking = 0
         if repository is not None:
+            link_weights(repository, cache)
             lacking = repository.missing(repository.snapshot(cache))
             made_folder(cache)
             check_room(cache, lacking)
@@ -106,6 +107,20 @@ def from_hub(name: str, revision: str | None, cache: Path, progress: Progress = 
         return _snapshot(name, revision, cache, tqdm_class=bar, local_files_only=False)
     except Exception as error:  # its client's own beside those of the library
         return instead(error, name, revision, cache)
+
+
+def link_weights(repository: Repository, cache: Path) -> None:
+    """Put links into our cache to files of weights that another program has fetched.
+
+    Texts are fetched again: those of a checkpoint may not be links to anywhere.
+    """
+    theirs, ours = repository.snapshot(own_cache()), repository.snapshot(cache)
+    for name, count in repository.sizes.items():
+        there, here = theirs / name, ours / name
+        if name.endswith(".safetensors") and there.is_file() and there.stat().st_size == count:
+            ours.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                here.symlink_to(there.resolve())
 
 
 def outline(name: str, revision: str | None, cache: Path, temporary: Path) -> Path:

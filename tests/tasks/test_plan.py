@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,3 +343,23 @@ def test_task_plan_does_not_load_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigurationError):
         plan_task.run(compose([f"model.path={folder}", "task=plan"]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_plan_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = signal.getsignal(number)
+
+    def slow(*_: object) -> None:
+        assert list(tmp_path.iterdir())
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(plan_task, "plan_recipe", slow)
+    with pytest.raises(SystemExit) as ended:
+        plan_task.run(compose(["recipe=demo"]))
+    assert ended.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before

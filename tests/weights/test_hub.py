@@ -126,6 +126,36 @@ def test_what_another_program_fetched_in_part_is_not_taken(there: Hub, tmp_path:
         resolve(config.model, config.cache)
 
 
+def test_weights_that_another_program_fetched_without_all_texts_are_not_fetched_again(
+    there: Hub, tmp_path: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    theirs = Path(snapshot_download("owner/name", allow_patterns=["*.safetensors", "config.json"]))
+    first = there.sent["model.safetensors"]
+    config = config_of(tmp_path)
+    folder = resolve(config.model, config.cache)
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert there.sent["model.safetensors"] == first
+    assert (folder / "model.safetensors").samefile(theirs / "model.safetensors")
+    assert (folder / "tokenizer.json").is_file()
+    plan_recipe(config, folder)
+    shutil.rmtree(tmp_path / "others")  # and they are fetched when they have gone
+    assert (resolve(config.model, config.cache) / "model.safetensors").is_file()
+    assert there.sent["model.safetensors"] == 2 * first
+
+
+def test_weights_of_another_size_are_not_taken(there: Hub, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    theirs = Path(snapshot_download("owner/name"))
+    file = theirs / "model.safetensors"
+    content = file.read_bytes()
+    file.resolve().write_bytes(content[:-10])
+    config = config_of(tmp_path)
+    assert (resolve(config.model, config.cache) / file.name).read_bytes() == content
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_plan_fetches_no_weights_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool

@@ -15,8 +15,10 @@ ARG EXTRAS=
 RUN python3 -m venv /opt/appliance
 ENV PATH=/opt/appliance/bin:$PATH
 WORKDIR /source
-# Versions are those of the lock; torch is installed on its own so that code changes do not install it again.
-COPY requirements.lock ./
+# Versions are those of the lock, and files those that it knows by their digests. torch, of which there are several
+# builds, is installed on its own; code changes install neither again.
+COPY requirements.lock requirements.hashes ./
+RUN pip install --no-cache-dir --require-hashes --no-deps --requirement requirements.hashes
 RUN { test -z "${TORCH_INDEX}" \
         || pip install --no-cache-dir --no-deps --retries 1 --index-url "${TORCH_INDEX}" --constraint requirements.lock torch \
         || echo "${TORCH_INDEX} cannot be reached: torch comes from pip's own index, maybe with CUDA" >&2; } \
@@ -26,7 +28,7 @@ COPY conf conf
 COPY recipes recipes
 COPY engine engine
 COPY appliance appliance
-RUN pip install --no-cache-dir --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}"
+RUN pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM ${BASE}
 ARG RECIPE=demo

@@ -6,7 +6,7 @@
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lag              how late the event loop gets by the largest requests; a table in bench/results/lag.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
-# make lock audit       write requirements.lock anew; ask what is known against it (needs a network, not in CI)
+# make lock audit       write requirements.lock and .hashes anew; ask what is known against it (needs a network, not in CI)
 
 ARGS ?=
 RECIPE ?= demo
@@ -72,7 +72,7 @@ docs: install
 	$(BIN)/python -m appliance.config.reference
 
 lock: install
-	$(BIN)/python -m tools.lock requirements.lock "$(TORCH)"
+	$(BIN)/python -m tools.lock . "$(TORCH)"
 
 audit: install
 	$(PIP) install --quiet "$(TORCH)" --editable ".[audit]"

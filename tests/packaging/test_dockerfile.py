@@ -49,7 +49,7 @@ def faults(text: str) -> set[str]:
                 wrong.add("a shell in front of the process")
             case "RUN" if "pip install" in argument and "--no-cache-dir" not in argument:
                 wrong.add("pip's cache")
-            case "RUN" if "pip install" in argument and "requirements.lock" not in argument:
+            case "RUN" if "pip install" in argument and "requirements." not in argument:
                 wrong.add("versions that are not locked")
             case "HEALTHCHECK" if "appliance.health" not in argument:
                 wrong.add("a health check of something else")
@@ -57,6 +57,8 @@ def faults(text: str) -> set[str]:
                 wrong.add("a home that is not on the volume")
             case "COPY" if re.search(r"(^|\s)(\.|/|\*)\s", argument):
                 wrong.add("all of the folder")
+    if not any(name == "RUN" and "--require-hashes" in argument for name, argument in told):
+        wrong.add("files that nobody knows")
     last = [argument for name, argument in told if name == "USER"][-1:]
     if last and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", last[0]):
         wrong.add("a user who may be root")
@@ -96,6 +98,7 @@ def test_the_image_is_made_with_care() -> None:
         ('ENTRYPOINT ["sh"', "ENTRYPOINT appliance #", "a shell in front of the process"),
         ("pip install --no-cache-dir", "pip install", "pip's cache"),
         ('--constraint requirements.lock ".', '".', "versions that are not locked"),
+        ("--require-hashes ", "", "files that nobody knows"),
     ],
 )
 def test_each_fault_is_found(old: str, new: str, fault: str) -> None:

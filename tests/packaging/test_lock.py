@@ -11,10 +11,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.lock import pinned
+from tools.lock import pinned, version_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOCK = (CHECKOUT / "requirements.lock").read_text()
+HASHES = (CHECKOUT / "requirements.hashes").read_text()
 DECLARED = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
 
 
@@ -61,6 +62,33 @@ def test_the_lock_satisfies_what_is_declared_and_names_all_of_it() -> None:
     assert len(locked(LOCK)) > len(DECLARED)
 
 
+def known_files(text: str) -> dict[str, int]:
+    """How many files are known of each line of the lock. Raises ValueError for a line of others."""
+    found: dict[str, int] = {}
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        if line.startswith("#"):
+            continue
+        what, *digests = line.split()
+        if not digests or not all(
+            re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in digests
+        ):
+            raise ValueError(f"not a version with its files: {line[:80]}")
+        found[pinned(what)] = len(digests)
+    return found
+
+
+def test_all_that_is_locked_but_torch_is_known_by_its_files() -> None:
+    lines = {line for line in LOCK.splitlines() if not line.startswith("#")}
+    assert set(known_files(HASHES)) == {line for line in lines if not line.startswith("torch==")}
+    assert "://" not in HASHES
+
+
+@pytest.mark.parametrize("line", ["a==1", "a==1 --hash=md5:0", "a==1 --hash=sha256:12", "a>=1"])
+def test_a_version_without_its_files_is_found(line: str) -> None:
+    with pytest.raises(ValueError, match="not a version"):
+        known_files(line)
+
+
 def test_a_lock_that_misses_something_or_is_too_old_is_found() -> None:
     without = re.sub(r"(?m)^starlette==.*\n", "", LOCK)
     assert faults(without, DECLARED) == ["starlette is missing (pyproject.toml)"]
@@ -85,6 +113,21 @@ def test_a_lock_names_versions_and_no_host(line: str) -> None:
     with pytest.raises(ValueError, match="not a version"):
         locked(f"# head\n{line}\n")
     assert "://" not in LOCK
+
+
+@pytest.mark.parametrize(
+    ("filename", "version"),
+    [
+        ("av-18.1.0-cp311-abi3-manylinux_2_28_x86_64.whl", "18.1.0"),
+        ("antlr4-python3-runtime-4.9.3.tar.gz", "4.9.3"),
+        ("pillow-12.0.0.post1.tar.gz", "12.0.0.post1"),
+        ("old-1.0.win32.exe", None),
+        ("old-1.0-py2.7.egg", None),
+    ],
+)
+def test_a_file_is_known_by_its_name(filename: str, version: str | None) -> None:
+    found = version_of(filename)
+    assert (None if found is None else str(found)) == version
 
 
 def test_a_build_of_a_version_is_dropped() -> None:

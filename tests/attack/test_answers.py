@@ -370,14 +370,18 @@ def test_a_refusal_that_workers_make_is_passed_on() -> None:
 
 
 def test_an_answer_that_nobody_asked_for_answers_nobody() -> None:
+    again = threading.Event()
+
     def twice(worker: Worker) -> None:
         well(worker)
         worker.say(answer(tokens=999))
+        again.set()
 
     with pool(twice) as (there, made, _, runner):
-        items = [
-            runner.run(there.prepare(MediaTask("image", ItemBytes(b"item")))) for _ in range(2)
-        ]
+        items = []
+        for _ in range(2):
+            items.append(runner.run(there.prepare(MediaTask("image", ItemBytes(b"item")))))
+            assert again.wait(5)
         assert [item.tokens for item in items] == [4, 4]
         assert len(made.made) == 2
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -50,15 +51,17 @@ class Began:
     parts: dict[str, tuple[float, float]]
 
 
-def work(pipe: Connection, tiny: bool, parts: Callable[..., list[Part]] | None = None) -> None:
+def work(
+    pipe: Connection, folder: Path, tiny: bool, parts: Callable[..., list[Part]] | None = None
+) -> None:
     """Run the parts whose names come, and send their rows; ends when the pipe does.
 
-    `parts` are those of `bench.gpu_parts` unless they are given.
+    What they write is left in `folder`. `parts` are those of `bench.gpu_parts` unless given.
     """
     from bench import gpu_parts
 
     parts = parts or gpu_parts.parts
-    run = gpu_parts.Run(tiny=tiny)
+    run = gpu_parts.Run(folder, tiny=tiny)
     known = {part.name: part for part in parts(tiny=tiny)}
     pipe.send(Began(run.card, run.title, {p.name: (p.seconds, p.limit) for p in known.values()}))
     while True:
@@ -82,10 +85,10 @@ def work(pipe: Connection, tiny: bool, parts: Callable[..., list[Part]] | None =
 class Worker:
     """A process that runs parts. Each has its own limit; a process that is over one is killed."""
 
-    def __init__(self, tiny: bool) -> None:
+    def __init__(self, folder: Path, tiny: bool) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the card's context
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, tiny), daemon=True)
+        self._process = context.Process(target=work, args=(theirs, folder, tiny), daemon=True)
         self._process.start()
         theirs.close()
         self.began: Began = self._next(time.monotonic() + START_SECONDS)
@@ -120,10 +123,10 @@ class Worker:
         return self._pipe.recv()
 
 
-def run_parts(options: argparse.Namespace, report: Report) -> None:
+def run_parts(options: argparse.Namespace, report: Report, folder: Path) -> None:
     """Run what was asked for, as long as there is time."""
     end = time.monotonic() + 60 * options.minutes
-    worker = Worker(options.dry_run)
+    worker = Worker(folder, options.dry_run)
     try:
         began = worker.began
         print(began.title, flush=True)
@@ -140,7 +143,7 @@ def run_parts(options: argparse.Namespace, report: Report) -> None:
                 continue
             if not sound:
                 worker.stop()
-                worker = Worker(options.dry_run)
+                worker = Worker(folder, options.dry_run)
             start = time.monotonic()
             sound = worker.run(name, min(limit, end - start), report)
             report.end(name)
@@ -162,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone")
     options = parser.parse_args(argv)
     report = Report(options.output)
-    run_parts(options, report)
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        run_parts(options, report, Path(folder))
     print(f"\n{report.markdown()}\n\nwritten to {report.path}")
     return 1 if report.failed else 0
 

@@ -53,10 +53,6 @@ class Demo:
         made.append(self._request("two", "Which colours are in the pictures?", both))
         return made
 
-    def text(self, answer: list[int]) -> str:
-        decoded: str = self._tokenizer.decode(answer)
-        return decoded
-
     def _request(self, name: str, question: str, pictures: list[Image.Image]) -> Request:
         system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         end = "<|im_end|>\n<|im_start|>assistant\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform as machine
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,8 +41,12 @@ class Part:
 class Run:
     """The platform under trial and what the parts share."""
 
-    def __init__(self, *, tiny: bool) -> None:
-        """`tiny` is on the CPU, with the torch implementation in FlashInfer's place."""
+    def __init__(self, folder: Path, *, tiny: bool) -> None:
+        """`tiny` is on the CPU, with the torch implementation in FlashInfer's place.
+
+        Checkpoints and logs are written to `folder`.
+        """
+        self.folder = folder
         self.tiny = tiny
         self.platform: Tried
         self.exact: Tried  # the same device with the torch implementation, for float32
@@ -55,7 +58,6 @@ class Run:
             torch.backends.cudnn.allow_tf32 = False
             self.platform, self.exact = CudaPlatform(), CudaPlatform(library=torch_flashinfer)
         self.sizes = TINY_SIZES if tiny else Sizes()
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
 
     @property
     def card(self) -> str:

@@ -271,6 +271,7 @@ class ShapeBench:
         handler = logging.Handler()
         handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
         logger = logging.getLogger("engine.running.preparation")
+        level = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         total = self.platform.total_bytes()
@@ -278,6 +279,7 @@ class ShapeBench:
             engine = self.engine(measured=True, memory_fraction=0.9, modalities=("image",))
         finally:
             logger.removeHandler(handler)
+            logger.setLevel(level)
         for line in lines:
             yield "measured", line
         taken = 1 - self.platform.free_bytes() / total

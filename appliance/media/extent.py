@@ -6,7 +6,8 @@ are written before their length is known. That an element full of media runs bey
 
 from __future__ import annotations
 
-UNKNOWN = 0x7FFF0000  # from here on a size of RIFF says that it was not known when written
+from appliance.media.riff import UNKNOWN
+
 FRAGMENT, MEDIA = b"moof", b"mdat"
 MOVIE_BOXES = (b"ftyp", b"moov", b"styp", b"wide", b"free", b"skip", MEDIA, FRAGMENT)
 EBML = b"\x1aE\xdf\xa3"

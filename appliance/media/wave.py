@@ -6,14 +6,10 @@ wrong. Only what promises more everywhere than is there has lost something.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from appliance.media.riff import UNKNOWN, Order, chunks
 
-ENDLESS = 0x7FFF0000  # from here on a size says that it was not known when written
 FORMS = (b"RIFF", b"RIFX", b"RF64")
 SIZES, DATA = b"ds64", b"data"
-
-Order = Literal["little", "big"]
 
 
 def is_wave(data: bytes) -> bool:
@@ -25,7 +21,7 @@ def measured(data: bytes) -> bytes | None:
     order: Order = "big" if data[:4] == b"RIFX" else "little"
     whole = int.from_bytes(data[4:8], order)
     declared64: int | None = None
-    for name, begin, size in _chunks(data, order, 12):
+    for name, begin, size in chunks(data, order=order):
         if name == SIZES and data[:4] == b"RF64":
             whole = int.from_bytes(data[begin : begin + 8], "little")
             declared64 = int.from_bytes(data[begin + 8 : begin + 16], "little")
@@ -38,23 +34,15 @@ def measured(data: bytes) -> bytes | None:
             return data
         complete = begin < 8 + whole <= len(data) + 1  # some writers forget to fill up
         with_header = size <= len(data)  # some count it in
-        if not (size == 0 or size >= ENDLESS or complete or with_header):
+        if not (size == 0 or size >= UNKNOWN or complete or with_header):
             return None
         return _rewritten(data, order, begin, there)
     return data
 
 
-def _chunks(data: bytes, order: Order, place: int) -> Iterator[tuple[bytes, int, int]]:
-    """Names, where the content begins, declared sizes."""
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], order)
-        yield data[place : place + 4], place + 8, size
-        place += 8 + size + size % 2
-
-
 def _are_chunks(data: bytes, order: Order, place: int) -> bool:
     """Whether nothing but further chunks follows: then a size of nothing is meant so."""
-    for name, begin, size in _chunks(data, order, place):
+    for name, begin, size in chunks(data, place, order):
         if not (name.isascii() and name.decode().isprintable()):
             return False
         place = begin + size + size % 2
@@ -66,6 +54,6 @@ def _rewritten(data: bytes, order: Order, begin: int, size: int) -> bytes:
     if data[:4] == b"RF64":  # whose sizes stand elsewhere: those of a plain file will do
         head[:4] = b"RIFF"
         head[12:16] = b"JUNK"
-    head[4:8] = min(len(data) - 8, ENDLESS).to_bytes(4, order)
-    head[begin - 4 : begin] = min(size, ENDLESS).to_bytes(4, order)
+    head[4:8] = min(len(data) - 8, UNKNOWN).to_bytes(4, order)
+    head[begin - 4 : begin] = min(size, UNKNOWN).to_bytes(4, order)
     return bytes(head) + data[begin:]

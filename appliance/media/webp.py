@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from appliance.media import riff
+
 FEATURES, WORDS = b"VP8X", (b"EXIF", b"XMP ")  # which may tell how it is to be turned
 PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 FRAME, FRAME_HEADER = b"ANMF", 16
-UNKNOWN = 0x7FFF0000  # from here on a size says that it was not known when written
 PROFILE, EXIF, XMP = 0x20, 0x08, 0x04  # flags of VP8X
 
 
@@ -43,10 +44,7 @@ def without_metadata(data: bytes) -> bytes:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
     """Names and contents, None for one that is cut off."""
-    place = 12
-    while place + 8 <= len(data):
-        name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
-        begin, place = place + 8, place + 8 + size + size % 2
+    for name, begin, size in riff.chunks(data):
         yield name, data[begin : begin + size] if begin + size <= len(data) else None
 
 
@@ -66,4 +64,4 @@ def durations(data: bytes, most: int) -> list[int]:
             if len(made) > most:
                 return made
     size = int.from_bytes(data[4:8], "little")
-    return [] if last == FRAME and len(data) < size + 8 < UNKNOWN else made
+    return [] if last == FRAME and len(data) < size + 8 < riff.UNKNOWN else made

@@ -165,9 +165,7 @@ class Serving:
             return code
         gc.collect()
         gc.freeze()  # what is loaded stays: looking at it again and again holds up the event loop
-        if self._loader.summary and self._service.config.logging.format == "json":
-            logger.info("summary", extra={"fields": {"summary": self._loader.summary}})
-        elif self._loader.summary:
+        if self._loader.summary:
             print(self._loader.summary, flush=True)
         logger.info("ready", extra={"fields": {"elapsed": round(lifecycle.elapsed, 1)}})
         return 0

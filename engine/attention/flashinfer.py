@@ -56,9 +56,9 @@ class FlashInferAttention:
         self.windows = sorted(set(self._window_of))
         self._prefill = {window: self._prefill_kernel(window) for window in self.windows}
         self._decode = {window: self.decode_kernel(window) for window in self.windows}
-        self._hopper = dict(self._prefill)
+        self._hopper = self._prefill
         if hopper and -1 in self.windows:
-            self._hopper[-1] = self._prefill_kernel(-1, "fa3")
+            self._hopper = self._prefill | {-1: self._prefill_kernel(-1, "fa3")}
         self._both_ways: PlannedKernel | None = None  # made, and compiled, when first needed
         self._current: Mapping[int, PlannedKernel] = self._decode
         self._rows: DeviceRows | None = None
@@ -179,6 +179,8 @@ class FlashInferAttention:
 
     def _prefill_for(self, rows: Rows) -> Mapping[int, PlannedKernel]:
         """`fa3` does not split a sequence's keys: few new tokens would leave the card idle."""
+        if self._hopper is self._prefill:
+            return self._prefill
         counts = rows.query_start.diff()
         tiles = int((counts + HOPPER_TILE - 1).div(HOPPER_TILE, rounding_mode="floor").sum())
         return self._hopper if tiles * self.shape.heads >= HOPPER_TILES else self._prefill
@@ -214,3 +216,18 @@ def check_supported(shape: AttentionShape, dtype: torch.dtype) -> None:
     reason = unsupported(str(dtype).removeprefix("torch."), shape.head_dim)
     if reason is not None:
         raise ModelUnsupported(reason)
+
+
+def hopper_unsupported(
+    capability: tuple[int, int], shape: AttentionShape, cache: KVCache
+) -> str | None:
+    """Why prompts cannot be attended to by FlashInfer's kernels for Hopper; None if they can."""
+    if capability != (9, 0):
+        return "FlashInfer's fa3 is for cards of compute capability 9.0"
+    if cache.dtype.itemsize == 1:
+        return "FlashInfer's fa3 reads no keys and values of eight bits"
+    if shape.soft_cap is not None:
+        return "FlashInfer's fa3 is not compiled for capped scores"
+    if all(window is not None for window in shape.windows or (None,)):
+        return "FlashInfer's fa3 is not compiled for windows, and every layer has one"
+    return None

@@ -11,7 +11,11 @@ from torch import nn
 
 from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
 from engine.attention.cpu import CpuAttention
-from engine.attention.flashinfer import FlashInferAttention, check_supported
+from engine.attention.flashinfer import (
+    FlashInferAttention,
+    check_supported,
+    hopper_unsupported,
+)
 from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
 from engine.device.toolchain import environment
@@ -128,27 +132,13 @@ class CudaPlatform(FlashInferOffers, Cuda):
     ) -> AttentionBackend:
         if self._limited:
             check_supported(shape, dtype)
-        reason = hopper_unsupported(torch.cuda.get_device_capability(self.device), shape, cache)
-        if prefill == "fa3" and reason is not None:
-            raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
-        if prefill == "auto":
-            prefill = "fa2" if reason is not None else "fa3"
+        if prefill != "fa2":
+            capability = torch.cuda.get_device_capability(self.device)
+            reason = hopper_unsupported(capability, shape, cache)
+            if prefill == "fa3" and reason is not None:
+                raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
+            prefill = "fa3" if reason is None else "fa2"
         return super().attention(shape, cache, dtype, prefill)
-
-
-def hopper_unsupported(
-    capability: tuple[int, int], shape: AttentionShape, cache: KVCache
-) -> str | None:
-    """Why prompts cannot be attended to by FlashInfer's kernels for Hopper; None if they can."""
-    if capability != (9, 0):
-        return "FlashInfer's fa3 is for cards of compute capability 9.0"
-    if cache.dtype.itemsize == 1:
-        return "FlashInfer's fa3 reads no keys and values of eight bits"
-    if shape.soft_cap is not None:
-        return "FlashInfer's fa3 is not compiled for capped scores"
-    if all(window is not None for window in shape.windows or (None,)):
-        return "FlashInfer's fa3 is not compiled for windows, and every layer has one"
-    return None
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

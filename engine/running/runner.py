@@ -21,7 +21,7 @@ from engine.request import MediaItem
 from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
-from engine.sampling.device_sampler import resolve
+from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
 
 

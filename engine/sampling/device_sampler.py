@@ -13,10 +13,8 @@ from engine.device.device import Device
 from engine.sampling.columns import Columns
 from engine.sampling.constraint import constrained
 from engine.sampling.sampler import forbidden, uniform
-from engine.sampling.token_counts import TokenCounts, resolve
+from engine.sampling.token_counts import TokenCounts
 from engine.scheduling.sequence import Sequence
-
-__all__ = ["DeviceSampler", "resolve"]
 
 
 class DeviceSampler:

@@ -63,7 +63,7 @@ def test_without_time_parts_are_left_out_and_begun_by_a_run_that_goes_on(tmp_pat
     told = ["--dry-run", "--output", str(tmp_path)]
     assert gpu.main([*told, "--minutes", "0"]) == 0
     table = next(tmp_path.glob("*.md"))
-    assert table.read_text().count("left out: no time") == 16
+    assert table.read_text().count("left out: no time") == len(parts_of_a_run.parts(tiny=True))
     assert gpu.main([*told, "--resume", "--only", "limits"]) == 0
     assert "copy bandwidth" in table.read_text()
     first = table.read_text()
@@ -114,8 +114,8 @@ def planted(*, tiny: bool) -> list[Part]:
 work = gpu.work
 
 
-def planted_work(pipe: Connection, tiny: bool) -> None:
-    work(pipe, tiny, planted)
+def planted_work(pipe: Connection, folder: Path, tiny: bool) -> None:
+    work(pipe, folder, tiny, planted)
 
 
 def test_a_part_that_fails_hangs_or_dies_is_told_and_the_others_go_on(
@@ -132,11 +132,13 @@ def test_a_part_that_fails_hangs_or_dies_is_told_and_the_others_go_on(
     assert "| sound | told |" in text
 
 
-def test_a_kernel_that_raises_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_raises_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
-    run = Run(tiny=True)
+    run = Run(tmp_path, tiny=True)
     run.platform = Recording(standing_in(rmsnorm=broken))
     run.exact = Recording()
     few = itertools.islice(kernel_checks(run.platform, run.exact, torch.float32), 12)
@@ -145,8 +147,9 @@ def test_a_kernel_that_raises_does_not_hide_the_others(monkeypatch: pytest.Monke
     failed = {row.what for row in rows if "no such kernel" in row.found}
     assert failed == {"norm", "norm_heads"}
     assert rows[-1].passed is False
-    # one of the others is several
-    assert [int(number) for number in rows[-1].found.split(" of ")] == [13, 15]
+    right, count = map(int, rows[-1].found.split(" of "))
+    assert count - right == len(failed)
+    assert right >= 10
 
 
 def test_a_wrong_kernel_fails_its_check() -> None:

@@ -13,8 +13,8 @@ from bench.reference import TOLERANCE, Recorder, Reference, compare, greedy
 from bench.stand_in.platforms import Recording, StandIn, cuda_path, standing_in
 from bench.stand_in.torch_flashinfer import BatchPrefillWithPagedKVCacheWrapper
 from engine.attention.backend import AttentionShape, KVCache
+from engine.attention.flashinfer import hopper_unsupported
 from engine.request import Request
-from engine.running.platform import hopper_unsupported
 from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]

@@ -60,6 +60,17 @@ class Arguments(argparse.ArgumentParser):
             "--shell-completion", "-sc", action="store_true", help="install=bash, fish or zsh"
         )
 
+    @property
+    def flags(self) -> dict[str, tuple[str, ...]]:
+        """Every flag by its long name, with what may follow it."""
+        return {
+            next(name for name in action.option_strings if name.startswith("--")): tuple(
+                action.choices or ()
+            )
+            for action in self._actions
+            if action.option_strings
+        }
+
     def error(self, message: str) -> NoReturn:
         unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -96,7 +107,8 @@ def run(argv: list[str]) -> int:
     helping = argv[:1] == ["help"] or bool({"--help", "-h"} & set(argv))
     if not helping:
         check_words(argv, recipe_names)
-    arguments = Arguments().parse_intermixed_args(argv[argv[:1] == ["help"] :])
+    parser = Arguments()
+    arguments = parser.parse_intermixed_args(argv[argv[:1] == ["help"] :])
     if arguments.version:
         print(__version__)
         return 0
@@ -111,7 +123,9 @@ def run(argv: list[str]) -> int:
     elif arguments.shell_completion and arguments.overrides[0].startswith("query="):
         from appliance.config.completion import offered
 
-        print("\n".join(offered(os.environ.get("COMP_LINE", ""), arguments.config_dir)))
+        print(
+            "\n".join(offered(os.environ.get("COMP_LINE", ""), arguments.config_dir, parser.flags))
+        )
     elif arguments.shell_completion or arguments.info or arguments.cfg in ("hydra", "all"):
         return ask_hydra(arguments)
     elif arguments.cfg:

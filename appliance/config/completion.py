@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,25 +17,17 @@ from appliance.config.recipes import recipe_files
 from appliance.config.reference import plain_default
 from appliance.config.schema import TASKS
 
-FLAGS = {  # with what may follow
-    "--cfg": ("job", "hydra", "all"),
-    "--config-dir": (),
-    "--help": (),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-    "--package": (),
-    "--resolve": (),
-    "--shell-completion": (),
-    "--version": (),
-}
+Flags = Mapping[str, Sequence[str]]  # with what may follow each
 INSTALL = tuple(
     f"{what}={shell}" for what in ("install", "uninstall") for shell in ("bash", "fish")
 )
 
 
-def offered(line: str, given: Sequence[str]) -> list[str]:
+def offered(line: str, given: Sequence[str], flags: Flags) -> list[str]:
     """What may stand in place of the last word of a command line that is being typed.
 
-    `given` are folders of recipes that are known without looking at the line.
+    `flags` are the launcher's; `given` are folders of recipes that are known without looking at the
+    line.
     """
     words = _words(line)[1:] or [""]
     last, before = words[-1], words[:-1]
@@ -44,7 +36,7 @@ def offered(line: str, given: Sequence[str]) -> list[str]:
         folders = user_folders([*named, *given])
     except ConfigurationError:  # half a name
         folders = user_folders([])
-    return [text for text in _candidates(last, before, folders) if text.startswith(last)]
+    return [text for text in _candidates(last, before, folders, flags) if text.startswith(last)]
 
 
 def _words(line: str) -> list[str]:
@@ -56,19 +48,21 @@ def _words(line: str) -> list[str]:
     return [*words, ""] if not line or line[-1].isspace() else words
 
 
-def _candidates(last: str, before: list[str], folders: Sequence[Path]) -> Iterator[str]:
+def _candidates(
+    last: str, before: list[str], folders: Sequence[Path], flags: Flags
+) -> Iterator[str]:
     previous = before[-1] if before else ""
     if previous in ("-sc", "--shell-completion"):
         yield from INSTALL
-    elif FLAGS.get(previous) or previous in ("-cd", "--config-dir"):
-        yield from FLAGS.get(previous, ())  # folders are the shell's to offer
+    elif flags.get(previous) or previous in ("-cd", "--config-dir"):
+        yield from flags.get(previous, ())  # folders are the shell's to offer
     elif "help" in before[:1] or previous in ("--package", "-p"):
         yield from (name for name, _ in groups())
         if "help" in before[:1]:
             yield from (key.name for key in keys())
             yield from recipe_files(folders)
     elif last.startswith("-"):
-        yield from (*FLAGS, "-sc")
+        yield from (*flags, "-sc")
     elif "=" in last:
         yield from _values(last.partition("=")[0], before, folders)
     else:

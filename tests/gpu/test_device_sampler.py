@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from bench.stand_in import torch_sampling
 from engine.device.device import Host
-from engine.sampling.device_sampler import DeviceSampler, resolve
+from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import HostSampler
+from engine.sampling.token_counts import resolve
 from engine.scheduling.sequence import Sequence, in_flight
 from tests.engine.sampling.test_sampler import VOCABULARY, options, rows, sequence
 

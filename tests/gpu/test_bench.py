@@ -59,7 +59,9 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
     assert text.splitlines()[-1] in capsys.readouterr().out
 
 
-def test_without_time_parts_are_left_out_and_begun_by_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_without_time_parts_are_left_out_and_begun_by_a_run_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = ["--dry-run", "--output", str(tmp_path)]
     assert gpu.main([*told, "--minutes", "0"]) == 0
     table = next(tmp_path.glob("*.md"))
@@ -67,10 +69,13 @@ def test_without_time_parts_are_left_out_and_begun_by_a_run_that_goes_on(tmp_pat
     assert gpu.main([*told, "--resume", "--only", "limits"]) == 0
     assert "copy bandwidth" in table.read_text()
     first = table.read_text()
+    measured = "[limits: "
+    assert measured in capsys.readouterr().out
     assert gpu.main([*told, "--resume", "--only", "limits"]) == 0
-    assert table.read_text() == first  # not measured again
-    assert gpu.main([*told, "--only", "limits"]) == 0
-    assert table.read_text() != first
+    assert table.read_text() == first
+    assert measured not in capsys.readouterr().out
+    assert gpu.main([*told, "--only", "limits"]) == 0  # which begins anew
+    assert measured in capsys.readouterr().out
 
 
 def test_a_part_that_is_unknown_is_refused(tmp_path: Path) -> None:

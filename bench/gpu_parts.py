@@ -290,9 +290,12 @@ def parts(*, tiny: bool) -> list[Part]:
     ]
     if not tiny:
         found.append(Part(f"speed of {large.name}", 30, 90, partial(speed, large)))
+    for shape in (large,) if tiny else (large, small):
+        found += [
+            Part(f"profiles of {shape.name}", 20, 60, partial(profiles, shape)),
+            Part(f"products of {shape.name}", 10, 60, partial(products, shape)),
+        ]
     found += [
-        Part("profiles", 20, 60, partial(profiles, large)),
-        Part("products", 10, 60, partial(products, large)),
         Part("host", 20, 60, partial(host, small)),
         Part("memory", 20, 60, partial(memory, small)),
         Part("ablations", 30, 120, partial(ablations, large)),

@@ -11,8 +11,11 @@ import torch
 
 from bench.reference import engine_options
 from bench.stand_in import torch_flashinfer
+from bench.stand_in.torch_products import TorchProducts
+from engine.attention.backend import AttentionShape
 from engine.core import Engine
 from engine.device.device import Event, Graph, Host
+from engine.layers.decode_products import DecodeProducts
 from engine.running.platform import FlashInferOffers, Platform
 
 
@@ -49,6 +52,12 @@ class StandIn(FlashInferOffers, Host):
     def __init__(self, library: object = torch_flashinfer) -> None:
         super().__init__()
         self.library = library
+        self.own = TorchProducts()
+
+    def products(
+        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
+    ) -> DecodeProducts | None:
+        return None if wanted == "library" else self.own
 
 
 class Recording(StandIn):
@@ -89,6 +98,7 @@ PATHS: dict[str, dict[str, object]] = {
     "cuda": {},
     "cuda unfused": {"fuse": False},
     "cuda graphs": {"graphs": True},
+    "cuda library": {"graphs": True, "decode_products": "library"},
 }
 
 

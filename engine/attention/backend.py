@@ -153,3 +153,17 @@ class RecordableAttention(AttentionBackend, Protocol):
 
     def use(self, there: DeviceRows, kernels: Mapping[int, PlannedKernel]) -> None:
         """Let `run` read these rows by these planned kernels, one for each window."""
+
+
+@runtime_checkable
+class StoredAttention(AttentionBackend, Protocol):
+    """A backend that attends to keys which something else has stored in its pages."""
+
+    def decoding(self) -> DeviceRows | None:
+        """Where the planned tokens belong, if each is the last of its sequence; else None."""
+
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's keys and values, `[pages, page_size, kv_heads, head_dim]` each."""
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """`run` for keys and values that are in their slots, in a batch that is decoded."""

@@ -110,19 +110,30 @@ class FlashInferAttention:
             rows.last_page_length,
             kv_layout="NHD",
         )
-        window = self._window_of[layer]
-        attended: torch.Tensor
         if self._spans is None:
-            attended = self._current[window].kernel.run(query, cache)
-        else:
-            assert self._both_ways is not None
-            attended = self._both_ways.kernel.run(
-                query,
-                cache,
-                self._spans,
-                causal_window_left=window,
-                range_window_left=window + 1,  # keys, not distance; 0: no bound
-            )
+            return self.attend(layer, query)
+        window = self._window_of[layer]
+        assert self._both_ways is not None
+        attended: torch.Tensor = self._both_ways.kernel.run(
+            query,
+            cache,
+            self._spans,
+            causal_window_left=window,
+            range_window_left=window + 1,  # keys, not distance; 0: no bound
+        )
+        return attended.view(query.shape[0], -1)
+
+    def decoding(self) -> DeviceRows | None:
+        kinds = {planned.kind for planned in self._current.values()}
+        return self._rows if self._spans is None and kinds == {"decode"} else None
+
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._caches[layer]
+        return keys, values
+
+    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+        kernel = self._current[self._window_of[layer]].kernel
+        attended: torch.Tensor = kernel.run(query, self._caches[layer])
         return attended.view(query.shape[0], -1)
 
     def plan_kernel(self, planned: PlannedKernel, rows: Rows, page_indices: torch.Tensor) -> None:

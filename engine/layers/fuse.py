@@ -15,10 +15,12 @@ import torch
 from torch import nn
 from transformers.activations import GELUTanh, SiLUActivation
 
-from engine.attention.backend import AttentionBackend, AttentionShape
+from engine.attention.backend import AttentionBackend, AttentionShape, StoredAttention
+from engine.attention.rows import DeviceRows
+from engine.layers.decode_products import MOST_TOKENS, DecodeProducts
 from engine.layers.decoder import DecoderInput
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
-from engine.layers.linear import fuse_linears
+from engine.layers.linear import PlainLinear, fuse_linears
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
@@ -49,10 +51,12 @@ class FusedDecoder:
         backend: AttentionBackend,
         kernels: Kernels,
         reduce: Reduce = whole,
+        products: DecodeProducts | None = None,
     ) -> None:
         """`reduce` sums `[tokens, hidden]` over the processes that have a share of each layer.
 
-        Then `stack` holds this one's, and `shape` is its own.
+        Then `stack` holds this one's, and `shape` is its own. By `products`, which know nothing of
+        other processes, few tokens are decoded.
         """
         self._rotaries = rotaries(stack.rotary_emb)
         kinds = stack.config.layer_types if None not in self._rotaries else []
@@ -64,6 +68,9 @@ class FusedDecoder:
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
         self._norms = [norm_of(norm) for norm in norms]
+        self._backend = backend
+        decodable = all(layer.decodable for layer in self._layers)
+        self._products = products if decodable else None
 
     def __call__(self, batch: DecoderInput) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]`; the embeddings are overwritten."""
@@ -72,6 +79,14 @@ class FusedDecoder:
             kind: kernels.angles(rotary, embeddings, batch.positions)
             for kind, rotary in self._rotaries.items()
         }
+        if self._products is not None and len(embeddings) <= MOST_TOKENS and not batch.features:
+            assert isinstance(self._backend, StoredAttention)
+            rows = self._backend.decoding()
+            if rows is not None:
+                for i, layer in enumerate(self._layers):
+                    by = angles[self._kinds[i]]
+                    layer.decode(embeddings, self._norms[i], by, self._products, rows)
+                return kernels.norm(embeddings, self._norms[-1])
         normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
         for i, layer in enumerate(self._layers):
             added, residual = layer(normed, residual, angles[self._kinds[i]])
@@ -116,17 +131,53 @@ class FusedLayer:
             self._mlp_norm = norm_of(layer.pre_feedforward_layernorm)
             self._gated_norm = norm_of(layer.post_feedforward_layernorm)
 
+    @property
+    def decodable(self) -> bool:
+        """Whether `decode` has all of it: no norm before an addition, no bias at the gate."""
+        plain = isinstance(self._gate_up, PlainLinear) and self._gate_up.bias is None
+        return plain and self._attended_norm is None
+
+    def decode(
+        self,
+        residual: torch.Tensor,
+        norm: Norm,
+        angles: Angles,
+        products: DecodeProducts,
+        rows: DeviceRows,
+    ) -> None:
+        """The whole layer for a token of each sequence: `residual` `[tokens, hidden]` changes."""
+        backend, heads, size = self._backend, self._heads, self._head_dim
+        qkv, output, gate_up, down = self._qkv, self._output, self._gate_up, self._down
+        assert isinstance(backend, StoredAttention)
+        assert isinstance(qkv, PlainLinear)
+        assert isinstance(output, PlainLinear)
+        assert isinstance(gate_up, PlainLinear)
+        assert isinstance(down, PlainLinear)
+        if self._qk_norms is None:
+            queries = products.heads(
+                qkv.weight,
+                qkv.bias,
+                residual,
+                norm,
+                angles[1],
+                backend.pages(self._index),
+                rows,
+                (output.weight, gate_up.weight),
+            )
+            attended = backend.attend(self._index, queries.view(-1, heads, size))
+        else:
+            product = products.store(qkv.weight, qkv.bias, residual, norm)
+            attended = self._attend(product, angles)
+        products.add(output.weight, output.bias, attended, residual)
+        gated = products.gate(gate_up.weight, residual, self._mlp_norm, self._activation)
+        products.add(down.weight, down.bias, gated, residual)
+
     def __call__(
         self, normed: torch.Tensor, residual: torch.Tensor, angles: Angles
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Two `[tokens, hidden]`, normed input and residual, to two whose sum is the output."""
-        kernels, heads = self._kernels, self._heads
-        qkv = self._qkv(normed).view(-1, heads + 2 * self._kv_heads, self._head_dim)
-        rotated, value = qkv[:, : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
-        if self._qk_norms is not None:
-            rotated = kernels.norm_heads(rotated, heads, self._qk_norms)
-        rotated = kernels.rotate(rotated, angles)
-        attended = self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
+        kernels = self._kernels
+        attended = self._attend(self._qkv(normed), angles)
         added = self._reduce(self._output(attended))
         if self._attended_norm is not None:
             added = kernels.norm(added, self._attended_norm)
@@ -135,6 +186,16 @@ class FusedLayer:
         if self._gated_norm is not None:
             added = kernels.norm(added, self._gated_norm)
         return added, residual
+
+    def _attend(self, product: torch.Tensor, angles: Angles) -> torch.Tensor:
+        """From queries, keys and values side by side to what attention gives, `[tokens, wide]`."""
+        kernels, heads = self._kernels, self._heads
+        qkv = product.view(-1, heads + 2 * self._kv_heads, self._head_dim)
+        rotated, value = qkv[:, : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
+        if self._qk_norms is not None:
+            rotated = kernels.norm_heads(rotated, heads, self._qk_norms)
+        rotated = kernels.rotate(rotated, angles)
+        return self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
 
 
 def norm_of(module: Any) -> Norm:

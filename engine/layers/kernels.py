@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.nn.functional import gelu, rms_norm, silu
 
-from engine.layers.linear import Linear, torch_linear
+from engine.layers.linear import Linear, PlainLinear, torch_linear
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 Activation = Literal["silu", "gelu_tanh"]
@@ -114,7 +114,7 @@ class FlashInferKernels:
         self._library = library
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        return torch_linear(weight, bias)
+        return PlainLinear(weight, bias)
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         kernel = self._library.gemma_rmsnorm if norm.from_one else self._library.rmsnorm

@@ -20,6 +20,12 @@ from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
 from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
+from engine.layers.decode_products import (
+    CompiledProducts,
+    DecodeProducts,
+    module_spec,
+    unsupported,
+)
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.layers.vision_attention import attend_with
 from engine.sampling.device_sampler import DeviceSampler
@@ -51,6 +57,14 @@ class Platform(Device, Protocol):
     def kernels(self) -> Kernels:
         """The operations of fused layers."""
 
+    def products(
+        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
+    ) -> DecodeProducts | None:
+        """Our kernels for decoding layers of these sizes; None: the others do it.
+
+        `wanted` is `engine.decode_products`: `own` raises ModelUnsupported where there are none.
+        """
+
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         """What chooses tokens; `eos_ids` end an answer."""
 
@@ -74,6 +88,11 @@ class CpuPlatform(Host):
 
     def kernels(self) -> Kernels:
         return TorchKernels()
+
+    def products(
+        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
+    ) -> DecodeProducts | None:
+        return None
 
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return HostSampler(eos_ids, vocabulary)
@@ -139,6 +158,21 @@ class CudaPlatform(FlashInferOffers, Cuda):
                 raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
             prefill = "fa3" if reason is None else "fa2"
         return super().attention(shape, cache, dtype, prefill)
+
+    def products(
+        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
+    ) -> DecodeProducts | None:
+        if wanted == "library" or not self._limited:
+            return None
+        properties = torch.cuda.get_device_properties(self.device)
+        capability = (properties.major, properties.minor)
+        reason = unsupported(capability, dtype, shape.head_dim, depths)
+        if reason is None:
+            module = module_spec().build_and_load()
+            return CompiledProducts(module, properties.multi_processor_count)
+        if wanted == "own":
+            raise ModelUnsupported(f"{reason}: set engine.decode_products=auto")
+        return None
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

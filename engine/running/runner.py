@@ -10,6 +10,7 @@ import torch
 
 from engine.attention.backend import KVCache, RecordableAttention
 from engine.errors import EngineError, ModelUnsupported
+from engine.layers.decode_products import DecodeProducts
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, fusible, whole
 from engine.models.loader import LoadedModel, Progress
@@ -73,7 +74,10 @@ class Runner:
         self._decoder: Decoder
         if options.fuse and fusible(loaded.stack):
             reduce = whole if ranks is None else ranks.sum
-            self._decoder = FusedDecoder(loaded.stack, loaded.shape, self._backend, kernels, reduce)
+            products = None if ranks is not None else self._products()
+            self._decoder = FusedDecoder(
+                loaded.stack, loaded.shape, self._backend, kernels, reduce, products
+            )
         elif ranks is not None:
             raise ModelUnsupported(
                 f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
@@ -208,6 +212,13 @@ class Runner:
         if self._ranks is not None and len(logits):
             logits = self._ranks.gather(logits)[:, : self.vocabulary]
         return logits
+
+    def _products(self) -> DecodeProducts | None:
+        loaded, shape = self.loaded, self.loaded.shape
+        config = loaded.stack.config
+        depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
+        wanted = self._options.decode_products
+        return self._platform.products(shape, loaded.dtype, depths, wanted)
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

@@ -1,0 +1,82 @@
+"""The products of a decoding step by torch, in the place of our kernels, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import linear
+
+from bench.stand_in import torch_flashinfer
+from engine.attention.rows import DeviceRows
+from engine.layers.decode_products import MOST_TOKENS
+from engine.layers.kernels import Activation, Norm
+
+
+class TorchProducts:
+    """`DecodeProducts` in float32; `calls` are counted by name."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+
+    def store(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        self._called("store", x)
+        return _product(weight, bias, _normed(x, norm)).to(x.dtype)
+
+    def add(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+    ) -> None:
+        self._called("add", x)
+        residual.copy_(residual.float() + _product(weight, bias, x))
+
+    def gate(
+        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
+        self._called("gate", x)
+        product = _product(weight, None, _normed(x, norm))
+        kernel = getattr(torch_flashinfer, f"{activation}_and_mul")
+        gated: torch.Tensor = kernel(product)
+        return gated.to(x.dtype)
+
+    def heads(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        norm: Norm,
+        angles: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        rows: DeviceRows,
+        following: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        self._called("heads", x)
+        kept, page_size = pages[0], pages[0].shape[1]
+        kv_heads, size = kept.shape[2:]
+        heads = _product(weight, bias, _normed(x, norm)).view(len(x), -1, size)
+        cosine, sine = (part[:, None] for part in angles.chunk(2, dim=-1))
+        left, right = heads[:, :-kv_heads].chunk(2, dim=-1)
+        turned = torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
+        places = rows.positions.long()[: len(x)]
+        page = rows.page_indices[rows.page_start[: len(x)].long() + places // page_size].long()
+        for part, values in zip(pages, (turned[:, -kv_heads:], heads[:, -kv_heads:]), strict=True):
+            part[page, places % page_size] = values.to(part.dtype)
+        return turned[:, :-kv_heads].flatten(1).to(x.dtype)
+
+    def _called(self, name: str, x: torch.Tensor) -> None:
+        assert len(x) <= MOST_TOKENS
+        self.calls[name] = self.calls.get(name, 0) + 1
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return linear(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def _normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    weight = norm.weight.float()
+    return torch_flashinfer.rmsnorm(
+        x.float(), weight + 1 if norm.from_one else weight, norm.epsilon
+    )

@@ -1,0 +1,198 @@
+"""The products of a step of decoding, each in one kernel with what lies before and behind it.
+
+Ours, in CUDA (`engine/native/decode_products.cuh`): the norm before a product, the rotation of
+heads and the store of keys and values, the gate and the addition to the residual behind it cost no
+pass of their own. Of few tokens only: more are multiplied faster by the libraries' kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from engine.attention.rows import DeviceRows
+from engine.layers.kernels import Activation, Norm
+
+MOST_TOKENS = 32
+CAPABILITY = (9, 0)  # that the kernels are written for: clusters, 227 KiB of shared memory
+UNIT, TILE, COLUMNS = 64, 16, 8  # of depth, of a weight's rows, of tokens
+NATIVE = Path(__file__).resolve().parent.parent / "native"
+SOURCES = ("decode_products.cu", "decode_products.cuh", "card.cuh")
+SPLITS = (1, 2, 4, 8)  # blocks that may share a product's depth
+HELD_BYTES = 64 << 10  # of tokens in a block, at most: two blocks find room on a processor
+AHEAD_BYTES = 24 << 20  # of the next weights to the second cache, while attention waits
+
+
+class DecodeProducts(Protocol):
+    """Products of at most `MOST_TOKENS` tokens `[tokens, depth]`; weights are `[out, depth]`."""
+
+    def store(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        """The product of x's norm, `[tokens, out]`."""
+
+    def add(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+    ) -> None:
+        """Add the product of x to the residual `[tokens, out]`, where it lies."""
+
+    def gate(
+        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
+        """activation(left half) * right half of the product of x's norm, `[tokens, out / 2]`."""
+
+    def heads(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        norm: Norm,
+        angles: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        rows: DeviceRows,
+        following: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """The rotated queries of x's norm, `[tokens, heads * head_dim]`; keys and values stored.
+
+        `angles` `[tokens, head_dim]` in float32: cosines, then sines. `pages` keep keys and values,
+        `rows` tell where. `following` are the weights that come next.
+        """
+
+
+class CompiledProducts:
+    """`DecodeProducts` on a card of compute capability 9.0, in bfloat16."""
+
+    def __init__(self, module: Any, processors: int) -> None:
+        """`module` has the functions of `decode_products.cu`."""
+        self._module = module
+        self._processors = processors
+
+    def store(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        output = x.new_empty(len(x), len(weight))
+        self._module.store(
+            weight,
+            x,
+            bias,
+            norm.weight,
+            norm.epsilon,
+            norm.from_one,
+            output,
+            *self._deal(weight, x),
+        )
+        return output
+
+    def add(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+    ) -> None:
+        self._module.add(weight, x, bias, residual, *self._deal(weight, x))
+
+    def gate(
+        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+    ) -> torch.Tensor:
+        output = x.new_empty(len(x), len(weight) // 2)
+        self._module.gate(
+            weight,
+            x,
+            norm.weight,
+            norm.epsilon,
+            norm.from_one,
+            activation == "gelu_tanh",
+            output,
+            *self._deal(weight, x),
+        )
+        return output
+
+    def heads(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        x: torch.Tensor,
+        norm: Norm,
+        angles: torch.Tensor,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        rows: DeviceRows,
+        following: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        keys, values = pages
+        kept = 2 * keys.shape[2] * keys.shape[3]
+        queries = x.new_empty(len(x), len(weight) - kept)
+        next_bytes = min(following[0].nbytes, AHEAD_BYTES)
+        self._module.heads(
+            weight,
+            x,
+            bias,
+            norm.weight,
+            norm.epsilon,
+            norm.from_one,
+            queries,
+            angles,
+            keys,
+            values,
+            rows.page_start,
+            rows.page_indices,
+            rows.positions,
+            following[0],
+            next_bytes,
+            following[1],
+            min(following[1].nbytes, AHEAD_BYTES - next_bytes),
+            *self._deal(weight, x),
+        )
+        return queries
+
+    def _deal(self, weight: torch.Tensor, x: torch.Tensor) -> tuple[int, int]:
+        return deal(len(x), weight.shape[1], len(weight) // TILE, self._processors)
+
+
+@cache
+def deal(tokens: int, depth: int, tiles: int, processors: int) -> tuple[int, int]:
+    """Blocks that share a product's depth, and blocks in all."""
+    held = 2 * tokens * depth
+    split = next((split for split in SPLITS if held <= split * HELD_BYTES), SPLITS[-1])
+    while split < SPLITS[-1] and tiles * split * 2 <= processors:
+        split *= 2
+    return split, processors if tiles * split >= processors else tiles * split
+
+
+def unsupported(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, depths: tuple[int, ...]
+) -> str | None:
+    """Why these products are not ours to compute; None if they are.
+
+    `depths` are the widths of hidden states, of all heads together and of the middle of the MLP.
+    """
+    if capability != CAPABILITY:
+        return "the kernels are for cards of compute capability 9.0"
+    if dtype != torch.bfloat16:
+        return f"the kernels multiply bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if head_dim % TILE or any(depth % UNIT for depth in depths):
+        return f"the kernels multiply in units of {UNIT}, heads in units of {TILE}"
+    return None
+
+
+def module_name() -> str:
+    """The compiled module's name, another for each state of its sources."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        digest.update((NATIVE / source).read_bytes())
+    return f"appliance_decode_products_{digest.hexdigest()[:12]}"
+
+
+def module_spec() -> Any:
+    """How FlashInfer compiles and finds the module, as it does its own."""
+    from flashinfer.jit.core import gen_jit_spec
+
+    return gen_jit_spec(module_name(), [NATIVE / SOURCES[0]], use_fast_math=False)

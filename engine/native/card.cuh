@@ -20,19 +20,27 @@ __device__ __forceinline__ uint4 read_constant(const void* from) {
   return v;
 }
 
-// Sixteen bytes that the kernel before may have written while this one had begun.
-__device__ __forceinline__ uint4 read_fresh(const void* from) {
-  uint4 v;
-  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from)
+// Sixteen bytes on their way to shared memory, as the kernel before has left them.
+__device__ __forceinline__ void copy_to_shared(void* there, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(there))),
+               "l"(from)
                : "memory");
-  return v;
+}
+
+// Wait for the copies that this thread has begun.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 template <typename T>
 __device__ __forceinline__ T read_fresh_one(const T* from) {
   return __ldcg(from);
+}
+
+// Ask for a line of 128 bytes to be brought to the second cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 // Ask for many bytes, a multiple of 16, to be brought to the second cache.
@@ -85,7 +93,7 @@ __device__ __forceinline__ float read_shared(const float* here, int rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(there)
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(here))), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there));
   return v;
 }
 

@@ -20,7 +20,9 @@ using bf16 = __nv_bfloat16;
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kUnit = 64;   // of depth
-constexpr int kAhead = 4;   // units of a warp on their way
+constexpr int kAhead = 4;   // units of a warp on their way to registers
+constexpr int kBehind = 8;  // units after those, on their way to the second cache at first
+constexpr int kSplits = 8;  // blocks that share a product's depth, at most
 constexpr int kLine = 20;   // floats between the tokens of a tile's sums, 16 rows each: no conflicts
 constexpr int kPad = 32;    // elements between tokens: neighbours lie in other banks
 
@@ -146,6 +148,7 @@ __device__ __forceinline__ void finish(const Product& p, int token, int tile, in
 // Where the shared memory of a block holds what.
 struct Shared {
   bf16* tokens;    // [tokens, stride]
+  bf16* norm;      // [depth of the block]
   float* sums;     // [parts of tiles, columns, kLine]
   float* squares;  // [tokens, kWarps]
   float* scales;   // [tokens]
@@ -156,49 +159,84 @@ __host__ __device__ __forceinline__ int64_t token_stride(int widest) {
   return static_cast<int64_t>(widest) * kUnit + kPad;
 }
 
-__host__ __device__ __forceinline__ int64_t shared_bytes(int tokens, int columns, int widest,
-                                                         int tiles_of_round) {
-  const int64_t held = (tokens * token_stride(widest) * 2 + 15) / 16 * 16;
-  const int64_t sums = static_cast<int64_t>(tiles_of_round + kWarps - 1) * columns * kLine * 4;
-  return held + sums + tokens * (kWarps + 1) * 4;
+__host__ __device__ __forceinline__ int64_t held_bytes(int tokens, int widest) {
+  return (tokens * token_stride(widest) + widest * kUnit) * 2;
 }
 
-// The slice of the tokens that this block multiplies, to shared memory; of their norm all but the
-// division by the root, which has to wait for the whole.
-__device__ __forceinline__ void hold_tokens(const Product& p, const Shared& shared, int from,
-                                            int units) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int sharers = kWarps;  // of a token
-  while (sharers > 1 && sharers * p.tokens > kWarps) sharers /= 2;
-  const int part = warp % sharers;
-  for (int token = warp / sharers; token < p.tokens; token += kWarps / sharers) {
+__host__ __device__ __forceinline__ int64_t shared_bytes(int tokens, int columns, int widest,
+                                                         int tiles_of_round) {
+  const int64_t sums = static_cast<int64_t>(tiles_of_round + kWarps - 1) * columns * kLine * 4;
+  return held_bytes(tokens, widest) + sums + tokens * (kWarps + 1) * 4;
+}
+
+// The slice of the tokens that this block multiplies, in shared memory. Warps take tokens in turn,
+// and share one where there are too few; a thread works on what it has copied itself.
+struct Holding {
+  int first, step;    // tokens of this warp
+  int begin, stride;  // elements of a token of this thread, eight at a time
+  int part, parts;    // of the warps that share a token
+
+  __device__ explicit Holding(int tokens) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    parts = kWarps;
+    while (parts > 1 && parts * tokens > kWarps) parts /= 2;
+    part = warp % parts;
+    first = warp / parts;
+    step = kWarps / parts;
+    begin = (part * 32 + lane) * 8;
+    stride = parts * 256;
+  }
+};
+
+__device__ __forceinline__ void fetch_tokens(const Product& p, const Shared& shared,
+                                             const Holding& h, int from, int units) {
+  for (int token = h.first; token < p.tokens; token += h.step) {
     const bf16* line = p.input + token * p.input_stride + from * kUnit;
-    bf16* held = shared.tokens + token * shared.stride;
+    for (int at = h.begin; at < units * kUnit; at += h.stride)
+      card::copy_to_shared(shared.tokens + token * shared.stride + at, line + at);
+  }
+}
+
+// All of the norm but the division by the root, which has to wait for the whole.
+__device__ __forceinline__ void norm_tokens(const Product& p, const Shared& shared,
+                                            const Holding& h, int units) {
+  const float one = p.from_one ? 1.0f : 0.0f;
+  for (int token = h.first; token < p.tokens; token += h.step) {
     float squares = 0;
-#pragma unroll 4
-    for (int at = (part * 32 + lane) * 8; at < units * kUnit; at += sharers * 256) {
-      uint4 values = card::read_fresh(line + at);
-      if (p.norm_weight != nullptr) {
-        const uint4 weights = card::read_constant(p.norm_weight + from * kUnit + at);
-        __nv_bfloat162* v = reinterpret_cast<__nv_bfloat162*>(&values);
-        const __nv_bfloat162* w = reinterpret_cast<const __nv_bfloat162*>(&weights);
-        const float one = p.from_one ? 1.0f : 0.0f;
+    for (int at = h.begin; at < units * kUnit; at += h.stride) {
+      __nv_bfloat162* v =
+          reinterpret_cast<__nv_bfloat162*>(shared.tokens + token * shared.stride + at);
+      const __nv_bfloat162* w = reinterpret_cast<const __nv_bfloat162*>(shared.norm + at);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float x = __bfloat162float(v[i].x), y = __bfloat162float(v[i].y);
-          squares += x * x + y * y;
-          v[i].x = __float2bfloat16(x * (__bfloat162float(w[i].x) + one));
-          v[i].y = __float2bfloat16(y * (__bfloat162float(w[i].y) + one));
-        }
+      for (int i = 0; i < 4; i++) {
+        const float x = __bfloat162float(v[i].x), y = __bfloat162float(v[i].y);
+        squares += x * x + y * y;
+        v[i].x = __float2bfloat16(x * (__bfloat162float(w[i].x) + one));
+        v[i].y = __float2bfloat16(y * (__bfloat162float(w[i].y) + one));
       }
-      *reinterpret_cast<uint4*>(held + at) = values;
     }
     squares = card::sum_lanes(squares);
-    if (lane == 0) shared.squares[token * kWarps + part] = squares;
+    if (threadIdx.x % 32 == 0) shared.squares[token * kWarps + h.part] = squares;
   }
   if (threadIdx.x < p.tokens)
-    for (int part = sharers; part < kWarps; part++) shared.squares[threadIdx.x * kWarps + part] = 0;
+    for (int part = h.parts; part < kWarps; part++)
+      shared.squares[threadIdx.x * kWarps + part] = 0;
 }
+
+// The parts of a tile's sums: which warps have them, in a block whose share of the depth is `units`.
+struct Parts {
+  int lowest, highest, total;
+
+  __device__ Parts(int count, int of_round, int units) : total(count * units) {
+    lowest = ((of_round * units + 1) * kWarps - 1) / total;
+    highest = ((of_round + 1) * units * kWarps - 1) / total;
+  }
+
+  // A round may have fewer units than there are warps.
+  __device__ bool idle(int warp) const {
+    return total * warp / kWarps == total * (warp + 1) / kWarps;
+  }
+};
 
 // Have a share of the next weights on its way to the second cache.
 __device__ __forceinline__ void bring_next(const Product& p) {
@@ -227,9 +265,12 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Product p) {
   Shared shared;
   shared.stride = static_cast<int>(token_stride(p.widest));
   shared.tokens = reinterpret_cast<bf16*>(memory);
-  shared.sums = reinterpret_cast<float*>(memory + (p.tokens * token_stride(p.widest) * 2 + 15) / 16 * 16);
+  shared.norm = shared.tokens + p.tokens * token_stride(p.widest);
+  shared.sums = reinterpret_cast<float*>(memory + held_bytes(p.tokens, p.widest));
   shared.squares = shared.sums + (p.tiles_of_round + kWarps - 1) * kColumns * kLine;
   shared.scales = shared.squares + p.tokens * kWarps;
+
+  const Holding holding(p.tokens);
 
   card::let_next_begin();
   Units ahead[kAhead];
@@ -265,8 +306,18 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Product p) {
       if (begin + i < end) load(ahead[i]);
   };
   enter_round(first_tile);
+  for (int i = begin + kAhead + lane / 16; i < min(end, begin + kAhead + kBehind); i += 2) {
+    const int64_t at = first_row<kMode>(p, first_tile + i / units, lane % 8);
+    const int64_t line = at + (lane & 8 ? to_pair<kMode>(p) : 0);
+    card::prefetch(p.weight + line * p.depth + (from + i % units) * kUnit);
+  }
+  if (p.norm_weight != nullptr)  // each thread those that it needs itself
+    for (int at = holding.begin; at < units * kUnit; at += holding.stride)
+      card::copy_to_shared(shared.norm + at, p.norm_weight + from * kUnit + at);
   card::wait_for_previous();
-  hold_tokens(p, shared, from, units);
+  fetch_tokens(p, shared, holding, from, units);
+  card::wait_for_copies();
+  if (p.norm_weight != nullptr) norm_tokens(p, shared, holding, units);
   __syncthreads();
 
   const bf16* columns[kGroups];  // of the tokens; columns too many repeat the last
@@ -274,7 +325,6 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Product p) {
   for (int i = 0; i < kGroups; i++)
     columns[i] = shared.tokens + min(i * 8 + row, p.tokens - 1) * shared.stride + quad * 8;
 
-  bool scaled = false;
   for (int tile = first_tile; tile < last_tile; tile += p.tiles_of_round) {
     const int count = min(p.tiles_of_round, last_tile - tile);
     float sums[kGroups][4] = {};
@@ -319,13 +369,26 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Product p) {
     if (unit != 0 && begin < stop) keep();
     if (tile + p.tiles_of_round < last_tile) enter_round(tile + p.tiles_of_round);
 
-    if (split > 1) {
+    __syncthreads();
+    const int pairs = count * 8, elements = pairs * p.tokens;
+    if (split > 1) {  // what this block has of a sum goes where its first part lies
+      for (int e = threadIdx.x; e < elements; e += kThreads) {
+        const int token = e / pairs, of_round = e % pairs / 8, in_tile = e % 8;
+        const Parts parts(count, of_round, units);
+        float* kept = shared.sums + ((of_round + parts.lowest) * kColumns + token) * kLine + in_tile;
+        float first = kept[0], second = kept[8];
+        for (int w = parts.lowest + 1; w <= parts.highest; w++) {
+          if (parts.idle(w)) continue;
+          const float* more = kept + (w - parts.lowest) * kColumns * kLine;
+          first += more[0];
+          second += more[8];
+        }
+        kept[0] = first;
+        kept[8] = second;
+      }
       card::cluster_barrier();
-    } else {
-      __syncthreads();
     }
-    if (!scaled && p.norm_weight != nullptr) {
-      scaled = true;
+    if (tile == first_tile && p.norm_weight != nullptr) {
       if (threadIdx.x < p.tokens) {
         float squares = 0;
         for (int other = 0; other < split; other++)
@@ -337,21 +400,33 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const Product p) {
       }
       __syncthreads();
     }
-    const int pairs = count * 8, elements = pairs * p.tokens;
     const int own_end = elements * (rank + 1) / split;
     for (int e = elements * rank / split + threadIdx.x; e < own_end; e += kThreads) {
-      const int token = e / pairs, pair = e % pairs, of_round = pair / 8, in_tile = pair % 8;
+      const int token = e / pairs, of_round = e % pairs / 8, in_tile = e % 8;
+      const float* origin = shared.sums + (of_round * kColumns + token) * kLine + in_tile;
       float first = 0, second = 0;
-      for (int other = 0; other < split; other++) {
-        const int theirs = all * (other + 1) / split - all * other / split, total = count * theirs;
-        const int opening = of_round * theirs, closing = opening + theirs;
-        const int lowest = ((opening + 1) * kWarps - 1) / total;
-        const int highest = (closing * kWarps - 1) / total;
-        for (int w = lowest; w <= highest; w++) {
-          if (total * w / kWarps == total * (w + 1) / kWarps) continue;  // it had nothing to do
-          const float* at = shared.sums + ((of_round + w) * kColumns + token) * kLine + in_tile;
-          first += split > 1 ? card::read_shared(at, other) : at[0];
-          second += split > 1 ? card::read_shared(at + 8, other) : at[8];
+      if (split > 1) {
+        float firsts[kSplits] = {}, seconds[kSplits] = {};
+#pragma unroll
+        for (int other = 0; other < kSplits; other++) {
+          if (other >= split) break;
+          const int theirs = all * (other + 1) / split - all * other / split;
+          const Parts parts(count, of_round, theirs);
+          const float* at = origin + parts.lowest * kColumns * kLine;
+          firsts[other] = card::read_shared(at, other);
+          seconds[other] = card::read_shared(at + 8, other);
+        }
+#pragma unroll
+        for (int other = 0; other < kSplits; other++) {
+          first += firsts[other];
+          second += seconds[other];
+        }
+      } else {
+        const Parts parts(count, of_round, units);
+        for (int w = parts.lowest; w <= parts.highest; w++) {
+          if (parts.idle(w)) continue;
+          first += origin[w * kColumns * kLine];
+          second += origin[w * kColumns * kLine + 8];
         }
       }
       if (p.norm_weight != nullptr) {

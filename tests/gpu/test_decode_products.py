@@ -286,13 +286,14 @@ def test_tokens_that_do_not_fit_are_refused(library: ctypes.CDLL) -> None:
     ("part", "instead"),
     [
         (
-            "  hold_tokens(p, shared, from, units);\n  __syncthreads();",
-            "  hold_tokens(p, shared, from, units);",
+            "norm_tokens(p, shared, holding, units);\n  __syncthreads();",
+            "norm_tokens(p, shared, holding, units);",
         ),
-        ("to_pair<kMode>(p) * p.depth;", "8 * p.depth;"),
-        ("const int highest = (closing * kWarps - 1) / total;", "const int highest = lowest;"),
+        ("  card::wait_for_copies();\n", ""),
+        ("card::read_constant(below + 32)", "card::read_constant(below)"),
+        ("highest = ((of_round + 1) * units * kWarps - 1) / total;", "highest = lowest;"),
     ],
-    ids=["no barrier", "wrong pair", "parts left out"],
+    ids=["no barrier", "no wait for copies", "wrong half", "parts left out"],
 )
 def test_a_wrong_kernel_is_found(tmp_path: Path, part: str, instead: str) -> None:
     native = tmp_path / "native"

@@ -70,6 +70,13 @@ struct Cluster {
   Fiber* now = nullptr;
 };
 
+struct Copy {
+  Fiber* by;
+  void* there;
+  const void* from;
+};
+
+inline std::vector<Copy> copies;
 inline Cluster* cluster = nullptr;
 inline std::function<void()>* body = nullptr;
 inline int blocks = 0;
@@ -183,7 +190,17 @@ inline uint4 read_constant(const void* from) {
   memcpy(&v, from, 16);
   return v;
 }
-inline uint4 read_fresh(const void* from) { return read_constant(from); }
+inline void copy_to_shared(void* there, const void* from) {
+  host::copies.push_back({host::cluster->now, there, from});
+}
+inline void wait_for_copies() {  // what is copied is not there before
+  const auto own = std::partition(host::copies.begin(), host::copies.end(), [](const auto& copy) {
+    return copy.by != host::cluster->now;
+  });
+  for (auto copy = own; copy != host::copies.end(); copy++) memcpy(copy->there, copy->from, 16);
+  host::copies.erase(own, host::copies.end());
+}
+inline void prefetch(const void*) {}
 template <typename T>
 inline T read_fresh_one(const T* from) {
   return *from;

@@ -54,6 +54,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         memory_fraction=engine.gpu_memory_fraction or GPU_SHARE,
         measured=engine.device == "cuda" and engine.kv_cache_gb is None,
         prefill_attention=engine.prefill_attention,
+        decode_products=engine.decode_products,
         vision_attention=engine.vision_attention,
         vision_attention_from=engine.vision_attention_from,
         step_seconds=engine.step_seconds,
@@ -115,6 +116,7 @@ def check_device_keys(engine: EngineConfig) -> None:
         "kv_dtype=fp8": engine.kv_dtype == "fp8",
         "graphs=true": engine.graphs,
         "gpu_memory_fraction": engine.gpu_memory_fraction is not None,
+        "decode_products=own": engine.decode_products == "own",
         "prefill_attention=fa3": engine.prefill_attention == "fa3",
         f"vision_attention={engine.vision_attention}": engine.vision_attention != "sdpa",
     }

@@ -10,9 +10,11 @@ from functools import cached_property, partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bench import gpu_decode
 from bench.gpu_checks import Tried, hopper, kernel_checks, model_checks
 from bench.gpu_demo import Demo, same
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
@@ -110,7 +112,14 @@ def demo(run: Run) -> Rows:
     """Answers of a trained model: the card's, kernel by kernel and recorded, and the CPU's."""
     asked = Demo(run.platform, "float32" if run.tiny else "bfloat16")
     expected = asked.on_cpu()
-    for name, options in (("kernel by kernel", {"graphs": False}), ("recorded", {"graphs": True})):
+    ways: dict[str, dict[str, Any]] = {
+        "kernel by kernel": {"graphs": False},
+        "recorded": {"graphs": True},
+    }
+    if hopper(run.platform):
+        ways["by our products"] = {"graphs": False, "decode_products": "own"}
+        ways["by our products, recorded"] = {"graphs": True, "decode_products": "own"}
+    for name, options in ways.items():
         equal = same(expected, asked.on_device(**options))
         least = len(expected) if run.tiny else math.ceil(0.95 * len(expected))
         found = f"{equal} of {len(expected)}"
@@ -191,6 +200,42 @@ def products(shape: Shape, run: Run) -> Rows:
         yield Row(f"{shape.name} {product.name}, {product.rows} rows", found)
 
 
+def own_products(shape: Shape, run: Run) -> Rows:
+    """Our products of a decoding step, right and from how many tokens on worth it."""
+    bench = run.shape_bench(shape)
+    platform = run.platform
+    ours = gpu_decode.own_products(platform, shape)
+    if ours is None:
+        yield Row("our products", "not for this card")
+        return
+    worst = max(
+        gpu_decode.compared(shape, tokens, ours, platform.device) for tokens in gpu_decode.TOKENS
+    )
+    yield Row(
+        f"{shape.name} our products, far from torch's", f"{worst:.1e}", "6.0e-03", worst < 6e-3
+    )
+    kernels, library = platform.kernels(), platform.library
+    read = 1 if run.tiny else gpu_decode.READ
+    for tokens in gpu_decode.TOKENS:
+        by = [
+            gpu_decode.layer_seconds(shape, platform, works, tokens, read)
+            for works in (
+                lambda step, layer: step.by_library(kernels, library, layer),
+                lambda step, layer: step.by_ours(ours, layer),
+            )
+        ]
+        found = f"library {1e6 * by[0]:.1f} us, ours {1e6 * by[1]:.1f} us"
+        yield Row(f"{shape.name} layer without attention, {tokens} tokens", found)
+        bench.collect()
+    if run.tiny:
+        return
+    for tokens in gpu_decode.DEALT_TOKENS:
+        for name, seconds, deal, least in gpu_decode.best_deals(shape, platform, tokens, read):
+            found = f"{1e6 * seconds:.1f} us, {1e6 * least:.1f} us by {deal[0]} of {deal[1]}"
+            yield Row(f"{shape.name} our {name}, {tokens} tokens", found)
+        bench.collect()
+
+
 def host(shape: Shape, run: Run) -> Rows:
     """What the host does in a step of decoding, by its own functions."""
     bench = run.shape_bench(shape)
@@ -217,11 +262,14 @@ def ablations(shape: Shape, run: Run) -> Rows:
         found = f"{tokens:,.0f} tok/s, {share:.0%} of the matmul rate"
         yield Row(f"{shape.name} prefill by fa3, {run.sizes.prefill} tokens", found)
         bench.collect()
-    for name, changes in (
-        ("kernel by kernel", {"graphs": False}),
-        ("unfused, recorded", {"fuse": False}),
-        ("fp8 pages", {"kv_dtype": "float8_e4m3fn"}),
-    ):
+    ways: dict[str, dict[str, Any]] = {
+        "kernel by kernel": {"graphs": False},
+        "unfused, recorded": {"fuse": False},
+        "fp8 pages": {"kv_dtype": "float8_e4m3fn"},
+    }
+    if hopper(run.platform):
+        ways["by our products"] = {"decode_products": "own"}
+    for name, changes in ways.items():
         if run.tiny and "kv_dtype" in changes:
             continue  # the torch implementation computes in the type of the pages
         engine = bench.engine(**changes)
@@ -294,6 +342,7 @@ def parts(*, tiny: bool) -> list[Part]:
         found += [
             Part(f"profiles of {shape.name}", 20, 60, partial(profiles, shape)),
             Part(f"products of {shape.name}", 10, 60, partial(products, shape)),
+            Part(f"our products of {shape.name}", 15, 60, partial(own_products, shape)),
         ]
     found += [
         Part("host", 20, 60, partial(host, small)),

@@ -346,6 +346,12 @@ class EngineConfig:
         "where auto takes it.",
         choices=("auto", "fa2", "fa3"),
     )
+    decode_products: str = key(
+        "Whose kernels multiply in a step of few tokens (cuda only): library is cuBLAS and "
+        "FlashInfer; own are ours, for up to 32 tokens on Hopper in bfloat16; auto takes ours for "
+        "so few that they were measured to be faster.",
+        choices=("library", "own", "auto"),
+    )
     vision_attention: str = key(
         "Attention of image towers: sdpa is torch's, flashinfer (cuda only) pads heads to a size "
         "it has kernels for, auto (cuda only) takes that for large pictures.",

@@ -98,7 +98,7 @@ PATHS: dict[str, dict[str, object]] = {
     "cuda": {},
     "cuda unfused": {"fuse": False},
     "cuda graphs": {"graphs": True},
-    "cuda library": {"graphs": True, "decode_products": "library"},
+    "cuda own products": {"graphs": True, "decode_products": "auto"},
 }
 
 

@@ -14,6 +14,8 @@ from engine.layers.kernels import Activation, Norm
 class TorchProducts:
     """`DecodeProducts` in float32; `calls` are counted by name."""
 
+    most_tokens = MOST_TOKENS
+
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
 

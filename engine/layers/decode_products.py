@@ -18,6 +18,7 @@ from engine.attention.rows import DeviceRows
 from engine.layers.kernels import Activation, Norm
 
 MOST_TOKENS = 32
+AUTO_TOKENS = 2  # of which a first version was measured to be faster than the libraries' kernels
 CAPABILITY = (9, 0)  # that the kernels are written for: clusters, 227 KiB of shared memory
 UNIT, TILE, COLUMNS = 64, 16, 8  # of depth, of a weight's rows, of tokens
 NATIVE = Path(__file__).resolve().parent.parent / "native"
@@ -28,7 +29,9 @@ AHEAD_BYTES = 24 << 20  # of the next weights to the second cache, while attenti
 
 
 class DecodeProducts(Protocol):
-    """Products of at most `MOST_TOKENS` tokens `[tokens, depth]`; weights are `[out, depth]`."""
+    """Products of at most `most_tokens` tokens `[tokens, depth]`; weights are `[out, depth]`."""
+
+    most_tokens: int
 
     def store(
         self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
@@ -70,10 +73,18 @@ class DecodeProducts(Protocol):
 class CompiledProducts:
     """`DecodeProducts` on a card of compute capability 9.0, in bfloat16."""
 
-    def __init__(self, module: Any, processors: int) -> None:
-        """`module` has the functions of `decode_products.cu`."""
+    def __init__(
+        self,
+        module: Any,
+        processors: int,
+        most_tokens: int = MOST_TOKENS,
+        dealt: tuple[int, int] | None = None,
+    ) -> None:
+        """`module` has the functions of `decode_products.cu`; `dealt` is what `deal` would say."""
+        self.most_tokens = most_tokens
         self._module = module
         self._processors = processors
+        self._dealt = dealt
 
     def store(
         self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
@@ -154,6 +165,8 @@ class CompiledProducts:
         return queries
 
     def _deal(self, weight: torch.Tensor, x: torch.Tensor) -> tuple[int, int]:
+        if self._dealt is not None:
+            return self._dealt
         return deal(len(x), weight.shape[1], len(weight) // TILE, self._processors)
 
 

@@ -17,7 +17,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 
 from engine.attention.backend import AttentionBackend, AttentionShape, StoredAttention
 from engine.attention.rows import DeviceRows
-from engine.layers.decode_products import MOST_TOKENS, DecodeProducts
+from engine.layers.decode_products import DecodeProducts
 from engine.layers.decoder import DecoderInput
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
 from engine.layers.linear import PlainLinear, fuse_linears
@@ -79,14 +79,12 @@ class FusedDecoder:
             kind: kernels.angles(rotary, embeddings, batch.positions)
             for kind, rotary in self._rotaries.items()
         }
-        if self._products is not None and len(embeddings) <= MOST_TOKENS and not batch.features:
-            assert isinstance(self._backend, StoredAttention)
-            rows = self._backend.decoding()
-            if rows is not None:
-                for i, layer in enumerate(self._layers):
-                    by = angles[self._kinds[i]]
-                    layer.decode(embeddings, self._norms[i], by, self._products, rows)
-                return kernels.norm(embeddings, self._norms[-1])
+        rows = self._decoding(batch)
+        if rows is not None and self._products is not None:
+            for i, layer in enumerate(self._layers):
+                turned = angles[self._kinds[i]]
+                layer.decode(embeddings, self._norms[i], turned, self._products, rows)
+            return kernels.norm(embeddings, self._norms[-1])
         normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
         for i, layer in enumerate(self._layers):
             added, residual = layer(normed, residual, angles[self._kinds[i]])
@@ -94,6 +92,18 @@ class FusedDecoder:
                 residual[feature.rows] += feature.values
             normed, residual = kernels.add_norm(added, residual, self._norms[i + 1])
         return normed
+
+    @property
+    def has_products(self) -> bool:
+        """Whether few tokens are decoded by the products that were given."""
+        return self._products is not None
+
+    def _decoding(self, batch: DecoderInput) -> DeviceRows | None:
+        """Where the tokens' keys belong, if they are decoded by our products."""
+        products, backend = self._products, self._backend
+        if products is None or len(batch.embeddings) > products.most_tokens or batch.features:
+            return None
+        return backend.decoding() if isinstance(backend, StoredAttention) else None
 
 
 class FusedLayer:

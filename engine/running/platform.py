@@ -21,6 +21,8 @@ from engine.device.device import Cuda, Device, Host
 from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
 from engine.layers.decode_products import (
+    AUTO_TOKENS,
+    MOST_TOKENS,
     CompiledProducts,
     DecodeProducts,
     module_spec,
@@ -62,7 +64,8 @@ class Platform(Device, Protocol):
     ) -> DecodeProducts | None:
         """Our kernels for decoding layers of these sizes; None: the others do it.
 
-        `wanted` is `engine.decode_products`: `own` raises ModelUnsupported where there are none.
+        `wanted` is `engine.decode_products`; of `own` ModelUnsupported is raised where there are
+        none.
         """
 
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
@@ -169,7 +172,8 @@ class CudaPlatform(FlashInferOffers, Cuda):
         reason = unsupported(capability, dtype, shape.head_dim, depths)
         if reason is None:
             module = module_spec().build_and_load()
-            return CompiledProducts(module, properties.multi_processor_count)
+            most = MOST_TOKENS if wanted == "own" else AUTO_TOKENS
+            return CompiledProducts(module, properties.multi_processor_count, most)
         if wanted == "own":
             raise ModelUnsupported(f"{reason}: set engine.decode_products=auto")
         return None

@@ -10,9 +10,9 @@ import torch
 
 from engine.attention.backend import KVCache, RecordableAttention
 from engine.errors import EngineError, ModelUnsupported
-from engine.layers.decode_products import DecodeProducts
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
-from engine.layers.fuse import FusedDecoder, fusible, whole
+from engine.layers.fuse import FusedDecoder, fusible
+from engine.layers.kernels import Kernels
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
@@ -24,6 +24,8 @@ from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
+
+NOT_OWN = "have no products of ours: set engine.decode_products=library"
 
 
 def no_progress(phase: str, fraction: float) -> None:
@@ -71,19 +73,7 @@ class Runner:
         kernels = platform.kernels()
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
-        self._decoder: Decoder
-        if options.fuse and fusible(loaded.stack):
-            reduce = whole if ranks is None else ranks.sum
-            products = None if ranks is not None else self._products()
-            self._decoder = FusedDecoder(
-                loaded.stack, loaded.shape, self._backend, kernels, reduce, products
-            )
-        elif ranks is not None:
-            raise ModelUnsupported(
-                f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
-            )
-        else:
-            self._decoder = TransformersDecoder(loaded.stack, self._backend)
+        self._decoder = self._make_decoder(kernels)
         self._head = kernels.linear(loaded.model.get_output_embeddings().weight.data, None)
 
     @property
@@ -213,12 +203,30 @@ class Runner:
             logits = self._ranks.gather(logits)[:, : self.vocabulary]
         return logits
 
-    def _products(self) -> DecodeProducts | None:
-        loaded, shape = self.loaded, self.loaded.shape
-        config = loaded.stack.config
+    def _make_decoder(self, kernels: Kernels) -> Decoder:
+        loaded, options, ranks = self.loaded, self._options, self._ranks
+        stack, shape = loaded.stack, loaded.shape
+        own = options.decode_products == "own"
+        if not options.fuse or not fusible(stack):
+            if ranks is not None:
+                raise ModelUnsupported(
+                    f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
+                )
+            if own:
+                raise ModelUnsupported(f"layers that are not fused {NOT_OWN}")
+            return TransformersDecoder(stack, self._backend)
+        if ranks is not None:
+            if own:
+                raise ModelUnsupported(f"layers that several cards share {NOT_OWN}")
+            return FusedDecoder(stack, shape, self._backend, kernels, ranks.sum)
+        config = stack.config
         depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
-        wanted = self._options.decode_products
-        return self._platform.products(shape, loaded.dtype, depths, wanted)
+        wanted = options.decode_products
+        products = self._platform.products(shape, loaded.dtype, depths, wanted)
+        decoder = FusedDecoder(stack, shape, self._backend, kernels, products=products)
+        if own and not decoder.has_products:
+            raise ModelUnsupported(f"layers that norm what they add {NOT_OWN}")
+        return decoder
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

@@ -86,7 +86,9 @@ class Worker:
     """A process that runs parts. Each has its own limit; a process that is over one is killed."""
 
     def __init__(self, folder: Path, tiny: bool) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share the card's context
+        # a fork of this process would share the card's context; one that only imported does not
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bench.gpu_parts"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=work, args=(theirs, folder, tiny), daemon=True)
         self._process.start()

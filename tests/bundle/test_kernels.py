@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_a_manifest_that_does_not_fit_is_refused(
 ) -> None:
     folder = fakes.write_kernels(tmp_path / "k", **said)
     with pytest.raises(BundleError, match=told):
+        read_kernels(folder)
+
+
+def test_a_manifest_may_hold_digests_and_a_list(tmp_path: Path) -> None:
+    known = hashlib.sha256(fakes.library(more=b"norm")).hexdigest()
+    said = {"arch": None, "architectures": ["8.0", "9.0a"], "modules": {"norm": {"sha256": known}}}
+    folder = fakes.write_kernels(tmp_path / "k", **said)
+    (folder / "kernels.json").rename(folder / "manifest.json")
+    found = read_kernels(folder)
+    assert (found.arch, list(found.modules)) == ("8.0 9.0a", ["norm"])
+    (folder / "norm" / "norm.so").write_bytes(fakes.library(more=b"mron"))
+    with pytest.raises(BundleError, match=r"norm\.so is damaged"):
         read_kernels(folder)
 
 

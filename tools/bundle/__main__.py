@@ -142,9 +142,9 @@ def cuda_there(kernels: Kernels, there: dict[str, str]) -> str:
     runs = ".".join(brought.split(".")[:2])
     cuda = kernels.cuda or runs
     if not cuda:
-        raise BundleError("neither kernels.json nor what torch brings says which CUDA is there")
+        raise BundleError("neither the kernels nor what torch brings says which CUDA is there")
     linked = kernels.runtime or cuda.split(".")[0]
-    if (runs and runs != cuda) or linked != cuda.split(".")[0]:
+    if any(one and one.split(".")[0] != linked for one in (runs, cuda)):
         raise BundleError(
             f"the kernels are for CUDA {kernels.cuda or linked} and torch there has {runs}: "
             f"`{COMMAND}` with nvcc {runs} makes others"
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernels", type=Path, help="FOLDER/NAME/NAME.so")
     parser.add_argument("--out", type=Path, default=Path("dist/bundle"), help="%(default)s")
     parser.add_argument("--python", default=running_python(), help="there; as here: %(default)s")
-    parser.add_argument("--torch", help="there; as kernels.json says")
+    parser.add_argument("--torch", help="there; as the kernels say")
     parser.add_argument("--transformers", help="there; as requirements.lock says")
     parser.add_argument(
         "--has", type=Path, help="`pip list --format=freeze` of the machine, instead of both"

@@ -1,12 +1,14 @@
 """A folder of compiled kernels, FOLDER/NAME/NAME.so, and what it says of itself.
 
-`kernels.json` in it names FlashInfer, torch, CUDA, the architectures and the modules. Without it
-the folder must lie where FlashInfer's own cache has it, …/VERSION/ARCHITECTURES/cached_ops, which
+Its manifest names FlashInfer, torch, CUDA, the architectures (`arch` as a text or `architectures`
+as a list) and the modules (a list, or a table with the SHA-256 of each). Without it the folder must
+lie where FlashInfer's own cache has it, …/VERSION/ARCHITECTURES/cached_ops, which
 says FlashInfer's version and the architectures and nothing of torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine, elf.h
 CACHE = re.compile(r"/([0-9][^/]*)/([0-9]+[af]?(?:_[0-9]+[af]?)*)/cached_ops$")
 RUNTIME = re.compile(rb"libcudart\.so\.([0-9]+)")
 TORCH = re.compile(rb"lib(?:torch|c10)[a-z_]*\.so")
-COMMAND = "appliance recipe=NAME task=kernels"
+MANIFESTS = ("kernels.json", "manifest.json")
+COMMAND = "appliance recipe=NAME engine=cuda task=kernels kernels.folder=FOLDER"
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,7 +42,7 @@ class Kernels:
 def read_kernels(folder: Path) -> Kernels:
     """Raises BundleError for a folder without kernels, or one that does not say what they are for.
 
-    What a `kernels.json` does not list is left out.
+    What its manifest does not list is left out.
     """
     found = {so.stem: so for so in sorted(folder.glob("*/*.so")) if so.parent.name == so.stem}
     if not found:
@@ -47,9 +50,12 @@ def read_kernels(folder: Path) -> Kernels:
     said = _said(folder)
     names = said.get("modules") or sorted(found)
     if missing := sorted(set(names) - set(found)):
-        raise BundleError(f"'{folder}' lacks {', '.join(missing)}, which its kernels.json lists")
+        raise BundleError(f"'{folder}' lacks {', '.join(missing)}, which its manifest lists")
     modules = {name: found[name] for name in sorted(names)}
     contents = {name: so.read_bytes() for name, so in modules.items()}
+    for name, digest in _digests(said.get("modules")).items():
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise BundleError(f"{modules[name]} is damaged: `{COMMAND}` makes it anew")
     return Kernels(
         modules=modules,
         flashinfer=str(said["flashinfer"]),
@@ -63,12 +69,12 @@ def read_kernels(folder: Path) -> Kernels:
 
 
 def _said(folder: Path) -> dict[str, object]:
-    file = folder / "kernels.json"
-    if not file.exists():
+    file = next((one for name in MANIFESTS if (one := folder / name).exists()), None)
+    if file is None:
         place = CACHE.search(str(folder.resolve()))
         if place is None:
             raise BundleError(
-                f"'{folder}' has no kernels.json that says what the kernels are for: `{COMMAND}` "
+                f"'{folder}' has no {MANIFESTS[0]} that says what the kernels are for: `{COMMAND}` "
                 "writes it"
             )
         return {"flashinfer": place[1], "arch": place[2].replace("_", " ")}
@@ -76,9 +82,16 @@ def _said(folder: Path) -> dict[str, object]:
         said = json.loads(file.read_text())
     except ValueError as error:
         raise BundleError(f"'{file}' is no JSON: {error}") from error
+    said.setdefault("arch", said.get("architectures"))
     if missing := [key for key in ("flashinfer", "arch", "modules") if not said.get(key)]:
         raise BundleError(f"'{file}' does not say {' and '.join(missing)}: `{COMMAND}` does")
     return said
+
+
+def _digests(modules: object) -> dict[str, str]:
+    return (
+        {name: one["sha256"] for name, one in modules.items()} if isinstance(modules, dict) else {}
+    )
 
 
 def _spelled(arch: object) -> str:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAJOR, MINOR = 75, 76  # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR, _MINOR
-KERNELS = "appliance recipe=NAME task=kernels arch={arch}"
+KERNELS = (
+    "appliance recipe=NAME engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"{arch}\"'"
+)
 BUNDLE = "make bundle KERNELS=FOLDER"
 
 
@@ -125,7 +127,7 @@ def mismatch(made: dict, here: Machine) -> str:
     if made["python"] != here.python:
         differs(f"Python {made['python']}", f"Python {here.python}")
         told.append(f"--python {here.python}")
-    if not alike(made["torch"], here.torch):
+    if numbers(made["torch"])[:2] != numbers(here.torch)[:2]:
         differs(f"torch {made['torch']}", f"torch {here.torch}")
         told.append(f"--torch {here.torch.partition('+')[0]}")
     if numbers(here.glibc) and numbers(here.glibc) < numbers(made["glibc"]):
@@ -133,7 +135,7 @@ def mismatch(made: dict, here: Machine) -> str:
     if made["machine"] != here.machine:
         differs(made["machine"], here.machine)
         beside.append(f"on {here.machine}")
-    if not alike(made["cuda"], here.cuda):
+    if numbers(made["cuda"])[:1] != numbers(here.cuda)[:1]:  # of which the runtime is linked to
         differs(f"CUDA {made['cuda']}", f"CUDA {here.cuda}")
         beside.append(f"with nvcc {here.cuda}")
     if here.flashinfer and made["flashinfer"] != here.flashinfer:
@@ -148,7 +150,7 @@ def mismatch(made: dict, here: Machine) -> str:
         return ""
     makes = BUNDLE + (f' ARGS="{" ".join(told)}"' if told else "")
     if compiled:
-        kernels = KERNELS.format(arch=f"'{arch}'" if " " in arch else arch)
+        kernels = KERNELS.format(arch=arch)
         where = f" ({' and '.join(beside)})" if beside else ""
         makes = f"{kernels}{where}, then {makes}"
     return f"made for {', '.join(wants)}, but here is {', '.join(has)}: {makes}"
@@ -177,11 +179,6 @@ def within(version: str, bounds: str) -> bool:
     except ImportError:  # pip brings it
         from pip._vendor.packaging.specifiers import SpecifierSet
     return SpecifierSet(bounds).contains(version, prereleases=True)
-
-
-def alike(made: str, here: str) -> bool:
-    """The same but for corrections: 2.11.0 and 2.11.1+cu130, 13.0 and 13.0."""
-    return numbers(made)[:2] == numbers(here)[:2]
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -100,7 +100,8 @@ def test_the_machine_that_it_was_made_for(carried: ModuleType, changed: dict[str
             {"flashinfer": "0.7.3"},
             "made for FlashInfer 0.7.2.post1, but here is FlashInfer 0.7.3: appliance recipe=NAME "
             "engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"9.0a\"' (with "
-            "flashinfer-python==0.7.3), then make bundle KERNELS=FOLDER",
+            "flashinfer-python==0.7.3), then make bundle KERNELS=FOLDER; or remove the one here: "
+            "pip uninstall flashinfer-python",
         ),
         (
             {"python": "3.11", "torch": "2.12.0", "card": "NVIDIA L4", "capability": (8, 9)},

@@ -13,12 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tools.bundle import packages, parts
@@ -73,7 +73,7 @@ class Made:
 
 
 def make(options: argparse.Namespace, work: Path) -> tuple[Made, list[Path]]:
-    """What the bundle is for, and its files in the order in which they matter."""
+    """What the bundle is for, and its files."""
     if options.kernels is None:
         raise BundleError(f"KERNELS=FOLDER is needed, compiled ones: `{COMMAND}` makes them")
     kernels = read_kernels(options.kernels)
@@ -110,11 +110,7 @@ def make(options: argparse.Namespace, work: Path) -> tuple[Made, list[Path]]:
     have = {*missing.there, *missing.packages}
     trim(source, trimmed, kernels.modules, have)
     bench = benchmark(work / "bench.zip")
-    first = {canonicalize_name("apache-tvm-ffi"), "pillow"}
-    fetched = sorted(
-        (work / "fetched").iterdir(),
-        key=lambda file: (canonicalize_name(file.name.split("-")[0]) not in first, -size(file)),
-    )
+    fetched = sorted((work / "fetched").iterdir(), key=lambda file: (-size(file), file.name))
     made = Made(kernels, target, torch, cuda, missing, tuple(options.without))
     return made, [bench, trimmed, ours, *fetched]
 
@@ -153,20 +149,24 @@ def cuda_there(kernels: Kernels, there: dict[str, str]) -> str:
     if there_already != kernels.flashinfer:
         raise BundleError(
             f"the kernels are FlashInfer {kernels.flashinfer}'s and the machine has "
-            f"{there_already}: `{COMMAND}` beside that one makes others"
+            f"{there_already}: `{COMMAND}` beside that one makes others, or remove it there"
         )
     return cuda
 
 
 def wheel_of(checkout: Path, work: Path) -> Path:
     """Our wheel, of a copy: what was built in the checkout before may be in it no more."""
-    listed = (checkout / ".gitignore").read_text().split()
-    ignored = shutil.ignore_patterns(*(line.rstrip("/") for line in listed), ".git", "tests")
-    shutil.copytree(checkout, work / "source", ignore=ignored)
+    source = work / "source"
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["setuptools"]
+    grafts = re.findall(r"^graft (\S+)$", (checkout / "MANIFEST.in").read_text(), re.M)
+    for pattern in (*project["packages"]["find"]["include"], *grafts):
+        for folder in filter(Path.is_dir, checkout.glob(pattern)):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(folder, source / folder.name, ignore=ignored)
+    for file in filter(Path.is_file, checkout.iterdir()):
+        shutil.copy(file, source)
     told = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work / "wheels")]
-    ran = subprocess.run(
-        [*PIP, *told, str(work / "source")], capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([*PIP, *told, str(source)], capture_output=True, text=True, check=False)
     if ran.returncode:
         raise BundleError(f"our wheel cannot be made:\n{ran.stderr.strip()}")
     return next((work / "wheels").glob("*.whl"))
@@ -189,7 +189,8 @@ def write(made: Made, files: list[Path], options: argparse.Namespace) -> list[Pa
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("bundle-*/manifest.json"):
         shutil.rmtree(old.parent)
-    folders, listed = [], []
+    folders: list[Path] = []
+    listed: list[dict[str, object]] = []
     for number, held in enumerate(layout, 1):
         folder = options.out / f"bundle-{number}"
         folder.mkdir()

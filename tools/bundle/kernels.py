@@ -13,6 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.bundle.errors import BundleError
 
@@ -68,7 +69,7 @@ def read_kernels(folder: Path) -> Kernels:
     )
 
 
-def _said(folder: Path) -> dict[str, object]:
+def _said(folder: Path) -> dict[str, Any]:
     file = next((one for name in MANIFESTS if (one := folder / name).exists()), None)
     if file is None:
         place = CACHE.search(str(folder.resolve()))
@@ -79,7 +80,7 @@ def _said(folder: Path) -> dict[str, object]:
             )
         return {"flashinfer": place[1], "arch": place[2].replace("_", " ")}
     try:
-        said = json.loads(file.read_text())
+        said: dict[str, Any] = json.loads(file.read_text())
     except ValueError as error:
         raise BundleError(f"'{file}' is no JSON: {error}") from error
     said.setdefault("arch", said.get("architectures"))

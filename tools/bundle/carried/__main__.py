@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import machine
 import parts
@@ -37,7 +38,7 @@ class Refused(Exception):
     """One line about what keeps this bundle from this machine."""
 
 
-def install(manifest: dict, argv: list[str]) -> int:
+def install(manifest: dict[str, Any], argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="install.sh", description="Install without a network.")
     parser.add_argument("--target", help="a folder for PYTHONPATH, not the environment")
     options = parser.parse_args(argv)
@@ -77,7 +78,7 @@ def keep(found: dict[str, Path], folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
-def put(manifest: dict, found: list[Path], target: str) -> None:
+def put(manifest: dict[str, Any], found: list[Path], target: str) -> None:
     """Unpack and install; nothing stays but what was installed and the benchmark."""
     fresh = HOME / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -109,7 +110,7 @@ def link_recipes(target: str) -> None:
     link.symlink_to(Path(asked.stdout.strip()).parent / "_data" / "recipes")
 
 
-def check(manifest: dict, argv: list[str]) -> int:
+def check(manifest: dict[str, Any], argv: list[str]) -> int:
     noted = HOME / "installed.json"
     if not noted.exists():
         refuse("not installed yet: ./install.sh")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAJOR, MINOR = 75, 76  # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR, _MINOR
 KERNELS = (
@@ -104,7 +106,7 @@ def serves(arch: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def mismatch(made: dict, here: Machine) -> str:
+def mismatch(made: dict[str, Any], here: Machine) -> str:
     """One line if a bundle with this manifest is not for this machine; empty if it is."""
     if not here.torch:
         return (
@@ -116,7 +118,7 @@ def mismatch(made: dict, here: Machine) -> str:
             f"made for torch {made['torch']} with CUDA {made['cuda']}, but here is torch "
             f"{here.torch} without CUDA: pip install torch=={made['torch']}"
         )
-    wants, has = [], []  # what differs
+    wants, has, after = [], [], ""  # what differs
     told, beside = [], []  # how the right one is made: arguments, and where kernels are compiled
     arch = made["arch"]
 
@@ -141,6 +143,7 @@ def mismatch(made: dict, here: Machine) -> str:
     if here.flashinfer and made["flashinfer"] != here.flashinfer:
         differs(f"FlashInfer {made['flashinfer']}", f"FlashInfer {here.flashinfer}")
         beside.append(f"with flashinfer-python=={here.flashinfer}")
+        after = "; or remove the one here: pip uninstall flashinfer-python"
     compiled = bool(beside)
     if here.card and not serves(arch, here.capability):
         arch = "{}.{}".format(*here.capability)
@@ -153,10 +156,10 @@ def mismatch(made: dict, here: Machine) -> str:
         kernels = KERNELS.format(arch=arch)
         where = f" ({' and '.join(beside)})" if beside else ""
         makes = f"{kernels}{where}, then {makes}"
-    return f"made for {', '.join(wants)}, but here is {', '.join(has)}: {makes}"
+    return f"made for {', '.join(wants)}, but here is {', '.join(has)}: {makes}{after}"
 
 
-def unmet(beside: dict) -> str:
+def unmet(beside: dict[str, str]) -> str:
     """One line if the machine's own packages are not what the carried ones need."""
     wrong = []
     for name, bounds in beside.items():
@@ -174,11 +177,12 @@ def unmet(beside: dict) -> str:
 
 
 def within(version: str, bounds: str) -> bool:
+    specifiers: Any  # transformers brings packaging; pip has its own
     try:
-        from packaging.specifiers import SpecifierSet
-    except ImportError:  # pip brings it
-        from pip._vendor.packaging.specifiers import SpecifierSet
-    return SpecifierSet(bounds).contains(version, prereleases=True)
+        specifiers = importlib.import_module("packaging.specifiers")
+    except ImportError:
+        specifiers = importlib.import_module("pip._vendor.packaging.specifiers")
+    return bool(specifiers.SpecifierSet(bounds).contains(version, prereleases=True))
 
 
 def numbers(version: str) -> tuple[int, ...]:

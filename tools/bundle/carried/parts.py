@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 BLOCK = 1 << 20
 
@@ -14,7 +15,7 @@ class Lacking(Exception):
     """One line about parts that are missing or damaged."""
 
 
-def find(manifest: dict, places: list[Path]) -> dict[str, Path]:
+def find(manifest: dict[str, Any], places: list[Path]) -> dict[str, Path]:
     """Sound parts by name, each from the first place that has it.
 
     Raises Lacking for parts that are only there damaged.
@@ -36,7 +37,7 @@ def find(manifest: dict, places: list[Path]) -> dict[str, Path]:
     return found
 
 
-def missing(manifest: dict, found: dict[str, Path]) -> str:
+def missing(manifest: dict[str, Any], found: dict[str, Path]) -> str:
     """Which parts are not there, with their folders; empty if all are."""
     names = [
         f"{part['name']} of {part['folder']}"
@@ -58,7 +59,7 @@ def wrong(file: Path, size: int, digest: str) -> str:
     return "" if made.hexdigest() == digest else f"SHA-256 {made.hexdigest()}, not {digest}"
 
 
-def unpack(manifest: dict, parts: list[Path], into: Path) -> list[Path]:
+def unpack(manifest: dict[str, Any], parts: list[Path], into: Path) -> list[Path]:
     """Files of all parts, joined from their pieces, in the order of the manifest."""
     into.mkdir(parents=True)
     for part in parts:

@@ -6,6 +6,7 @@
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lag              how late the event loop gets by the largest requests; a table in bench/results/lag.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
+# make bundle KERNELS=…  all that a card machine without a package index lacks, in dist/bundle (docs/gpu.md)
 # make lock audit       write requirements.lock and .hashes anew; ask what is known against it (needs a network, not in CI)
 
 ARGS ?=
@@ -14,6 +15,7 @@ PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do 
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 TORCH = torch==2.13.0# as requirements.lock says
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu# empty: pip's own index, which has CUDA builds
+KERNELS ?=# a folder of compiled ones, for `make bundle`
 EXTRAS ?=# of pyproject.toml, as cuda
 FLASHINFER = flashinfer-python==0.7.2.post1# for its signatures; its dependencies need a card
 
@@ -25,7 +27,7 @@ SOURCES = pyproject.toml setup.py Makefile
 
 CHOSEN = $(filter command environment,$(origin TORCH_INDEX) $(origin EXTRAS))# of `command line` one word will do
 
-.PHONY: FORCE install serve test soak lag lint docs image lock audit
+.PHONY: FORCE install serve test soak lag lint docs image lock audit bundle
 
 install: $(VENV)/.installed
 
@@ -77,6 +79,9 @@ lock: install
 audit: install
 	$(PIP) install --quiet "$(TORCH)" --editable ".[audit]"
 	$(BIN)/pip-audit --requirement requirements.lock --strict --no-deps --disable-pip
+
+bundle: install
+	@$(BIN)/python -m tools.bundle $(if $(KERNELS),--kernels "$(KERNELS)") $(ARGS)
 
 image:
 	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS,$(if \

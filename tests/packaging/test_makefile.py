@@ -77,3 +77,10 @@ def test_an_image_takes_what_is_given() -> None:
     command = ["make", "--dry-run", "image"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout.count("--build-arg") == 1
+
+
+def test_a_bundle_is_made_of_the_kernels_that_are_named() -> None:
+    given = ["KERNELS=a folder", "ARGS=--python 3.12"]
+    told = '.venv/bin/python -m tools.bundle --kernels "a folder" --python 3.12'
+    assert runs("bundle", *given) == told
+    assert runs("bundle") == ".venv/bin/python -m tools.bundle"  # which says what is missing

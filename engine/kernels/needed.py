@@ -1,0 +1,83 @@
+"""Which kernels a model takes on a card, by its config.json and the engine's settings alone.
+
+The only such list: `task=kernels` compiles it, `task=plan` counts it and the engine has all of it
+before it takes a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.attention.limits import HEAD_DIMS, decodes_by_tensor_cores, hopper_lacks
+from engine.kernels.attention import PagedAttention, tower
+from engine.kernels.module import KernelModule
+from engine.memory.checkpoint import ITEMSIZE, read_checkpoint
+from engine.models.family import Family
+from engine.models.windows import layer_windows
+from engine.options import EngineOptions
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+GEMMA_ACTIVATION, ACTIVATION = "gelu_pytorch_tanh", "silu"  # where config.json has none
+PICTURES = ("image", "video")
+
+PAGE = KernelModule("page", "flashinfer.jit.page:gen_page_module")
+NORM = KernelModule("norm", "flashinfer.jit.norm:gen_norm_module")
+ROPE = KernelModule("rope", "flashinfer.jit.rope:gen_rope_module")
+SAMPLING = KernelModule("sampling", "flashinfer.jit.sampling:gen_sampling_module")
+BLACKWELL_SOFTMAX = KernelModule(
+    "blackwell_softmax", "flashinfer.jit.cake_blackwell_softmax:gen_blackwell_softmax_module"
+)
+BLACKWELL = ((10, 0), (10, 3))  # for which FlashInfer has a softmax of its own
+
+
+def needed(
+    family: Family, options: EngineOptions, capabilities: Sequence[tuple[int, int]]
+) -> tuple[KernelModule, ...]:
+    """All that the engine will ask for, on cards of these compute capabilities."""
+    checkpoint = read_checkpoint(family.folder, family)
+    text = {name: value for name, value in family.text_config().items() if value is not None}
+    windows, cap = layer_windows(text), text.get("attn_logit_softcapping")
+    stored = options.kv_dtype or options.dtype
+    paged, size = PagedAttention(options.dtype, stored), checkpoint.head_dim
+    modules = [PAGE, SAMPLING]
+    if any(capability in BLACKWELL for capability in capabilities):
+        modules.append(BLACKWELL_SOFTMAX)
+    gate = ACTIVATIONS.get(activation(text))
+    if options.fuse and gate is not None:
+        modules += [NORM, ROPE, gating(gate)]
+    tensor_cores = decodes_by_tensor_cores(checkpoint.heads, checkpoint.kv_heads)
+    for windowed in sorted({window is not None for window in windows or (None,)}):
+        modules.append(paged.prefill(size, windowed, bool(cap)))
+        if not tensor_cores:
+            modules.append(paged.decode(size, windowed, bool(cap)))
+    itemsize = 1 if options.kv_dtype else ITEMSIZE[options.dtype]
+    if options.prefill_attention != "fa2" and any(
+        hopper_lacks(capability, itemsize, cap, windows) is None for capability in capabilities
+    ):
+        modules.append(paged.hopper_prefill(size))
+    if set(family.both_ways) & set(options.modalities):
+        modules.append(paged.both_ways(size))
+    if options.vision_attention != "sdpa":
+        sizes = {tower_head_dim(family, one) for one in options.modalities if one in PICTURES}
+        modules += [tower(options.dtype, size) for size in sorted(sizes) if size]
+    return tuple(modules)
+
+
+def activation(text: dict[str, object]) -> str:
+    """What a decoder's config.json calls the function in its gates, or leaves to transformers."""
+    kind = str(text.get("model_type", ""))
+    gemma = kind.startswith("gemma")
+    name = text.get("hidden_activation" if gemma else "hidden_act")
+    return str(name or (GEMMA_ACTIVATION if gemma else ACTIVATION))
+
+
+def tower_head_dim(family: Family, modality: str) -> int:
+    """The size that a tower's heads are padded to; 0 if there is none so large."""
+    size = family.tower_width(modality)[0] // family.tower_heads(modality)
+    return next((known for known in HEAD_DIMS if known >= size), 0)
+
+
+def gating(name: str) -> KernelModule:
+    return KernelModule(
+        f"{name}_and_mul", "flashinfer.jit.activation:gen_act_and_mul_module", (name,)
+    )

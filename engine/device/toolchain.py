@@ -18,6 +18,7 @@ from engine.errors import EngineError
 
 DEFAULT_HOME = Path("/usr/local/cuda")
 HEADER = "curand_kernel.h"  # of norms and sampling
+PACKAGED = {"flashinfer": "data/aot/*/*.so", "flashinfer_jit_cache": "**/*.so"}
 RUNTIME = "lib/libcudart.so.*"
 WHEEL_PARTS = ("bin/nvcc", "nvvm/bin/cicc", "include/crt", f"include/{HEADER}", RUNTIME)
 LIBRARIES = ("libcudart.so", "libcuda.so")  # linked to; a stub does for the driver's
@@ -86,13 +87,19 @@ def prebuilt() -> bool:
 
 def packaged() -> frozenset[str]:
     """Names of the compiled kernels that came inside of FlashInfer's packages."""
-    names = set()
-    for package in ("flashinfer", "flashinfer_jit_cache"):
-        found = importlib.util.find_spec(package)
-        for folder in (getattr(found, "submodule_search_locations", None) or []) if found else []:
-            place = "data/aot/*/*.so" if package == "flashinfer" else "**/*.so"
-            names |= {file.stem for file in Path(folder).glob(place) if file.parent.name == file.stem}
-    return frozenset(names)
+    files = [
+        file
+        for package, place in PACKAGED.items()
+        for folder in folders_of(package)
+        for file in folder.glob(place)
+    ]
+    return frozenset(file.stem for file in files if file.parent.name == file.stem)
+
+
+def folders_of(package: str) -> list[Path]:
+    """Where an installed package lies, without importing it."""
+    found = importlib.util.find_spec(package)
+    return [Path(one) for one in getattr(found, "submodule_search_locations", None) or []]
 
 
 def missing_part() -> str | None:
@@ -130,9 +137,8 @@ def wheels() -> Path | None:
     """
     if told_home() is not None:
         return None
-    found = importlib.util.find_spec("nvidia")
-    for folder in (found.submodule_search_locations if found else None) or []:
-        for toolkit in sorted(Path(folder).glob("cu[0-9]*"), reverse=True):
+    for folder in folders_of("nvidia"):
+        for toolkit in sorted(folder.glob("cu[0-9]*"), reverse=True):
             if all(any(toolkit.glob(part)) for part in WHEEL_PARTS):
                 return toolkit
     return None

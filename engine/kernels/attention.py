@@ -48,9 +48,7 @@ class PagedAttention:
         name = f"batch_decode_with_kv_cache_{self._types}_{_sizes(size)}"
         name += f"_{_masks(windowed, capped)}"
         rest = (size, size, 0, windowed, capped)
-        return KernelModule(
-            name, f"{MODULES}:gen_batch_decode_module", (*self._arguments, *rest)
-        )
+        return KernelModule(name, f"{MODULES}:gen_batch_decode_module", (*self._arguments, *rest))
 
     def both_ways(self, size: int) -> KernelModule:
         """Prompts with spans whose tokens see each other."""

@@ -69,8 +69,7 @@ def compile_modules(
             "kernels.folder to one that can be written to"
         ) from error
     with FileLock(target.folder / ".lock"):
-        folder = KernelFolder(target.folder)
-        there = folder.intact() if _same_kind(folder, target) else frozenset()
+        there = compiled(target)
         missing = [module for module in modules if module.name not in there]
         if missing:
             _compile(missing, target, jobs(threads), report)
@@ -82,9 +81,13 @@ def jobs(threads: int) -> int:
     return max(1, min(threads, available_memory() // JOB_BYTES))
 
 
-def _same_kind(folder: KernelFolder, target: Target) -> bool:
+def compiled(target: Target) -> frozenset[str]:
+    """What the target's folder has already, unless it is of another kind."""
+    folder = KernelFolder(target.folder)
     manifest = folder.manifest()
-    return manifest is not None and manifest.runs(target.architectures, installed())
+    if manifest is None or not manifest.runs(target.architectures, installed()):
+        return frozenset()
+    return folder.intact()
 
 
 def _compile(
@@ -96,7 +99,7 @@ def _compile(
         "jobs": processes,
         "parent": os.getpid(),
     }
-    with subprocess.Popen(  # noqa: S603 - this package by this Python
+    with subprocess.Popen(
         [sys.executable, "-m", "engine.kernels.build"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -93,7 +93,7 @@ class KernelFolder:
         before = self.manifest()
         modules: dict[str, tuple[str, int]] = {}
         same = before is not None and before.architectures == architectures
-        if before is not None and same and before.versions == versions:
+        if before is not None and same and before.versions.serve(versions):
             modules |= before.modules
         for name in before.modules if before is not None else ():
             if name not in modules:

@@ -1,7 +1,7 @@
 """About how long compiling takes, from what it took.
 
-Measured with FlashInfer 0.7.2.post1 and nvcc 13.0 for sm_90a on two cores: the time of a module alone,
-and that of its slowest source, which no number of cores makes shorter.
+Measured with FlashInfer 0.7.2.post1 and nvcc 13.0 for sm_90a on two cores: the time of a module
+alone, and that of its slowest source, which no number of cores makes shorter.
 """
 
 from __future__ import annotations

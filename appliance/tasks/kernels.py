@@ -85,11 +85,20 @@ def wanted(
 
 async def compile_shown(modules: Sequence[KernelModule], target: Target, threads: int) -> str:
     """Compile what is missing, with a bar; returns what was done, in words."""
-    begun = time.monotonic()
     there, folder = compiled(target), KernelFolder(target.folder)
     missing = [module for module in modules if module.name not in there]
-    lifecycle = Lifecycle(detail=f"0 of {len(missing)} kernels")
-    lifecycle.phase = f"compiling, about {in_words(seconds(missing, threads))}"
+    begun = time.monotonic()
+    if missing:
+        await compile_missing(missing, target, threads)
+    taken = sum(folder.library(module.name).stat().st_size for module in modules)
+    what = f"all {len(modules)} kernels are in {target.folder} ({size(taken)})"
+    took = f", {len(missing)} of them compiled in {time.monotonic() - begun:.0f} s"
+    return what + (took if missing else "")
+
+
+async def compile_missing(missing: Sequence[KernelModule], target: Target, threads: int) -> None:
+    lifecycle = Lifecycle(phase=f"compiling, about {in_words(seconds(missing, threads))}")
+    lifecycle.detail = f"0 of {len(missing)} kernels"
 
     def report(done: int, total: int, fraction: float) -> None:
         lifecycle.fraction, lifecycle.detail = fraction, f"{done} of {total} kernels"
@@ -100,8 +109,3 @@ async def compile_shown(modules: Sequence[KernelModule], target: Target, threads
     finally:
         lifecycle.loaded = True
         await asyncio.gather(shown, return_exceptions=True)
-    taken = sum(folder.library(module.name).stat().st_size for module in modules)
-    what = f"all {len(modules)} kernels are in {target.folder} ({size(taken)})"
-    if not missing:
-        return what
-    return f"{what}, {len(missing)} of them compiled in {time.monotonic() - begun:.0f} s"

@@ -174,8 +174,10 @@ class Output:
 
     def fault(self) -> str:
         """The line that says most of why it failed."""
-        said = [line for line in self.tail if FAULT.search(line)] or list(self.tail)
-        return (said[0] if said else "no message")[:200]
+        lines = list(self.tail) or ["no message"]
+        if any(line.startswith("Traceback ") for line in lines):  # of Python, before ninja
+            return lines[-1][:200]
+        return next((line for line in lines if FAULT.search(line)), lines[0])[:200]
 
     def _step(self, done: int, steps: int, line: str) -> None:
         linked = LIBRARY.search(line)

@@ -15,14 +15,15 @@ from typing import Any
 from engine.errors import EngineError
 from engine.kernels.architecture import ArchitectureUnknown, capability_of, covers
 from engine.kernels.versions import Versions
+from engine.models.documents import CheckpointBroken, read_document
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"\w{1,250}", re.ASCII)
 TEXT = re.compile(r"[\w.]{0,40}", re.ASCII)
-LARGEST_MANIFEST = 1 << 22
 UNREADABLE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    CheckpointBroken,
     ArchitectureUnknown,
+    *(ValueError, LookupError, TypeError, AttributeError),
 )
 
 
@@ -62,12 +63,10 @@ class KernelFolder:
     def manifest(self) -> Manifest | None:
         """None where nothing has been compiled yet."""
         file = self.path / MANIFEST
-        try:
-            if file.stat().st_size > LARGEST_MANIFEST:
-                raise ValueError
-            return _manifest(json.loads(file.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
+        if not os.path.lexists(file):
             return None
+        try:
+            return _manifest(read_document(file))
         except UNREADABLE as bad:
             raise KernelsUnfit(f"{file} is no manifest of compiled kernels: remove it") from bad
 
@@ -113,7 +112,7 @@ class KernelFolder:
 
 def _is(file: Path, digest: str, size: int) -> bool:
     try:
-        return file.stat().st_size == size and _digest(file) == digest
+        return file.is_file() and file.stat().st_size == size and _digest(file) == digest
     except OSError:
         return False
 

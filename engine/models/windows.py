@@ -31,4 +31,6 @@ def layer_windows(text: dict[str, Any]) -> tuple[int | None, ...]:
         window, sliding = text.get("sliding_window"), [False] * layers
     if kinds is not None:
         sliding = [one == "sliding_attention" for one in kinds]
-    return tuple(window if slides else None for slides in sliding) if any(sliding) else ()
+    if window is None or not any(sliding):
+        return ()
+    return tuple(window if slides else None for slides in sliding)

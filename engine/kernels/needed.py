@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.attention.limits import HEAD_DIMS, decodes_by_tensor_cores, hopper_lacks
+from engine.errors import ModelUnsupported
 from engine.kernels.attention import PagedAttention, tower
 from engine.kernels.module import KernelModule
-from engine.memory.checkpoint import ITEMSIZE, read_checkpoint
+from engine.memory.checkpoint import ITEMSIZE, head_sizes
 from engine.models.family import Family
 from engine.models.windows import layer_windows
 from engine.options import EngineOptions
@@ -34,18 +35,21 @@ def needed(
     family: Family, options: EngineOptions, capabilities: Sequence[tuple[int, int]]
 ) -> tuple[KernelModule, ...]:
     """All that the engine will ask for, on cards of these compute capabilities."""
-    checkpoint = read_checkpoint(family.folder, family)
     text = {name: value for name, value in family.text_config().items() if value is not None}
-    windows, cap = layer_windows(text), text.get("attn_logit_softcapping")
+    try:
+        (heads, kv_heads, size), windows = head_sizes(text), layer_windows(text)
+    except KeyError as error:
+        raise ModelUnsupported(f"{family.folder}/config.json lacks {error.args[0]}") from error
+    cap = text.get("attn_logit_softcapping")
     stored = options.kv_dtype or options.dtype
-    paged, size = PagedAttention(options.dtype, stored), checkpoint.head_dim
+    paged = PagedAttention(options.dtype, stored)
     modules = [PAGE, SAMPLING]
     if any(capability in BLACKWELL for capability in capabilities):
         modules.append(BLACKWELL_SOFTMAX)
     gate = ACTIVATIONS.get(activation(text))
     if options.fuse and gate is not None:
         modules += [NORM, ROPE, gating(gate)]
-    tensor_cores = decodes_by_tensor_cores(checkpoint.heads, checkpoint.kv_heads)
+    tensor_cores = decodes_by_tensor_cores(heads, kv_heads)
     for windowed in sorted({window is not None for window in windows or (None,)}):
         modules.append(paged.prefill(size, windowed, bool(cap)))
         if not tensor_cores:

@@ -10,8 +10,8 @@ from engine.device.toolchain import missing_tools
 from engine.kernels.architecture import parsed
 from engine.kernels.folder import KernelFolder
 from engine.kernels.needed import needed
-from engine.kernels.start import NO_JIT
-from engine.kernels.stock import Stock, capabilities, look
+from engine.kernels.start import NO_JIT, why_not
+from engine.kernels.stock import capabilities, look
 from engine.memory.plan import PlanError
 from engine.models.registry import family_for
 from engine.options import EngineOptions, KernelOptions
@@ -78,21 +78,15 @@ def check_compiled(options: EngineOptions, folder: Path) -> None:
     kernels = options.kernels
     if kernels is None or not (kernels.named or kernels.architectures):
         return
-    if kernels.jit and NO_JIT not in os.environ:
+    reason = why_not(kernels)
+    if reason is None:
         return
     stock = look(kernels, None)
     missing = stock.missing(
         needed(family_for(folder), options, capabilities(stock.target.architectures))
     )
     if missing:
-        raise stock.refusal(missing, why_not(stock))
-
-
-def why_not(stock: Stock) -> str:
-    """Why nothing is compiled."""
-    if not stock.options.jit:
-        return "engine.jit=false"
-    return missing_tools(compiling=True) or f"{NO_JIT} is set"
+        raise stock.refusal(missing, reason)
 
 
 def _cached(options: KernelOptions) -> bool:

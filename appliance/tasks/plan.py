@@ -23,6 +23,7 @@ from appliance.weights.source import outlined
 from engine.device.cards import Card, card
 from engine.errors import EngineError
 from engine.kernels.needed import needed
+from engine.kernels.start import why_not
 from engine.kernels.stock import look
 from engine.kernels.times import in_words, seconds
 from engine.memory.card_memory import usable_bytes
@@ -91,8 +92,9 @@ def kernels_in_words(plan: Plan, folder: Path, capability: tuple[int, int]) -> s
         return f"  Kernels: all {count} are compiled ({place})."
     names = "".join(f"\n    {module.name}" for module in missing)
     what = f"  Kernels: {count - len(missing)} of {count} are compiled ({place}). "
-    if not options.kernels.jit:
-        return f"{what}With engine.jit=false a start refuses for want of{names}"
+    reason = why_not(options.kernels)
+    if reason is not None:
+        return f"{what}A start refuses ({reason}) for want of{names}"
     took = in_words(seconds(missing, options.threads))
     return f"{what}The first start, or `{options.kernels.command}`, takes about {took} for{names}"
 

@@ -71,8 +71,13 @@ def compile_modules(
     with FileLock(target.folder / ".lock"):
         there = compiled(target)
         missing = [module for module in modules if module.name not in there]
-        if missing:
-            _compile(missing, target, jobs(threads), report)
+        try:
+            if missing:
+                _compile(missing, target, jobs(threads), report)
+        except OSError as error:
+            raise CompilingFailed(
+                f"compiled kernels cannot be kept in {target.folder} ({error.strerror})"
+            ) from error
         shutil.rmtree(target.work, ignore_errors=True)
 
 

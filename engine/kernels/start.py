@@ -13,7 +13,7 @@ from engine.kernels.needed import needed
 from engine.kernels.stock import KernelsMissing, Stock, look
 from engine.kernels.times import in_words, seconds
 from engine.models.registry import family_for
-from engine.options import EngineOptions
+from engine.options import EngineOptions, KernelOptions
 
 Progress = Callable[[str, float], None]
 
@@ -36,13 +36,9 @@ def provide(options: EngineOptions, capability: tuple[int, int], progress: Progr
     missing = stock.missing(modules)
     if not missing:
         return stock
-    if not kernels.jit:
-        raise stock.refusal(missing, "engine.jit=false")
-    if os.environ.get(NO_JIT):
-        raise stock.refusal(missing, missing_tools(compiling=True) or f"{NO_JIT} is set")
-    tools = missing_tools(compiling=True)
-    if tools is not None:
-        raise stock.refusal(missing, tools)
+    reason = why_not(kernels)
+    if reason is not None:
+        raise stock.refusal(missing, reason)
     took = in_words(seconds(missing, options.threads))
     logger.info("compiling %d kernels, which takes about %s", len(missing), took)
 
@@ -51,6 +47,14 @@ def provide(options: EngineOptions, capability: tuple[int, int], progress: Progr
 
     compile_modules(missing, stock.target, options.threads, report)
     return look(kernels, capability)
+
+
+def why_not(options: KernelOptions) -> str | None:
+    """Why nothing is compiled; None where something can be."""
+    if not options.jit:
+        return "engine.jit=false"
+    missing = missing_tools(compiling=True)
+    return missing or (f"{NO_JIT} is set" if os.environ.get(NO_JIT) else None)
 
 
 def hand_over(stock: Stock) -> None:

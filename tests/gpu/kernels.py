@@ -1,8 +1,8 @@
 """`make kernels`: really compile what some models take, and load each library, without a card.
 
 Qwen2-VL-2B, Gemma 3-4B and the demo, by their config.json alone: heads of 64, 128 and 256, both
-kinds of decoding, windows, spans that attend both ways. Takes a quarter of an hour on two cores, and
-goes on where it was stopped.
+kinds of decoding, windows, spans that attend both ways. Takes a quarter of an hour on two cores,
+and goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -156,14 +156,19 @@ def test_the_plan_counts_kernels_and_how_long_the_others_take(
 ) -> None:
     monkeypatch.setattr(plan_task, "card", lambda: CARD)
     monkeypatch.setattr(planning, "card", lambda: pytest.fail("the card is asked once"))
-    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "")
+    for name, value in toolkit.environment.items():
+        monkeypatch.setenv(name, value)
     planned = ["recipe=demo", "engine=cuda", "task=plan", *keys(tmp_path, "engine.threads=2")]
     plan_task.run(compose_recipe(planned))
     shown = capsys.readouterr().out
     assert f"Kernels: 0 of 7 are compiled ({tmp_path}/kernels). The first start, or `appl" in shown
     assert "takes about 5 min for\n    page\n    sampling\n" in shown
+    (toolkit.home / "include" / "curand_kernel.h").rename(tmp_path / "header")
+    plan_task.run(compose_recipe(planned))
+    assert "A start refuses (FlashInfer compiles its kernels and" in capsys.readouterr().out
+    (tmp_path / "header").rename(toolkit.home / "include" / "curand_kernel.h")
     plan_task.run(compose_recipe([*planned, "engine.jit=false"]))
-    assert "With engine.jit=false a start refuses for want of\n    page" in capsys.readouterr().out
+    assert "A start refuses (engine.jit=false) for want of\n    page" in capsys.readouterr().out
     made = launch(*TASK, "kernels.arch=9.0a", *keys(tmp_path), **toolkit.environment)
     assert made.returncode == 0, made.stderr
     plan_task.run(compose_recipe(planned))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -103,6 +104,18 @@ def test_a_folder_that_cannot_be_written_to_is_told(toolkit: Toolkit, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(CompilingFailed, match=r"set kernels\.folder to one that can be written"):
         compile_modules(MODULES, Target(tmp_path / "file" / "kernels", ("9.0a",)), 1, nothing)
+
+
+def test_a_full_disk_is_told(
+    toolkit: Toolkit, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(CompilingFailed, match=r"cannot be kept in .*No space left"):
+        compile_modules([PAGE], target, 1, nothing)
+    assert KernelFolder(target.folder).manifest() is None
 
 
 def test_two_at_once_compile_it_once(toolkit: Toolkit, target: Target) -> None:

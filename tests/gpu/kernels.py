@@ -1,4 +1,4 @@
-"""`make kernels`: really compile what some models take, and load each library, without a card.
+"""`make kernels`: really compile what some models take, without a card, and load each library.
 
 Qwen2-VL-2B, Gemma 3-4B and the demo, by their config.json alone: heads of 64, 128 and 256, both
 kinds of decoding, windows, spans that attend both ways. Takes a quarter of an hour on two cores,
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu_models import QWEN2_VL_2B, write_folder
@@ -46,11 +47,26 @@ GEMMA_3_4B = {
     "vision_config": {"hidden_size": 1152, "num_attention_heads": 16, "image_size": 896},
 }
 
+FUNCTIONS = {  # that FlashInfer calls on the engine's behalf, by how a module's name begins
+    "page": ["append_paged_kv_cache"],
+    "norm": ["rmsnorm", "fused_add_rmsnorm", "gemma_rmsnorm", "gemma_fused_add_rmsnorm"],
+    "rope": ["apply_rope_pos_ids_cos_sin_cache"],
+    "sampling": ["softmax", "sampling_from_probs", "top_k_renorm_probs", "top_p_renorm_probs"],
+    "silu_and_mul": ["silu_and_mul"],
+    "gelu_tanh_and_mul": ["gelu_tanh_and_mul"],
+    "batch_decode_": ["plan", "run"],
+    "batch_prefill_": ["plan", "paged_run"],
+    "single_prefill_": ["run"],
+    "blackwell_softmax": ["softmax"],
+}
 LOAD = """
-import sys
+import json, sys
 import tvm_ffi
-for library in sys.argv[1:]:
-    tvm_ffi.load_module(library)
+for library, functions in json.loads(sys.argv[1]).items():
+    module = tvm_ffi.load_module(library)
+    for function in functions:
+        assert getattr(module, function) is not None, (library, function)
+    assert not hasattr(module, "no_such_function")
 """
 
 
@@ -71,6 +87,17 @@ def modules_of(folder: Path, architectures: tuple[str, ...]) -> tuple[KernelModu
     return needed(family_for(folder), options, capabilities(architectures))
 
 
+def load(libraries: Sequence[Path]) -> None:
+    """In a process of its own: every library, and what is called of it by name."""
+    wanted = {
+        str(library): next(
+            names for start, names in FUNCTIONS.items() if library.stem.startswith(start)
+        )
+        for library in libraries
+    }
+    subprocess.run([sys.executable, "-c", LOAD, json.dumps(wanted)], check=True)
+
+
 def report(done: int, total: int, fraction: float) -> None:
     print(f"\r{done} of {total} ({fraction:.0%})", end="", flush=True)
 
@@ -89,8 +116,7 @@ def main() -> int:
             print(f"{name}: {len(missing)} of {len(modules)}, {in_words(seconds(missing, cores))}")
             begun = time.monotonic()
             compile_modules(missing, target, cores, report)
-            libraries = [str(folder.library(module.name)) for module in modules]
-            subprocess.run([sys.executable, "-c", LOAD, *libraries], check=True)
+            load([folder.library(module.name) for module in modules])
             print(f"\r{name}: all load, {time.monotonic() - begun:.0f} s")
     return 0
 

@@ -77,3 +77,17 @@ def test_an_image_takes_what_is_given() -> None:
     command = ["make", "--dry-run", "image"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout.count("--build-arg") == 1
+
+
+def test_kernels_are_compiled_for_the_architecture_that_is_named() -> None:
+    done = "-m tests.gpu.kernels --arch {} --folder build/kernels"
+    assert done.format('"9.0a"') in runs("kernels")
+    assert done.format('"8.0 8.9"') in runs("kernels", "KERNELS_ARCH=8.0 8.9")
+
+
+def test_an_image_takes_kernels() -> None:
+    command = ["make", "--dry-run", "image", "KERNELS=9.0a", "KERNELS_WITH=engine.kv_dtype=fp8"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert (
+        '--build-arg KERNELS="9.0a" --build-arg KERNELS_WITH="engine.kv_dtype=fp8"' in done.stdout
+    )

@@ -30,8 +30,26 @@ COPY engine engine
 COPY appliance appliance
 RUN pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}"
 
+# For a card: the recipe's kernels, compiled here, so that the image has them and nothing that compiles.
+FROM build AS kernels
+ARG RECIPE=demo
+# Architectures, as 9.0a or "8.9 9.0a"; empty compiles nothing.
+ARG KERNELS=
+# Keys that other kernels go with, as engine.kv_dtype=fp8.
+ARG KERNELS_WITH=
+# hadolint ignore=DL3008
+RUN mkdir /opt/kernels \
+    && { test -z "${KERNELS}" || command -v c++ > /dev/null \
+        || { apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }; }
+# hadolint ignore=SC2086
+RUN test -z "${KERNELS}" \
+    || { pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".[cuda-build]" \
+        && appliance recipe="${RECIPE}" engine=cuda ${KERNELS_WITH} task=kernels "kernels.arch='${KERNELS}'" \
+            kernels.folder=/opt/kernels; }
+
 FROM ${BASE}
 ARG RECIPE=demo
+ARG KERNELS=
 LABEL org.opencontainers.image.title="appliance-${RECIPE}" \
     org.opencontainers.image.description="Serves a multimodal language model from one YAML recipe" \
     org.opencontainers.image.licenses="Apache-2.0"
@@ -40,6 +58,7 @@ RUN { getent group 1000 > /dev/null || groupadd --gid 1000 appliance; } \
     && { getent passwd 1000 > /dev/null || useradd --create-home --uid 1000 --gid 1000 appliance; } \
     && install --directory --owner 1000 --group 1000 /var/cache/appliance /recipes
 COPY --from=build /opt/appliance /opt/appliance
+COPY --from=kernels /opt/kernels /opt/kernels
 # What libraries keep goes to the volume too: the root may be read-only.
 ENV PATH=/opt/appliance/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -49,6 +68,7 @@ ENV PATH=/opt/appliance/bin:$PATH \
     TRITON_CACHE_DIR=/var/cache/appliance/triton \
     FLASHINFER_WORKSPACE_BASE=/var/cache/appliance \
     APPLIANCE_RECIPES=/recipes \
+    KERNELS=${KERNELS} \
     RECIPE=${RECIPE}
 # A recipe that does not compose fails the build, not the start.
 RUN appliance recipe="${RECIPE}" server=container --cfg job > /dev/null
@@ -60,4 +80,4 @@ EXPOSE 8000
 # Asks /readyz wherever the recipe and the arguments have it listen; a first start may have to fetch weights.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m \
     CMD ["python", "-m", "appliance.health"]
-ENTRYPOINT ["sh", "-c", "exec appliance recipe=\"$RECIPE\" server=container logging=json cache.folder=/var/cache/appliance \"$@\"", "appliance"]
+ENTRYPOINT ["sh", "-c", "exec appliance recipe=\"$RECIPE\" server=container logging=json cache.folder=/var/cache/appliance ${KERNELS:+kernels.folder=/opt/kernels} \"$@\"", "appliance"]

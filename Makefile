@@ -3,10 +3,11 @@
 # make test             run all tests
 # make install          set up .venv alone; then .venv/bin/appliance recipe=… works. torch is the build for CPUs,
 #                       from PyTorch's own index; for a card: make install TORCH_INDEX= EXTRAS=cuda (docs/gpu.md)
+# make kernels          compile the kernels of some models for a card of KERNELS_ARCH (9.0a), without one; load each
 # make soak             attack a server for some ten minutes; a table in bench/results/soak.md
 # make lag              how late the event loop gets by the largest requests; a table in bench/results/lag.md
 # make lint docs image  check the code, regenerate docs/configuration.md, build a container image
-# make bundle KERNELS=…  all that a card machine without a package index lacks, in dist/bundle (docs/gpu.md)
+# make bundle KERNELS_FOLDER=…  all that a card machine without a package index lacks, in dist/bundle (docs/gpu.md)
 # make lock audit       write requirements.lock and .hashes anew; ask what is known against it (needs a network, not in CI)
 
 ARGS ?=
@@ -15,7 +16,8 @@ PYTHON ?= $(shell for candidate in python3 python3.12 python3.11 python3.13; do 
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 TORCH = torch==2.13.0# as requirements.lock says
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu# empty: pip's own index, which has CUDA builds
-KERNELS ?=# a folder of compiled ones, for `make bundle`
+KERNELS_FOLDER ?=# of compiled ones, for `make bundle`
+KERNELS_ARCH ?= 9.0a
 EXTRAS ?=# of pyproject.toml, as cuda
 FLASHINFER = flashinfer-python==0.7.2.post1# for its signatures; its dependencies need a card
 
@@ -27,7 +29,7 @@ SOURCES = pyproject.toml setup.py Makefile
 
 CHOSEN = $(filter command environment,$(origin TORCH_INDEX) $(origin EXTRAS))# of `command line` one word will do
 
-.PHONY: FORCE install serve test soak lag lint docs image lock audit bundle
+.PHONY: FORCE install serve test kernels bundle soak lag lint docs image lock audit
 
 install: $(VENV)/.installed
 
@@ -56,6 +58,10 @@ serve: install
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
+kernels: $(VENV)/.tested
+	$(PIP) install --quiet "$(TORCH)" --editable ".[cuda-build]"
+	$(BIN)/python -m tests.gpu.kernels --arch "$(KERNELS_ARCH)" --folder build/kernels
+
 soak: $(VENV)/.tested
 	$(BIN)/python -m tests.attack.soak --output bench/results/soak.md
 
@@ -81,10 +87,10 @@ audit: install
 	$(BIN)/pip-audit --requirement requirements.lock --strict --no-deps --disable-pip
 
 bundle: install
-	@$(BIN)/python -m tools.bundle $(if $(KERNELS),--kernels "$(KERNELS)") $(ARGS)
+	@$(BIN)/python -m tools.bundle $(if $(KERNELS_FOLDER),--kernels "$(KERNELS_FOLDER)") $(ARGS)
 
 image:
-	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS,$(if \
+	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS KERNELS KERNELS_WITH,$(if \
 		$(filter command line environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
 		--label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) \
 		--tag appliance-$(subst _,-,$(RECIPE)) .

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from appliance.config.schema import Config, EngineConfig, MediaConfig
+from appliance.kernels import kernel_options
 from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
@@ -57,6 +58,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         decode_products=engine.decode_products,
         vision_attention=engine.vision_attention,
         vision_attention_from=engine.vision_attention_from,
+        kernels=kernel_options(config) if engine.device == "cuda" else None,
         step_seconds=engine.step_seconds,
         tensor_parallel=ranks,
     )

@@ -14,6 +14,7 @@ from appliance.log_lines import logs_json
 logger = logging.getLogger("appliance.serve")
 
 WIDTH = 30
+PHASE = len("compiling kernels 26 of 26")  # the longest there is
 REDRAW_SECONDS = 0.1
 LOG_SECONDS = 10.0
 
@@ -24,7 +25,7 @@ def bar(lifecycle: Lifecycle) -> str:
     blocks = "█" * done + "░" * (WIDTH - done)
     detail = f"  {lifecycle.detail}" if lifecycle.detail else ""
     shown = f"{lifecycle.fraction:4.0%} {lifecycle.elapsed:6.1f}s{detail}"
-    return f"{lifecycle.phase:<20} {blocks} {shown}"
+    return f"{lifecycle.phase:<{PHASE}} {blocks} {shown}"
 
 
 async def show(lifecycle: Lifecycle, stream: TextIO = sys.stderr) -> None:

@@ -16,12 +16,8 @@ from bench.stand_in.torch_products import TorchProducts
 from engine.attention.backend import AttentionShape
 from engine.attention.rows import DeviceRows
 from engine.device.device import Recorder
-from engine.layers.decode_products import (
-    SPLITS,
-    CompiledProducts,
-    DecodeProducts,
-    module_spec,
-)
+from engine.kernels.own import products
+from engine.layers.decode_products import SPLITS, CompiledProducts, DecodeProducts
 from engine.layers.kernels import Kernels, Norm
 from engine.running.platform import Platform
 
@@ -182,7 +178,7 @@ def best_deals(
     shape: Shape, device: Recorder, tokens: int, read: int
 ) -> Iterator[tuple[str, float, tuple[int, int], float]]:
     """Of each product: seconds as it is dealt, the best way to deal it, and seconds of that."""
-    module = module_spec().build_and_load()
+    module = products().spec().build_and_load()
     count = torch.cuda.get_device_properties(device.device).multi_processor_count
     step = Step(shape, tokens, device.device)
     kinds: dict[str, Callable[[DecodeProducts, Layer], object]] = {

@@ -8,6 +8,20 @@ PROMPT_ROWS = 256
 
 
 @dataclass(slots=True, frozen=True)
+class KernelOptions:
+    """Where compiled kernels are, and whether a start may compile what is missing.
+
+    `folder` holds those of one kind of machine if it is `named`, else a folder for each kind.
+    """
+
+    folder: str
+    named: bool
+    command: str  # what compiles them, for people
+    architectures: tuple[str, ...] = ()  # empty: the card's
+    jit: bool = True
+
+
+@dataclass(slots=True, frozen=True)
 class EngineOptions:
     """Settings of one engine: no `auto`, no choice still to be made but those of the plan.
 
@@ -36,6 +50,7 @@ class EngineOptions:
     decode_products: str = "library"  # or own or auto, on CUDA
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer
+    kernels: KernelOptions | None = None  # on CUDA; None: FlashInfer compiles when it needs one
     step_seconds: float = 300.0  # longest silence of an engine that is not taken for hung
     tensor_parallel: int = 1  # processes (ranks) that share the model
 

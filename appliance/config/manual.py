@@ -23,6 +23,8 @@ Serve a multimodal language model from one YAML file, behind an OpenAI-compatibl
   appliance recipe=NAME server.port=9000 media.image.limit=2
                                          set any key
   appliance recipe=NAME task=plan        print what memory it takes, load nothing
+  appliance recipe=NAME engine=cuda task=kernels
+                                         compile what it runs on a card, ahead of time
   appliance help NAME                    explain a group, a key or a recipe
 
 Flags

@@ -14,7 +14,7 @@ from appliance.request_options import CEILINGS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000")
 SCHEMES = ("https", "http", "data")
-TASKS = ("serve", "plan")  # modules of `appliance.tasks`
+TASKS = ("serve", "plan", "kernels")  # modules of `appliance.tasks`
 MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
 
@@ -357,10 +357,26 @@ class EngineConfig:
         "it has kernels for, auto (cuda only) takes that for large pictures.",
         choices=("sdpa", "flashinfer", "auto"),
     )
+    jit: bool = key(
+        "Whether a start on a card compiles kernels that are missing, before it is ready; false "
+        "refuses instead, naming one and the command that compiles it."
+    )
     vision_attention_from: int = key(
         "Patches, before any merging, from which a picture is large for `vision_attention=auto`; "
         "`bench/gpu.py` finds it for a card.",
         low=1,
+    )
+
+
+@dataclass
+class KernelsConfig:
+    folder: str | None = key(
+        "Folder of compiled kernels for one kind of machine, made by `task=kernels` or by a start; "
+        "null keeps those of each kind in `cache.folder`."
+    )
+    arch: str | None = key(
+        "Architecture that kernels are compiled for (cuda only), as `9.0a`, or several, as "
+        "`8.9 9.0a`; null is the card's own."
     )
 
 
@@ -403,7 +419,8 @@ class Config:
 
     recipe: str | None = key("Name of the recipe, filled in by the launcher.")
     task: str = key(
-        "What to do: serve the model, or plan its memory without loading it.",
+        "What to do: serve the model, plan its memory without loading it, or compile the kernels "
+        "that it takes on a card.",
         choices=TASKS,
     )
     model: ModelConfig = group(ModelConfig, "The checkpoint and how it is loaded.")
@@ -412,6 +429,7 @@ class Config:
     media: MediaConfig = group(MediaConfig, "What requests may bring besides text.")
     server: ServerConfig = group(ServerConfig, "The HTTP endpoint.")
     engine: EngineConfig = group(EngineConfig, "How the model runs.")
+    kernels: KernelsConfig = group(KernelsConfig, "Compiled kernels (gpu.md).")
     parallelism: ParallelismConfig = group(
         ParallelismConfig, "One model over several processes (parallelism.md)."
     )

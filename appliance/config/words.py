@@ -24,6 +24,7 @@ FLAGS_HERE = {  # with what may follow them
 VERBS: dict[str, list[str]] = {
     **{verb: [] for verb in ("serve", "run", "start", "up", "launch")},
     "plan": ["task=plan"],
+    "compile": ["task=kernels"],
     "version": ["--version"],
 }
 LISTING = ("list", "ls", "recipes", "models")

@@ -5,29 +5,51 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
-from appliance.planning import how_to_switch_on, plan_recipe, switched_off
+from appliance.config.schema import Config
+from appliance.kernels import check_kernels
+from appliance.planning import (
+    GPU_SHARE,
+    check_device_keys,
+    how_to_switch_on,
+    plan_recipe,
+    switched_off,
+)
 from appliance.weights.source import outlined
+from engine.device.cards import Card, card
 from engine.errors import EngineError
+from engine.kernels.needed import needed
+from engine.kernels.start import why_not
+from engine.kernels.stock import look
+from engine.kernels.times import in_words, seconds
+from engine.memory.card_memory import usable_bytes
 from engine.memory.plan import Plan, size
+from engine.models.registry import family_for
 
 
 def run(composed: Composed) -> int:
     """Print the plan. Raises ConfigurationError, with the arithmetic, for what cannot fit."""
     config = composed.config
     try:
+        check_device_keys(config.engine)
+        check_kernels(config)
         with leaving(), outlined(config.model, config.cache) as folder:
-            plan = plan_recipe(config, folder)
+            there = card() if config.engine.device == "cuda" else None
+            plan = plan_recipe(config, folder, None if there is None else usable(config, there))
             off = switched_off(config, folder)
+            kernels = "" if there is None else kernels_in_words(plan, folder, there.capability)
     except EngineError as error:
         raise ConfigurationError(str(error)) from error
     print(f"{config.model.name}  ({plan.architecture}, {plan.dtype}, recipe {composed.digest})\n")
     if plan.ranks > 1:
         print(f"  Rank 0 of {plan.ranks}; the others take less, since it alone has the towers.\n")
     print(table(plan))
+    if kernels:
+        print(f"\n{kernels}")
     if config.recipe is None and off:
         print(f"\n  NB: {how_to_switch_on(off)}.")
     return 0
@@ -47,6 +69,34 @@ def leaving() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def usable(config: Config, there: Card) -> int:
+    """What of the card's memory may be planned with."""
+    fraction = config.engine.gpu_memory_fraction or GPU_SHARE
+    return usable_bytes(there.total_bytes, there.free_bytes, fraction)
+
+
+def kernels_in_words(plan: Plan, folder: Path, capability: tuple[int, int]) -> str:
+    """Which compiled kernels a start will find, and about how long it takes to compile the rest.
+
+    Raises KernelsUnfit for a folder of another machine's.
+    """
+    options = plan.options
+    assert options.kernels is not None
+    stock = look(options.kernels, capability)
+    modules = needed(family_for(folder), options, [capability])
+    missing = stock.missing(modules)
+    count, place = len(modules), stock.target.folder
+    if not missing:
+        return f"  Kernels: all {count} are compiled ({place})."
+    names = "".join(f"\n    {module.name}" for module in missing)
+    what = f"  Kernels: {count - len(missing)} of {count} are compiled ({place}). "
+    reason = why_not(options.kernels)
+    if reason is not None:
+        return f"{what}A start refuses ({reason}) for want of{names}"
+    took = in_words(seconds(missing, options.threads))
+    return f"{what}The first start, or `{options.kernels.command}`, takes about {took} for{names}"
 
 
 def table(plan: Plan) -> str:

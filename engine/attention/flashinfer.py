@@ -14,14 +14,19 @@ from typing import Any
 import torch
 
 from engine.attention.backend import AttentionShape, KVCache, PlannedKernel
-from engine.attention.limits import PLAN_BYTES, WORKSPACE_BYTES, unsupported
+from engine.attention.limits import (
+    PLAN_BYTES,
+    WORKSPACE_BYTES,
+    decodes_by_tensor_cores,
+    hopper_lacks,
+    unsupported,
+)
 from engine.attention.rows import DeviceRows, Rows
 from engine.device.device import Device, send
 from engine.errors import ModelUnsupported
 from engine.scheduling.batch import Batch
 
 HOPPER_TILE, HOPPER_TILES = 128, 128  # query rows of a tile; from so many on, all processors work
-TENSOR_CORE_GROUP = 4  # from this many query heads a key head on, tensor cores decode faster
 LARGEST_FP8 = 448.0  # of float8_e4m3fn; torch makes larger ones NaN
 
 
@@ -176,7 +181,7 @@ class FlashInferAttention:
         kernel = self._library.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             "NHD",
-            use_tensor_cores=shape.heads // shape.kv_heads >= TENSOR_CORE_GROUP,
+            use_tensor_cores=decodes_by_tensor_cores(shape.heads, shape.kv_heads),
             backend="fa2",
             **buffers,
         )
@@ -233,12 +238,4 @@ def hopper_unsupported(
     capability: tuple[int, int], shape: AttentionShape, cache: KVCache
 ) -> str | None:
     """Why prompts cannot be attended to by FlashInfer's kernels for Hopper; None if they can."""
-    if capability != (9, 0):
-        return "FlashInfer's fa3 is for cards of compute capability 9.0"
-    if cache.dtype.itemsize == 1:
-        return "FlashInfer's fa3 reads no keys and values of eight bits"
-    if shape.soft_cap is not None:
-        return "FlashInfer's fa3 is not compiled for capped scores"
-    if all(window is not None for window in shape.windows or (None,)):
-        return "FlashInfer's fa3 is not compiled for windows, and every layer has one"
-    return None
+    return hopper_lacks(capability, cache.dtype.itemsize, shape.soft_cap, shape.windows)

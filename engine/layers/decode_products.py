@@ -7,22 +7,17 @@ pass of their own. Of few tokens only: more are multiplied faster by the librari
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from engine.attention.rows import DeviceRows
+from engine.kernels.own import TILE
 from engine.layers.kernels import Activation, Norm
 
 MOST_TOKENS = 32
 AUTO_TOKENS = 2  # of which a first version was measured to be faster than the libraries' kernels
-CAPABILITY = (9, 0)  # that the kernels are written for: clusters, 227 KiB of shared memory
-UNIT, TILE, COLUMNS = 64, 16, 8  # of depth, of a weight's rows, of tokens
-NATIVE = Path(__file__).resolve().parent.parent / "native"
-SOURCES = ("decode_products.cu", "decode_products.cuh", "card.cuh")
 SPLITS = (1, 2, 4, 8)  # blocks that may share a product's depth
 HELD_BYTES = 64 << 10  # of tokens in a block, at most: two blocks find room on a processor
 AHEAD_BYTES = 24 << 20  # of the next weights to the second cache, while attention waits
@@ -178,34 +173,3 @@ def deal(tokens: int, depth: int, tiles: int, processors: int) -> tuple[int, int
     while split < SPLITS[-1] and tiles * split * 2 <= processors:
         split *= 2
     return split, processors if tiles * split >= processors else tiles * split
-
-
-def unsupported(
-    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, depths: tuple[int, ...]
-) -> str | None:
-    """Why these products are not ours to compute; None if they are.
-
-    `depths` are the widths of hidden states, of all heads together and of the middle of the MLP.
-    """
-    if capability != CAPABILITY:
-        return "the kernels are for cards of compute capability 9.0"
-    if dtype != torch.bfloat16:
-        return f"the kernels multiply bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if head_dim % TILE or any(depth % UNIT for depth in depths):
-        return f"the kernels multiply in units of {UNIT}, heads in units of {TILE}"
-    return None
-
-
-def module_name() -> str:
-    """The compiled module's name, another for each state of its sources."""
-    digest = hashlib.sha256()
-    for source in SOURCES:
-        digest.update((NATIVE / source).read_bytes())
-    return f"appliance_decode_products_{digest.hexdigest()[:12]}"
-
-
-def module_spec() -> Any:
-    """How FlashInfer compiles and finds the module, as it does its own."""
-    from flashinfer.jit.core import gen_jit_spec
-
-    return gen_jit_spec(module_name(), [NATIVE / SOURCES[0]], use_fast_math=False)

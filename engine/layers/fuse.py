@@ -69,8 +69,7 @@ class FusedDecoder:
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
         self._norms = [norm_of(norm) for norm in norms]
         self._backend = backend
-        decodable = all(layer.decodable for layer in self._layers)
-        self._products = products if decodable else None
+        self._products = products
 
     def __call__(self, batch: DecoderInput) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]`; the embeddings are overwritten."""
@@ -92,11 +91,6 @@ class FusedDecoder:
                 residual[feature.rows] += feature.values
             normed, residual = kernels.add_norm(added, residual, self._norms[i + 1])
         return normed
-
-    @property
-    def has_products(self) -> bool:
-        """Whether few tokens are decoded by the products that were given."""
-        return self._products is not None
 
     def _decoding(self, batch: DecoderInput) -> DeviceRows | None:
         """Where the tokens' keys belong, if they are decoded by our products."""
@@ -140,12 +134,6 @@ class FusedLayer:
             self._attended_norm = self._mlp_norm
             self._mlp_norm = norm_of(layer.pre_feedforward_layernorm)
             self._gated_norm = norm_of(layer.post_feedforward_layernorm)
-
-    @property
-    def decodable(self) -> bool:
-        """Whether `decode` has all of it: no norm before an addition, no bias at the gate."""
-        plain = isinstance(self._gate_up, PlainLinear) and self._gate_up.bias is None
-        return plain and self._attended_norm is None
 
     def decode(
         self,
@@ -221,6 +209,19 @@ def rotaries(module: Any) -> dict[str | None, Any]:
     if kinds is None:
         return {None: module}
     return {kind: partial(module, layer_type=kind) for kind in kinds}
+
+
+def adds_plainly(stack: Any) -> bool:
+    """Whether nothing is normed before it is added, nor is there a bias at the gate.
+
+    Our products of a decoding step are for layers of a fusible stack that do so.
+    """
+    return all(
+        not hasattr(layer, "pre_feedforward_layernorm")
+        and layer.mlp.gate_proj.bias is None
+        and layer.mlp.up_proj.bias is None
+        for layer in stack.layers
+    )
 
 
 def fusible(stack: Any) -> bool:

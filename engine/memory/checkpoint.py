@@ -82,7 +82,7 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     if min(len(embedding), 2) not in (0, 2):
         raise CheckpointBroken(f"{folder}: its embed_tokens.weight is no matrix")
     try:
-        heads = text["num_attention_heads"]
+        heads, kv_heads, head_dim = head_sizes(text)
         return Checkpoint(
             architecture=str(config["architectures"][0]),
             dtype=_dtype(config, text, tensors),
@@ -90,8 +90,8 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
             hidden=text["hidden_size"],
             intermediate=text["intermediate_size"],
             heads=heads,
-            kv_heads=text.get("num_key_value_heads") or heads,
-            head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             vocabulary=embedding[0] if embedding else text["vocab_size"],
             positions=text["max_position_embeddings"],
             tied=tied,
@@ -103,6 +103,13 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
+
+
+def head_sizes(text: dict[str, Any]) -> tuple[int, int, int]:
+    """Heads, key-value heads and their size. Raises KeyError for what config.json leaves out."""
+    heads = text["num_attention_heads"]
+    head_dim = text.get("head_dim") or text["hidden_size"] // heads
+    return heads, text.get("num_key_value_heads") or heads, head_dim
 
 
 def stored_dtype(folder: str | Path) -> str | None:

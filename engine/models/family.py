@@ -79,6 +79,10 @@ class Family:
         """Hidden and intermediate size of the layers of a modality's tower."""
         raise KeyError(modality)
 
+    def tower_heads(self, modality: str) -> int:
+        """Heads that the layers of a modality's tower divide its hidden size among."""
+        raise KeyError(modality)
+
     # light half: the server process and media workers
 
     def placeholder(self, modality: str) -> str:

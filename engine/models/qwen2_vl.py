@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from engine.models.family import Upload
 
-EMBED_DIM, MLP_RATIO = 1280, 4  # defaults of transformers' vision configuration
+EMBED_DIM, MLP_RATIO, HEADS = 1280, 4, 16  # defaults of transformers' vision configuration
 MAX_ASPECT_RATIO = 200
 IMAGE_PIXELS = (56 * 56, 28 * 28 * 1280)  # defaults of transformers' image processor
 VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)  # of its video processor, a frame
@@ -73,6 +73,9 @@ class Qwen2VL(Family):
         vision = self.config.get("vision_config") or {}
         hidden = int(vision.get("embed_dim", EMBED_DIM))
         return hidden, int(hidden * vision.get("mlp_ratio", MLP_RATIO))
+
+    def tower_heads(self, modality: str) -> int:
+        return int((self.config.get("vision_config") or {}).get("num_heads", HEADS))
 
     def placeholder(self, modality: str) -> str:
         if modality not in self.modalities:

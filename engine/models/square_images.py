@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engine.models.family import Upload
 
-IMAGE_SIZE, PATCH, HIDDEN = 336, 14, 1024  # of CLIP-L, where config.json leaves them out
+IMAGE_SIZE, PATCH, HIDDEN, HEADS = 336, 14, 1024, 16  # of CLIP-L, where config.json leaves them out
 
 
 class SquareImages(Family):
@@ -52,6 +52,9 @@ class SquareImages(Family):
     def tower_width(self, modality: str) -> tuple[int, int]:
         hidden = int(self._vision.get("hidden_size", HIDDEN))
         return hidden, int(self._vision.get("intermediate_size") or 4 * hidden)
+
+    def tower_heads(self, modality: str) -> int:
+        return int(self._vision.get("num_attention_heads", HEADS))
 
     @property
     def _vision(self) -> dict[str, Any]:

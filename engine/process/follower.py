@@ -62,6 +62,7 @@ def follow(
     link.poll(None)  # rank 0 speaks once it has seen that there is a card for each
     platform = platform_for(options.device, rank) if platform is None else platform
     ranks = Ranks(rank, options.tensor_parallel, [link], platform.device)
+    platform.prepare_kernels(options, lambda phase, fraction: None)  # or wait until rank 0 has
     # rank 0 alone has towers: placeholders come as tokens that no rank has
     loaded = load_share(
         options.model_path, options.dtype, str(platform.device), rank=rank, ranks=ranks.size

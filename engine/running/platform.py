@@ -20,16 +20,17 @@ from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
 from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
+from engine.kernels.own import products, unsupported
+from engine.kernels.start import Progress, compile_no_more, hand_over, provide
 from engine.layers.decode_products import (
     AUTO_TOKENS,
     MOST_TOKENS,
     CompiledProducts,
     DecodeProducts,
-    module_spec,
-    unsupported,
 )
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.layers.vision_attention import attend_with
+from engine.options import EngineOptions
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import HostSampler, Sampler
 
@@ -71,6 +72,15 @@ class Platform(Device, Protocol):
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         """What chooses tokens; `eos_ids` end an answer."""
 
+    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
+        """Have all that is compiled for these options, before anything runs.
+
+        Raises KernelsMissing or KernelsUnfit, in one line.
+        """
+
+    def seal_kernels(self, options: EngineOptions) -> None:
+        """Compile nothing from now on: a request is about to come."""
+
     def prepare_towers(self, model: nn.Module, least: int) -> None:
         """Let towers attend by kernels of this device to pictures of `least` patches on.
 
@@ -100,6 +110,12 @@ class CpuPlatform(Host):
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return HostSampler(eos_ids, vocabulary)
 
+    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
+        return None
+
+    def seal_kernels(self, options: EngineOptions) -> None:
+        return None
+
     def prepare_towers(self, model: nn.Module, least: int) -> None:
         return None
 
@@ -127,6 +143,12 @@ class FlashInferOffers:
 
     def sampler(self: FlashInferPlatform, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return DeviceSampler(eos_ids, vocabulary, self, self.library.sampling)
+
+    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
+        return None
+
+    def seal_kernels(self, options: EngineOptions) -> None:
+        return None
 
     def prepare_towers(self, model: nn.Module, least: int) -> None:
         attend_with(self.library, model, least)
@@ -169,14 +191,26 @@ class CudaPlatform(FlashInferOffers, Cuda):
             return None
         properties = torch.cuda.get_device_properties(self.device)
         capability = (properties.major, properties.minor)
-        reason = unsupported(capability, dtype, shape.head_dim, depths)
+        name = str(dtype).removeprefix("torch.")
+        reason = unsupported(capability, name, shape.head_dim, depths)
         if reason is None:
-            module = module_spec().build_and_load()
+            module = products().spec().build_and_load()
             most = MOST_TOKENS if wanted == "own" else AUTO_TOKENS
             return CompiledProducts(module, properties.multi_processor_count, most)
         if wanted == "own":
-            raise ModelUnsupported(f"{reason}: set engine.decode_products=auto")
+            raise ModelUnsupported(f"{reason}: set engine.decode_products=library")
         return None
+
+    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
+        if self._limited and options.kernels is not None:
+            capability = torch.cuda.get_device_capability(self.device)
+            hand_over(provide(options, capability, progress))
+            if not options.kernels.jit:
+                compile_no_more()
+
+    def seal_kernels(self, options: EngineOptions) -> None:
+        if self._limited and options.kernels is not None:
+            compile_no_more()
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

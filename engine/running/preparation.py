@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from engine.device.device import Device, Measured
+from engine.kernels.start import as_missing
 from engine.layers.vision_attention import VISION_ATTENTION
 from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
@@ -55,12 +56,18 @@ def prepare(
 ) -> Prepared:
     """Load, and on a card exercise, measure and record; of several ranks this is the first.
 
-    Raises ModelUnsupported, and PlanError where the card's memory does not suffice.
+    Raises ModelUnsupported, PlanError where the card's memory does not suffice, KernelsMissing and
+    KernelsUnfit for compiled kernels.
     """
     try:
         return _prepare(options, platform, progress, load, ranks)
     except torch.OutOfMemoryError as error:
         raise PlanError(out_of_memory(options)) from error
+    except RuntimeError as error:
+        missing = as_missing(error, options)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def _prepare(
@@ -70,6 +77,7 @@ def _prepare(
     load: Load,
     ranks: Ranks | None,
 ) -> Prepared:
+    platform.prepare_kernels(options, progress)
     progress("loading weights", 0.0)
     loaded = load(
         options.model_path,
@@ -96,6 +104,7 @@ def _prepare(
     runner.store(pages)
     if options.graphs:
         runner.record(progress=progress)
+    platform.seal_kernels(options)
     return prepared
 
 

@@ -11,7 +11,7 @@ import torch
 from engine.attention.backend import KVCache, RecordableAttention
 from engine.errors import EngineError, ModelUnsupported
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
-from engine.layers.fuse import FusedDecoder, fusible
+from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
 from engine.layers.kernels import Kernels
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
@@ -219,14 +219,15 @@ class Runner:
             if own:
                 raise ModelUnsupported(f"layers that several cards share {NOT_OWN}")
             return FusedDecoder(stack, shape, self._backend, kernels, ranks.sum)
-        config = stack.config
-        depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
-        wanted = options.decode_products
-        products = self._platform.products(shape, loaded.dtype, depths, wanted)
-        decoder = FusedDecoder(stack, shape, self._backend, kernels, products=products)
-        if own and not decoder.has_products:
+        products = None
+        if adds_plainly(stack):
+            config = stack.config
+            depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
+            wanted = options.decode_products
+            products = self._platform.products(shape, loaded.dtype, depths, wanted)
+        elif own:
             raise ModelUnsupported(f"layers that norm what they add {NOT_OWN}")
-        return decoder
+        return FusedDecoder(stack, shape, self._backend, kernels, products=products)
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

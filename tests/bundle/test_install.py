@@ -158,7 +158,7 @@ def test_another_flashinfer_is_refused_and_its_own_is_not(bundle: Bundle, tmp_pa
     (info / "METADATA").write_text("Name: flashinfer-python\nVersion: 0.7.3\n")
     [line] = lines(bundle.run("install.sh", "--target", "t"))
     assert "made for FlashInfer 0.7.2.post1, but here is FlashInfer 0.7.3: " in line
-    assert "(with flashinfer-python==0.7.3), then make bundle KERNELS=FOLDER" in line
+    assert "(with flashinfer-python==0.7.3), then make bundle KERNELS_FOLDER=FOLDER" in line
 
 
 def test_packages_that_the_machine_should_have_are_named(bundle: Bundle) -> None:

@@ -83,32 +83,32 @@ def test_the_machine_that_it_was_made_for(carried: ModuleType, changed: dict[str
             {"card": "NVIDIA A100", "capability": (8, 0)},
             "made for arch 9.0a, but here is NVIDIA A100 of arch 8.0: appliance recipe=NAME "
             "engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"8.0\"', then "
-            "make bundle KERNELS=FOLDER",
+            "make bundle KERNELS_FOLDER=FOLDER",
         ),
         (
             {"torch": "2.13.0+cu130"},
-            "made for torch 2.11.0, but here is torch 2.13.0+cu130: make bundle KERNELS=FOLDER "
-            'ARGS="--torch 2.13.0"',
+            "made for torch 2.11.0, but here is torch 2.13.0+cu130: make bundle "
+            'KERNELS_FOLDER=FOLDER ARGS="--torch 2.13.0"',
         ),
         (
             {"cuda": "12.8"},
             "made for CUDA 13.0, but here is CUDA 12.8: appliance recipe=NAME "
             "engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"9.0a\"' (with nvcc "
-            "12.8), then make bundle KERNELS=FOLDER",
+            "12.8), then make bundle KERNELS_FOLDER=FOLDER",
         ),
         (
             {"flashinfer": "0.7.3"},
             "made for FlashInfer 0.7.2.post1, but here is FlashInfer 0.7.3: appliance recipe=NAME "
             "engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"9.0a\"' (with "
-            "flashinfer-python==0.7.3), then make bundle KERNELS=FOLDER; or remove the one here: "
-            "pip uninstall flashinfer-python",
+            "flashinfer-python==0.7.3), then make bundle KERNELS_FOLDER=FOLDER; or remove "
+            "the one here: pip uninstall flashinfer-python",
         ),
         (
             {"python": "3.11", "torch": "2.12.0", "card": "NVIDIA L4", "capability": (8, 9)},
             "made for Python 3.12, torch 2.11.0, arch 9.0a, but here is Python 3.11, torch 2.12.0, "
             "NVIDIA L4 of arch 8.9: appliance recipe=NAME engine=cuda task=kernels "
             "kernels.folder=FOLDER 'kernels.arch=\"8.9\"', then make bundle "
-            'KERNELS=FOLDER ARGS="--python 3.11 --torch 2.12.0"',
+            'KERNELS_FOLDER=FOLDER ARGS="--python 3.11 --torch 2.12.0"',
         ),
     ],
 )

@@ -276,8 +276,8 @@ def test_heads_are_rotated_and_stored(
 
 
 def test_tokens_that_do_not_fit_are_refused(library: ctypes.CDLL) -> None:
-    weight, x = some(32, 1024), some(32, 1024)
-    product = product_of(weight, x, torch.empty(32, 32, dtype=torch.bfloat16))
+    weight, x, output = some(32, 1024), some(32, 1024), some(32, 32)
+    product = product_of(weight, x, output)
     assert run(library, product, STORE, Deal(shared=45_000)) == 2
     assert run(library, product, STORE, Deal(split=4, shared=45_000)) == 0
 

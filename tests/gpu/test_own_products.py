@@ -6,13 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from bench.reference import TOLERANCE, Recorder, Reference, compare, greedy
+from bench.reference import (
+    TOLERANCE,
+    Recorder,
+    Reference,
+    compare,
+    engine_options,
+    greedy,
+)
 from bench.stand_in.platforms import Recording, cuda_path
 from engine.errors import ModelUnsupported
-from engine.layers import decode_products
-from engine.layers.decode_products import SPLITS, deal, module_name, unsupported
+from engine.kernels import own
+from engine.kernels.needed import needed
+from engine.kernels.own import products, products_name, unsupported
+from engine.layers.decode_products import SPLITS, deal
+from engine.models.registry import family_for
 from engine.request import Request
 from tests.engine.running.test_oracle import words
 
@@ -84,10 +93,10 @@ def test_layers_without_products_of_ours_are_refused(
 
 
 def test_why_there_are_none() -> None:
-    hopper, half, depths = (9, 0), torch.bfloat16, (1536, 1536, 8960)
+    hopper, half, depths = (9, 0), "bfloat16", (1536, 1536, 8960)
     assert unsupported(hopper, half, 128, depths) is None
     assert "9.0" in (unsupported((8, 0), half, 128, depths) or "")
-    assert "float16" in (unsupported(hopper, torch.float16, 128, depths) or "")
+    assert "float16" in (unsupported(hopper, "float16", 128, depths) or "")
     assert "64" in (unsupported(hopper, half, 128, (1536, 1536, 8992)) or "")
     assert "16" in (unsupported(hopper, half, 72, depths) or "")
 
@@ -108,9 +117,33 @@ def test_the_work_is_dealt_to_whole_clusters_on_all_processors(
 def test_a_compiled_module_is_of_these_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = module_name()
-    for source in decode_products.SOURCES:
-        text = (decode_products.NATIVE / source).read_bytes()
+    before = products_name()
+    for source in own.SOURCES:
+        text = (own.NATIVE / source).read_bytes()
         (tmp_path / source).write_bytes(text + b"\n" * source.endswith(".cu"))
-    monkeypatch.setattr(decode_products, "NATIVE", tmp_path)
-    assert module_name() != before
+    monkeypatch.setattr(own, "NATIVE", tmp_path)
+    assert products_name.__wrapped__() != before
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "capability", "listed"),
+    [
+        ("llama", {"decode_products": "own"}, (9, 0), True),
+        ("qwen2_vl", {"decode_products": "auto"}, (9, 0), True),
+        ("llama", {}, (9, 0), False),
+        ("llama", {"decode_products": "auto"}, (8, 0), False),
+        ("llama", {"decode_products": "auto", "fuse": False}, (9, 0), False),
+        ("llama", {"decode_products": "auto", "dtype": "float16"}, (9, 0), False),
+        ("gemma3_text", {"decode_products": "auto"}, (9, 0), False),
+    ],
+)
+def test_the_module_is_on_the_list_where_the_engine_loads_it(
+    family: str,
+    changes: dict[str, object],
+    capability: tuple[int, int],
+    listed: bool,
+    checkpoint: Folder,
+) -> None:
+    folder = checkpoint(family)
+    options = engine_options(folder, **({"dtype": "bfloat16"} | changes))
+    assert (products() in needed(family_for(folder), options, [capability])) == listed

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from appliance.health import readable
+from appliance.recipe import compose_recipe
 from tests.attack.wire import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (CHECKOUT / "Dockerfile").read_text()
-ARGUMENTS = {"BASE", "TORCH_INDEX", "EXTRAS", "RECIPE"}
+ARGUMENTS = {"BASE", "TORCH_INDEX", "EXTRAS", "RECIPE", "KERNELS", "KERNELS_WITH"}
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ def faults(text: str) -> set[str]:
     wrong |= {f"no argument {one}" for one in ARGUMENTS - arguments}
     for name, argument in told:
         match name:
-            case "FROM" if not re.match(r"\$\{BASE\}(?: AS \w+)?$", argument):
+            case "FROM" if not re.match(rf"({stages(told)})(?: AS \w+)?$", argument):
                 wrong.add("a base that no build argument chooses")
             case "ARG" if argument.startswith("BASE") and not re.search(r":\d+\.\d+", argument):
                 wrong.add("a base without a version")
@@ -65,6 +66,12 @@ def faults(text: str) -> set[str]:
     return wrong
 
 
+def stages(told: list[tuple[str, str]]) -> str:
+    """A pattern of what a stage may begin with: the chosen base, or another stage."""
+    named = [argument.split(" AS ")[1] for name, argument in told if " AS " in argument]
+    return "|".join([r"\$\{BASE\}", *named])
+
+
 def _json(text: str) -> object:
     try:
         return json.loads(text)
@@ -84,6 +91,8 @@ def test_the_image_is_made_with_care() -> None:
         ("BASE=python:3.12-slim", "BASE=python:latest", "a base without a version"),
         ("ARG TORCH_INDEX", "ENV TORCH_INDEX", "no argument TORCH_INDEX"),
         ("ARG EXTRAS", "ENV EXTRAS", "no argument EXTRAS"),
+        ("ARG KERNELS_WITH", "ENV KERNELS_WITH", "no argument KERNELS_WITH"),
+        ("FROM build AS kernels", "FROM nvcc AS kernels", "a base that no build argument chooses"),
         ("appliance.health", "http.server", "a health check of something else"),
         (" HOME=/var/cache/appliance", " HOME=/home/appliance", "a home that is not on the volume"),
         ("LABEL org", "ENV org", "no LABEL"),
@@ -181,3 +190,103 @@ def test_the_health_check_finds_the_server_wherever_it_listens(tmp_path: Path, w
 )
 def test_addresses_of_the_kernel_are_read(kernel: str, host: str) -> None:
     assert readable(kernel) == host
+
+
+def kernel_scripts() -> list[str]:
+    """What the stage for kernels runs."""
+    return [
+        argument
+        for name, argument in instructions(DOCKERFILE)
+        if "${KERNELS}" in argument and name == "RUN"
+    ]
+
+
+def run_kernel_stage(tmp_path: Path, **given: str) -> list[str]:
+    """Commands that the stage runs, written down instead; there is no C++ compiler."""
+    log, bin = tmp_path / "ran", tmp_path / "bin"
+    bin.mkdir()
+    for name in ("apt-get", "pip", "appliance"):
+        (bin / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n')
+        (bin / name).chmod(0o755)
+    for name in ("rm", "mkdir"):
+        (bin / name).write_text("#!/bin/sh\n")
+        (bin / name).chmod(0o755)
+    environment = {"PATH": str(bin), "RECIPE": "demo", "KERNELS": "", "KERNELS_WITH": ""} | given
+    for script in kernel_scripts():
+        subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_an_image_without_kernels_compiles_nothing(tmp_path: Path) -> None:
+    assert run_kernel_stage(tmp_path) == []
+
+
+def test_the_stage_for_kernels_compiles_those_of_the_recipe(tmp_path: Path) -> None:
+    keys = "engine.kv_dtype=fp8 engine.prefill_attention=auto"
+    ran = run_kernel_stage(tmp_path, KERNELS="8.9 9.0a", KERNELS_WITH=keys)
+    assert ran[1] == "apt-get install --yes --no-install-recommends g++"
+    assert ran[2].startswith("pip install ")
+    assert ran[2].endswith(".[cuda-build]")
+    assert ran[3:] == [
+        f"appliance recipe=demo engine=cuda {keys} task=kernels kernels.arch='8.9 9.0a' "
+        "kernels.folder=/opt/kernels"
+    ]
+
+
+def test_its_command_leaves_a_folder_that_the_image_starts_with(tmp_path: Path) -> None:
+    """The command itself, with a toolkit of scripts; and what the entry point says afterwards."""
+    pytest.importorskip("flashinfer", reason="FlashInfer is not installed")
+    from engine.kernels.folder import KernelFolder
+    from tests.engine.kernels.toolkit import Toolkit
+
+    [script] = [one for one in kernel_scripts() if "appliance" in one]
+    command = re.search(r"appliance recipe=.*?(?=; \})", script)
+    assert command
+    kernels = tmp_path / "kernels"
+    text = command[0].replace("/opt/kernels", str(kernels)).replace("appliance", PYTHON, 1)
+    environment = {**os.environ, **Toolkit(tmp_path).environment, "PYTHONPATH": str(CHECKOUT)}
+    arguments = {"RECIPE": "demo", "KERNELS": "8.9 9.0a", "KERNELS_WITH": ""}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{text} cache.folder={tmp_path}/cache"],
+        env=environment | arguments,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = KernelFolder(kernels).manifest()
+    assert manifest is not None
+    assert manifest.architectures == ("8.9", "9.0a")
+    assert len(KernelFolder(kernels).intact()) == 7
+
+
+PYTHON = f"{sys.executable} -m appliance"
+
+
+@pytest.mark.parametrize("kernels", ["", "9.0a"])
+def test_the_entry_point_names_the_kernels_that_the_image_has(tmp_path: Path, kernels: str) -> None:
+    [entry] = [
+        json.loads(argument) for name, argument in instructions(DOCKERFILE) if name == "ENTRYPOINT"
+    ]
+    (tmp_path / "appliance").write_text('#!/bin/sh\nfor one; do echo "$one"; done\n')
+    (tmp_path / "appliance").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECIPE": "demo", "KERNELS": kernels}
+    done = subprocess.run(
+        [*entry, "engine=cuda", "kernels.folder=/mine"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert ("kernels.folder=/opt/kernels" in said) == bool(kernels)
+    assert "" not in said
+    config = compose_recipe([one for one in said if one != "logging=json"]).config
+    assert config.kernels.folder == "/mine"  # what somebody adds comes last
+
+
+def test_what_the_image_holds_compiles_nothing() -> None:
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    assert "cuda-build" not in last
+    assert "g++" not in last
+    assert "--from=build /opt/appliance" in last  # whose packages are without the compiler's

@@ -80,7 +80,21 @@ def test_an_image_takes_what_is_given() -> None:
 
 
 def test_a_bundle_is_made_of_the_kernels_that_are_named() -> None:
-    given = ["KERNELS=a folder", "ARGS=--python 3.12"]
+    given = ["KERNELS_FOLDER=a folder", "ARGS=--python 3.12"]
     told = '.venv/bin/python -m tools.bundle --kernels "a folder" --python 3.12'
     assert runs("bundle", *given) == told
     assert runs("bundle") == ".venv/bin/python -m tools.bundle"  # which says what is missing
+
+
+def test_kernels_are_compiled_for_the_architecture_that_is_named() -> None:
+    done = "-m tests.gpu.kernels --arch {} --folder build/kernels"
+    assert done.format('"9.0a"') in runs("kernels")
+    assert done.format('"8.0 8.9"') in runs("kernels", "KERNELS_ARCH=8.0 8.9")
+
+
+def test_an_image_takes_kernels() -> None:
+    command = ["make", "--dry-run", "image", "KERNELS=9.0a", "KERNELS_WITH=engine.kv_dtype=fp8"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert (
+        '--build-arg KERNELS="9.0a" --build-arg KERNELS_WITH="engine.kv_dtype=fp8"' in done.stdout
+    )

@@ -34,6 +34,14 @@ def test_the_bar_has_bytes_where_there_are_some(fraction: float, detail: str, sh
     assert line.count("█") == round(30 * fraction)
 
 
+def test_the_bar_stays_in_its_place_while_kernels_are_compiled() -> None:
+    places = {
+        bar(Lifecycle(phase=phase)).index("░")
+        for phase in ("starting", "compiling kernels 9 of 26", "compiling kernels 26 of 26")
+    }
+    assert len(places) == 1
+
+
 async def told(lifecycle: Lifecycle) -> None:
     task = asyncio.create_task(show(lifecycle, Notes()))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`make bundle KERNELS=FOLDER`: all that a card machine without a package index lacks.
+"""`make bundle KERNELS_FOLDER=FOLDER`: all that a card machine without a package index lacks.
 
 Writes OUT/bundle-1, OUT/bundle-2, … each with install.sh and check.sh, for a machine that has torch
 with CUDA and transformers. What the kernels are for, the bundle is for; it needs an index here.
@@ -75,7 +75,7 @@ class Made:
 def make(options: argparse.Namespace, work: Path) -> tuple[Made, list[Path]]:
     """What the bundle is for, and its files."""
     if options.kernels is None:
-        raise BundleError(f"KERNELS=FOLDER is needed, compiled ones: `{COMMAND}` makes them")
+        raise BundleError(f"KERNELS_FOLDER=FOLDER is needed, compiled ones: `{COMMAND}` makes them")
     kernels = read_kernels(options.kernels)
     if Version(kernels.flashinfer) not in packages.allowed(CHECKOUT).specifier:
         raise BundleError(

@@ -197,3 +197,83 @@ def test_flashinfer_is_imported_after_it_was_told(
     platforms.CudaPlatform(1)
     assert told["FLASHINFER_USE_CUDA_NORM"] == "1"
     assert told["FLASHINFER_CUDA_ARCH_LIST"] == "9.1"
+
+
+@pytest.fixture
+def wheels(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose toolkit lacks a header, beside the package index's toolkit."""
+    (machine.home / "include" / "curand_kernel.h").unlink()
+    root = tmp_path / "site" / "nvidia"
+    for part in ("bin/nvcc", "nvvm/bin/cicc", "include/crt/x.h", "include/curand_kernel.h"):
+        machine.file(root / "cu13" / part)
+    machine.file(root / "cu13" / "lib" / "libcudart.so.13")
+    found = ModuleSpec("nvidia", None)
+    found.submodule_search_locations = [str(root)]
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", {"nvidia": found}.get)
+    return root / "cu13"
+
+
+LINKER = """#!/bin/sh
+while [ $# -gt 1 ]; do case "$1" in -o) echo "$@" > "$2";; esac; shift; done
+"""
+
+
+def test_packages_of_the_index_are_laid_out_as_a_toolkit(
+    machine: Machine, wheels: Path, tmp_path: Path
+) -> None:
+    machine.file(machine.path / "c++", LINKER)
+    assert missing_tools() is None
+    home = toolchain.lay_out(tmp_path / "laid out")
+    assert (home / "bin" / "nvcc").samefile(wheels / "bin" / "nvcc")
+    assert (home / "lib64" / "libcudart.so").samefile(wheels / "lib" / "libcudart.so.13")
+    assert (home / "lib64" / "stubs" / "libcuda.so").exists()
+    assert toolchain.missing_in(home, ["c++"]) is None
+    assert toolchain.lay_out(tmp_path / "laid out") == home  # again, as after a failure
+
+
+def test_a_toolkit_that_lacks_nothing_comes_before_packages(
+    machine: Machine, wheels: Path, tmp_path: Path
+) -> None:
+    machine.file(machine.home / "include" / "curand_kernel.h")
+    assert toolchain.lay_out(tmp_path / "laid out") == machine.home
+    assert not (tmp_path / "laid out").exists()
+
+
+def test_a_toolkit_that_was_named_is_meant(
+    machine: Machine, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(machine.home))
+    assert "no curand_kernel.h:" in str(missing_tools())
+    with pytest.raises(toolchain.ToolkitMissing, match=r"no curand_kernel\.h:"):
+        toolchain.lay_out(tmp_path / "laid out")
+
+
+@pytest.mark.parametrize(
+    "part", ["bin/nvcc", "nvvm/bin/cicc", "include/crt", "lib/libcudart.so.13"]
+)
+def test_each_package_is_needed(machine: Machine, wheels: Path, part: str) -> None:
+    place = wheels / part
+    place.rename(place.with_name("elsewhere"))
+    assert "curand_kernel.h" in str(missing_tools())
+
+
+def test_packages_of_the_index_need_a_compiler_beside_them(machine: Machine, wheels: Path) -> None:
+    (machine.path / "c++").unlink()
+    assert "no C++ compiler:" in str(missing_tools())
+
+
+def test_to_compile_takes_more_than_compiled_kernels(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.path / "ninja").unlink()
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    assert missing_tools() is None
+    assert "no ninja" in str(missing_tools(compiling=True))
+
+
+def test_kernels_inside_of_packages_are_known_by_name(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert toolchain.packaged() == frozenset()
+    kernels_inside(monkeypatch, tmp_path)
+    assert toolchain.packaged() == {"norm"}

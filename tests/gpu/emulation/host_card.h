@@ -76,10 +76,10 @@ struct Copy {
   const void* from;
 };
 
-inline std::vector<Copy> copies;
-inline Cluster* cluster = nullptr;
-inline std::function<void()>* body = nullptr;
-inline int blocks = 0;
+static std::vector<Copy> copies;
+static Cluster* cluster = nullptr;
+static std::function<void()>* body = nullptr;
+static int blocks = 0;
 
 inline void pause(State state) {
   cluster->now->state = state;
@@ -146,6 +146,7 @@ inline bool run_cluster() {
 inline bool run(int grid, int split, int64_t shared_bytes, std::function<void()> kernel) {
   blocks = grid;
   body = &kernel;
+  copies.clear();
   for (int first = 0; first < grid; first += split) {
     Cluster one;
     one.size = split;

@@ -18,7 +18,7 @@ MAJOR, MINOR = 75, 76  # CUdevice_attribute: COMPUTE_CAPABILITY_MAJOR, _MINOR
 KERNELS = (
     "appliance recipe=NAME engine=cuda task=kernels kernels.folder=FOLDER 'kernels.arch=\"{arch}\"'"
 )
-BUNDLE = "make bundle KERNELS=FOLDER"
+BUNDLE = "make bundle KERNELS_FOLDER=FOLDER"
 
 
 @dataclass(frozen=True)

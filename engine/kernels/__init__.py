@@ -1,0 +1,1 @@
+"""Compiled kernels: which are needed, which are there, and how the others are made."""

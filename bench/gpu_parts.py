@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu_checks import Tried, hopper, kernel_checks, model_checks
+from bench.gpu_checks import Tried, kernel_checks, model_checks
 from bench.gpu_demo import Demo, same
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
 from bench.gpu_products import measure_products
@@ -209,14 +209,15 @@ def memory(shape: Shape, run: Run) -> Rows:
 
 
 def ablations(shape: Shape, run: Run) -> Rows:
-    """The same decoding without graphs, without fused layers, with eight bits a key."""
+    """Prefill by what every card has; decoding without graphs, without fused layers, with eight
+    bits a key.
+    """
     bench = run.shape_bench(shape)
-    if run.platform.device.type == "cuda" and hopper(run.platform):
-        tokens, operations = bench.prefill_rate(bench.engine(prefill_attention="fa3"))
-        share = operations / run.limits.matmul_rate
-        found = f"{tokens:,.0f} tok/s, {share:.0%} of the matmul rate"
-        yield Row(f"{shape.name} prefill by fa3, {run.sizes.prefill} tokens", found)
-        bench.collect()
+    tokens, operations = bench.prefill_rate(bench.engine(prefill_attention="fa2"))
+    share = operations / run.limits.matmul_rate
+    found = f"{tokens:,.0f} tok/s, {share:.0%} of the matmul rate"
+    yield Row(f"{shape.name} prefill by fa2, {run.sizes.prefill} tokens", found)
+    bench.collect()
     for name, changes in (
         ("kernel by kernel", {"graphs": False}),
         ("unfused, recorded", {"fuse": False}),
@@ -290,7 +291,8 @@ def parts(*, tiny: bool) -> list[Part]:
     ]
     if not tiny:
         found.append(Part(f"speed of {large.name}", 30, 90, partial(speed, large)))
-    for shape in (large,) if tiny else (large, small):
+    shapes = (large,) if tiny else (large, small)
+    for shape in shapes:
         found += [
             Part(f"profiles of {shape.name}", 20, 60, partial(profiles, shape)),
             Part(f"products of {shape.name}", 10, 60, partial(products, shape)),
@@ -298,7 +300,7 @@ def parts(*, tiny: bool) -> list[Part]:
     found += [
         Part("host", 20, 60, partial(host, small)),
         Part("memory", 20, 60, partial(memory, small)),
-        Part("ablations", 30, 120, partial(ablations, large)),
+        *(Part(f"ablations of {one.name}", 30, 120, partial(ablations, one)) for one in shapes),
         Part("towers", 20, 60, partial(towers, large)),
         Part("serving", 60, 180, serving),
         Part("peers", 40, 120, partial(peers, large)),

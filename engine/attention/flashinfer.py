@@ -8,6 +8,7 @@ the wrapper that has them in its mask, for which a window is an argument of each
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -231,3 +232,23 @@ def hopper_unsupported(
     if all(window is not None for window in shape.windows or (None,)):
         return "FlashInfer's fa3 is not compiled for windows, and every layer has one"
     return None
+
+
+def hopper_not_compiled(
+    library: Any, shape: AttentionShape, cache: KVCache, dtype: torch.dtype
+) -> str | None:
+    """Why the kernels for Hopper cannot be had though the card is one; None if they can.
+
+    FlashInfer compiles what is missing unless its environment forbids it.
+    """
+    if not os.environ.get("FLASHINFER_DISABLE_JIT"):
+        return None
+    types = (dtype, cache.dtype, dtype, torch.int32)
+    head_dim, plain = (
+        shape.head_dim,
+        (0, False, False, False),
+    )  # neither turned, windowed nor capped
+    module = library.jit.get_batch_prefill_uri("fa3", *types, head_dim, head_dim, *plain)
+    if library.jit.env.get_aot_artifacts(module):
+        return None
+    return f"FlashInfer's {module} is not compiled, and FLASHINFER_DISABLE_JIT is set"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import (
     FlashInferAttention,
     check_supported,
+    hopper_not_compiled,
     hopper_unsupported,
 )
 from engine.device.cards import require_card
@@ -24,6 +26,8 @@ from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
 from engine.layers.vision_attention import attend_with
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import HostSampler, Sampler
+
+logger = logging.getLogger(__name__)
 
 
 class Platform(Device, Protocol):
@@ -133,12 +137,22 @@ class CudaPlatform(FlashInferOffers, Cuda):
         if self._limited:
             check_supported(shape, dtype)
         if prefill != "fa2":
-            capability = torch.cuda.get_device_capability(self.device)
-            reason = hopper_unsupported(capability, shape, cache)
-            if prefill == "fa3" and reason is not None:
-                raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
-            prefill = "fa3" if reason is None else "fa2"
+            prefill = self._prefill(shape, cache, dtype, required=prefill == "fa3")
         return super().attention(shape, cache, dtype, prefill)
+
+    def _prefill(
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, *, required: bool
+    ) -> str:
+        """`fa3` where the card and its layers have it. Raises ModelUnsupported if it must."""
+        capability = torch.cuda.get_device_capability(self.device)
+        reason = hopper_unsupported(capability, shape, cache)
+        if reason is not None and required:
+            raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
+        if reason is None and self._limited and not required:
+            reason = hopper_not_compiled(self.library, shape, cache, dtype)
+            if reason is not None:
+                logger.info("prompts are attended to by fa2: %s", reason)
+        return "fa3" if reason is None else "fa2"
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from bench.reference import TOLERANCE, Recorder, Reference, compare, greedy
+from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording, StandIn, cuda_path, standing_in
 from bench.stand_in.torch_flashinfer import BatchPrefillWithPagedKVCacheWrapper
 from engine.attention.backend import AttentionShape, KVCache
-from engine.attention.flashinfer import hopper_unsupported
+from engine.attention.flashinfer import hopper_not_compiled, hopper_unsupported
+from engine.errors import ModelUnsupported
 from engine.request import Request
+from engine.running import platform as platforms
 from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]
@@ -108,3 +113,106 @@ def test_where_there_are_kernels_for_hopper(
     cache = KVCache(shape, 1, 16, dtype, torch.device("cpu"))
     found = hopper_unsupported(capability, shape, cache)
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+@pytest.mark.parametrize("told", [None, "1"])
+def test_where_nothing_is_compiled_at_run_time_only_what_lies_there_counts(
+    told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    there = False
+
+    def artifacts(module: str) -> tuple[str, ...]:
+        asked.append(module)
+        return ("a file",) if there else ()
+
+    def uri(backend: str, *rest: object) -> str:
+        return " ".join(map(str, (backend, *rest)))
+
+    jit = SimpleNamespace(
+        get_batch_prefill_uri=uri, env=SimpleNamespace(get_aot_artifacts=artifacts)
+    )
+    library = SimpleNamespace(jit=jit)
+    shape = AttentionShape(layers=2, heads=4, kv_heads=2, head_dim=128, scale=0.1)
+    cache = KVCache(shape, 1, 16, torch.bfloat16, torch.device("cpu"))
+    monkeypatch.delenv("FLASHINFER_DISABLE_JIT", raising=False)
+    if told is not None:
+        monkeypatch.setenv("FLASHINFER_DISABLE_JIT", told)
+    found = hopper_not_compiled(library, shape, cache, torch.bfloat16)
+    if told is None:
+        assert (found, asked) == (None, [])  # it would be compiled
+        return
+    assert found is not None
+    assert "is not compiled, and FLASHINFER_DISABLE_JIT is set" in found
+    there = True
+    assert hopper_not_compiled(library, shape, cache, torch.bfloat16) is None
+    types = "torch.bfloat16 torch.bfloat16 torch.bfloat16 torch.int32"
+    assert set(asked) == {f"fa3 {types} 128 128 0 False False False"}
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_module_is_the_one_that_flashinfer_loads(
+    head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed")
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    monkeypatch.setattr(flashinfer.jit.env, "FLASHINFER_AOT_DIR", tmp_path)
+    shape = AttentionShape(layers=2, heads=4, kv_heads=2, head_dim=head_dim, scale=0.1)
+    cache = KVCache(shape, 1, 16, torch.bfloat16, torch.device("cpu"))
+    assert hopper_not_compiled(flashinfer, shape, cache, torch.bfloat16) is not None
+    kinds = "dtype_q_bf16_dtype_kv_bf16_dtype_o_bf16_dtype_idx_i32"
+    name = (
+        f"batch_prefill_with_kv_cache_{kinds}_head_dim_qk_{head_dim}_head_dim_vo_{head_dim}_"
+        "posenc_0_use_swa_False_use_logits_cap_False_f16qk_False_sm90"
+    )
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"{name}.so").touch()
+    assert hopper_not_compiled(flashinfer, shape, cache, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "unsupported", "not_compiled", "expected"),
+    [
+        ("auto", None, None, "fa3"),
+        ("auto", "another card", None, "fa2"),
+        ("auto", None, "not there", "fa2"),
+        ("fa2", None, None, "fa2"),
+        ("fa3", None, "not there", "fa3"),  # which FlashInfer refuses, naming the module
+        ("fa3", "another card", None, None),
+    ],
+)
+def test_what_auto_takes(
+    asked: str,
+    unsupported: str | None,
+    not_compiled: str | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken: list[bool] = []
+
+    def made(*_: object, hopper: bool) -> str:
+        taken.append(hopper)
+        return "attention"
+
+    monkeypatch.setattr(platforms, "FlashInferAttention", made)
+    monkeypatch.setattr(platforms, "hopper_unsupported", lambda *_: unsupported)
+    monkeypatch.setattr(platforms, "hopper_not_compiled", lambda *_: not_compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(platforms.Cuda, "__init__", lambda *_: None)
+    platform = platforms.CudaPlatform(library=torch_flashinfer)
+    platform.device = torch.device("cuda", 0)
+    platform._limited = True
+    shape = AttentionShape(layers=2, heads=4, kv_heads=2, head_dim=64, scale=0.1)
+    cache = KVCache(shape, 1, 16, torch.bfloat16, torch.device("cpu"))
+    caplog.set_level(logging.INFO, logger="engine")
+    if expected is None:
+        with pytest.raises(ModelUnsupported, match=r"engine\.prefill_attention=auto"):
+            platform.attention(shape, cache, torch.bfloat16, asked)
+        return
+    platform.attention(shape, cache, torch.bfloat16, asked)
+    assert taken == [expected == "fa3"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == (
+        ["prompts are attended to by fa2: not there"] if asked == "auto" and not_compiled else []
+    )

@@ -9,7 +9,7 @@ from appliance.config.schema import Config
 from engine.device.toolchain import missing_tools
 from engine.kernels.architecture import parsed
 from engine.kernels.folder import KernelFolder
-from engine.kernels.needed import needed
+from engine.kernels.needed import required
 from engine.kernels.start import NO_JIT, why_not
 from engine.kernels.stock import capabilities, look
 from engine.memory.plan import PlanError
@@ -41,7 +41,8 @@ def command(config: Config) -> str:
         "model.dtype": (config.model.dtype, "auto"),
         "engine.kv_dtype": (engine.kv_dtype, "auto"),
         "engine.fuse": (str(engine.fuse).lower(), "true"),
-        "engine.prefill_attention": (engine.prefill_attention, "fa2"),
+        "engine.prefill_attention": (engine.prefill_attention, "auto"),
+        "engine.decode_products": (engine.decode_products, "library"),
         "engine.vision_attention": (engine.vision_attention, "sdpa"),
     }
     words += [f"{name}={value}" for name, (value, usual) in settings.items() if value != usual]
@@ -83,7 +84,7 @@ def check_compiled(options: EngineOptions, folder: Path) -> None:
         return
     stock = look(kernels, None)
     missing = stock.missing(
-        needed(family_for(folder), options, capabilities(stock.target.architectures))
+        required(family_for(folder), options, capabilities(stock.target.architectures))
     )
     if missing:
         raise stock.refusal(missing, reason)

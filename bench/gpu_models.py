@@ -227,6 +227,7 @@ def engine_for(folder: Path, platform: Platform, **changes: Any) -> Engine:
         "encoder_cache_bytes": 0,
         "modalities": ("image",),
         "graphs": True,
+        "prefill_attention": "auto",
     }
     options = EngineOptions(**(settings | changes))
     return Engine(options, platform=platform, load=load_random)

@@ -46,7 +46,7 @@ class EngineOptions:
     graphs: bool = False  # record decoding, on CUDA
     memory_fraction: float = 1.0  # of the card
     measured: bool = False  # pages are measured on the card, not taken as planned
-    prefill_attention: str = "fa2"  # or fa2 or fa3, on CUDA
+    prefill_attention: str = "fa2"  # or fa3 or auto, on CUDA
     decode_products: str = "library"  # or own or auto, on CUDA
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer

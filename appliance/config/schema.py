@@ -342,8 +342,8 @@ class EngineConfig:
         "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
     )
     prefill_attention: str = key(
-        "FlashInfer's kernels for prompts (cuda only): fa2 runs on every card, fa3 on Hopper, "
-        "where auto takes it.",
+        "FlashInfer's kernels for prompts (cuda only): fa2 runs on every card, fa3 on Hopper; "
+        "auto takes fa3 where card, layers and compiled kernels have it.",
         choices=("auto", "fa2", "fa3"),
     )
     decode_products: str = key(

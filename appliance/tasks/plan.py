@@ -22,7 +22,7 @@ from appliance.planning import (
 from appliance.weights.source import outlined
 from engine.device.cards import Card, card
 from engine.errors import EngineError
-from engine.kernels.needed import needed
+from engine.kernels.needed import needed, required
 from engine.kernels.start import why_not
 from engine.kernels.stock import look
 from engine.kernels.times import in_words, seconds
@@ -85,18 +85,26 @@ def kernels_in_words(plan: Plan, folder: Path, capability: tuple[int, int]) -> s
     options = plan.options
     assert options.kernels is not None
     stock = look(options.kernels, capability)
-    modules = needed(family_for(folder), options, [capability])
-    missing = stock.missing(modules)
-    count, place = len(modules), stock.target.folder
-    if not missing:
-        return f"  Kernels: all {count} are compiled ({place})."
-    names = "".join(f"\n    {module.name}" for module in missing)
-    what = f"  Kernels: {count - len(missing)} of {count} are compiled ({place}). "
+    family, place = family_for(folder), stock.target.folder
+    modules = needed(family, options, [capability])
+    missing = stock.missing(required(family, options, [capability]))
+    spared = [module for module in stock.missing(modules) if module not in missing]
+    there = len(modules) - len(missing) - len(spared)
+    command, threads = options.kernels.command, options.threads
+    if there == len(modules):
+        return f"  Kernels: all {there} are compiled ({place})."
+    said = [f"  Kernels: {there} of {len(modules)} are compiled ({place})."]
     reason = why_not(options.kernels)
-    if reason is not None:
-        return f"{what}A start refuses ({reason}) for want of{names}"
-    took = in_words(seconds(missing, options.threads))
-    return f"{what}The first start, or `{options.kernels.command}`, takes about {took} for{names}"
+    if missing and reason is not None:
+        said.append(f"  A start refuses ({reason}) for want of")
+    elif missing:
+        took = in_words(seconds(missing, threads))
+        said.append(f"  The first start, or `{command}`, takes about {took} for")
+    said += [f"    {module.name}" for module in missing]
+    if spared:
+        took = in_words(seconds(spared, threads))
+        said.append(f"  A start is slower without, but does not wait for; `{command}`: {took}")
+    return "\n".join([*said, *(f"    {module.name}" for module in spared)])
 
 
 def table(plan: Plan) -> str:

@@ -7,6 +7,7 @@ before it takes a request.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.attention.limits import HEAD_DIMS, decodes_by_tensor_cores, hopper_lacks
@@ -22,6 +23,7 @@ from engine.options import EngineOptions
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 GEMMA_ACTIVATION, ACTIVATION = "gelu_pytorch_tanh", "silu"  # where config.json has none
 PICTURES = ("image", "video")
+SPARED = {"prefill_attention": "fa2", "decode_products": "library"}  # and what does instead
 
 PAGE = KernelModule("page", "flashinfer.jit.page:gen_page_module")
 NORM = KernelModule("norm", "flashinfer.jit.norm:gen_norm_module")
@@ -36,7 +38,10 @@ BLACKWELL = ((10, 0), (10, 3))  # for which FlashInfer has a softmax of its own
 def needed(
     family: Family, options: EngineOptions, capabilities: Sequence[tuple[int, int]]
 ) -> tuple[KernelModule, ...]:
-    """All that the engine will ask for, on cards of these compute capabilities."""
+    """All that the engine will ask for, on cards of these compute capabilities.
+
+    Of what a setting takes by `auto`, what it takes where everything is compiled.
+    """
     text = {name: value for name, value in family.text_config().items() if value is not None}
     try:
         (heads, kv_heads, size), windows = head_sizes(text), layer_windows(text)
@@ -69,6 +74,16 @@ def needed(
         sizes = {tower_head_dim(family, one) for one in options.modalities if one in PICTURES}
         modules += [tower(options.dtype, size) for size in sorted(sizes) if size]
     return tuple(modules)
+
+
+def required(
+    family: Family, options: EngineOptions, capabilities: Sequence[tuple[int, int]]
+) -> tuple[KernelModule, ...]:
+    """What a start does not do without: what a setting takes by `auto` it takes if it is there."""
+    least: dict[str, Any] = {
+        name: usual for name, usual in SPARED.items() if getattr(options, name) == "auto"
+    }
+    return needed(family, replace(options, **least), capabilities)
 
 
 def decodes_by_own(

@@ -9,7 +9,8 @@ from typing import Any
 
 from engine.device.toolchain import missing_tools
 from engine.kernels.compiler import compile_modules
-from engine.kernels.needed import needed
+from engine.kernels.module import KernelModule
+from engine.kernels.needed import required
 from engine.kernels.stock import KernelsMissing, Stock, look
 from engine.kernels.times import in_words, seconds
 from engine.models.registry import family_for
@@ -31,9 +32,8 @@ def provide(options: EngineOptions, capability: tuple[int, int], progress: Progr
     kernels = options.kernels
     assert kernels is not None
     progress("looking for kernels", 0.0)
-    modules = needed(family_for(options.model_path), options, [capability])
     stock = look(kernels, capability)
-    missing = stock.missing(modules)
+    missing = stock.missing(required(family_for(options.model_path), options, [capability]))
     if not missing:
         return stock
     reason = why_not(kernels)
@@ -74,6 +74,21 @@ def hand_over(stock: Stock) -> None:
     )
     others = (one for one in env.FLASHINFER_AOT_PROVIDERS if one.provider_id != OWNER)
     env.FLASHINFER_AOT_PROVIDERS = (*others, provider)
+
+
+def absent(module: KernelModule, there: frozenset[str] | None) -> str | None:
+    """Why a kernel that can be done without is not taken; None if it is to be loaded.
+
+    `there` are the names of those that are compiled; None if nobody looked: then FlashInfer
+    compiles what is missing, unless its environment forbids it.
+    """
+    if there is not None:
+        return None if module.name in there else f"{module.name} is not compiled"
+    from flashinfer.jit import env
+
+    if not os.environ.get(NO_JIT) or env.get_aot_artifacts(module.name):
+        return None
+    return f"{module.name} is not compiled, and {NO_JIT} is set"
 
 
 def compile_no_more() -> None:

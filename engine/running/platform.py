@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import Any, Protocol
@@ -20,8 +21,10 @@ from engine.device.cards import require_card
 from engine.device.device import Cuda, Device, Host
 from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
+from engine.kernels.attention import PagedAttention
+from engine.kernels.module import KernelModule
 from engine.kernels.own import products, unsupported
-from engine.kernels.start import Progress, compile_no_more, hand_over, provide
+from engine.kernels.start import Progress, absent, compile_no_more, hand_over, provide
 from engine.layers.decode_products import (
     AUTO_TOKENS,
     MOST_TOKENS,
@@ -33,6 +36,8 @@ from engine.layers.vision_attention import attend_with
 from engine.options import EngineOptions
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import HostSampler, Sampler
+
+logger = logging.getLogger(__name__)
 
 
 class Platform(Device, Protocol):
@@ -166,6 +171,7 @@ class CudaPlatform(FlashInferOffers, Cuda):
     def __init__(self, index: int = 0, library: Any | None = None) -> None:
         super().__init__(index)
         self._limited = library is None  # FlashInfer itself has kernels for some shapes only
+        self._there: frozenset[str] | None = None  # compiled kernels, once they were looked for
         if library is None:  # which reads its environment when it is imported
             os.environ.update(environment(torch.cuda.get_device_capability(index)))
             library = import_module("flashinfer")
@@ -177,11 +183,7 @@ class CudaPlatform(FlashInferOffers, Cuda):
         if self._limited:
             check_supported(shape, dtype)
         if prefill != "fa2":
-            capability = torch.cuda.get_device_capability(self.device)
-            reason = hopper_unsupported(capability, shape, cache)
-            if prefill == "fa3" and reason is not None:
-                raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
-            prefill = "fa3" if reason is None else "fa2"
+            prefill = self._prefill(shape, cache, dtype, required=prefill == "fa3")
         return super().attention(shape, cache, dtype, prefill)
 
     def products(
@@ -191,26 +193,53 @@ class CudaPlatform(FlashInferOffers, Cuda):
             return None
         properties = torch.cuda.get_device_properties(self.device)
         capability = (properties.major, properties.minor)
-        name = str(dtype).removeprefix("torch.")
-        reason = unsupported(capability, name, shape.head_dim, depths)
-        if reason is None:
-            module = products().spec().build_and_load()
-            most = MOST_TOKENS if wanted == "own" else AUTO_TOKENS
-            return CompiledProducts(module, properties.multi_processor_count, most)
-        if wanted == "own":
+        reason = unsupported(capability, _name(dtype), shape.head_dim, depths)
+        if reason is not None and wanted == "own":
             raise ModelUnsupported(f"{reason}: set engine.decode_products=library")
-        return None
+        if reason is None and wanted == "auto":
+            reason = self._absent(products())
+        if reason is not None:
+            logger.info("few tokens are decoded as many are: %s", reason)
+            return None
+        most = MOST_TOKENS if wanted == "own" else AUTO_TOKENS
+        module = products().spec().build_and_load()
+        return CompiledProducts(module, properties.multi_processor_count, most)
 
     def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
         if self._limited and options.kernels is not None:
             capability = torch.cuda.get_device_capability(self.device)
-            hand_over(provide(options, capability, progress))
+            stock = provide(options, capability, progress)
+            hand_over(stock)
+            self._there = stock.compiled | stock.packaged
             if not options.kernels.jit:
                 compile_no_more()
 
     def seal_kernels(self, options: EngineOptions) -> None:
         if self._limited and options.kernels is not None:
             compile_no_more()
+
+    def _prefill(
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, *, required: bool
+    ) -> str:
+        """`fa3` where the card and its layers have it. Raises ModelUnsupported if it must."""
+        capability = torch.cuda.get_device_capability(self.device)
+        reason = hopper_unsupported(capability, shape, cache)
+        if reason is not None and required:
+            raise ModelUnsupported(f"{reason}: set engine.prefill_attention=auto")
+        if reason is None and not required:
+            paged = PagedAttention(_name(dtype), _name(cache.dtype))
+            reason = self._absent(paged.hopper_prefill(shape.head_dim))
+            if reason is not None:
+                logger.info("prompts are attended to by fa2: %s", reason)
+        return "fa3" if reason is None else "fa2"
+
+    def _absent(self, module: KernelModule) -> str | None:
+        """Why a kernel that a start does without cannot be loaded; None if it can."""
+        return absent(module, self._there) if self._limited else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def platform_for(device: str, index: int = 0) -> Platform:

@@ -44,6 +44,7 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "copy bandwidth",
         "tiny decode, batch 2",
         "tiny prefill",
+        "tiny prefill by fa2",
         "tiny decode kernel by kernel",
         "tiny decode unfused",
         "transformers' generate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import pytest
 import torch
 
 from bench.reference import TOLERANCE, Recorder, Reference, compare, greedy
+from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording, StandIn, cuda_path, standing_in
 from bench.stand_in.torch_flashinfer import BatchPrefillWithPagedKVCacheWrapper
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.flashinfer import hopper_unsupported
+from engine.errors import ModelUnsupported
+from engine.kernels.attention import PagedAttention
+from engine.kernels.start import absent
 from engine.request import Request
+from engine.running import platform as platforms
 from tests.engine.running.test_oracle import words
 
 Folder = Callable[[str], Path]
@@ -108,3 +114,72 @@ def test_where_there_are_kernels_for_hopper(
     cache = KVCache(shape, 1, 16, dtype, torch.device("cpu"))
     found = hopper_unsupported(capability, shape, cache)
     assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_what_is_not_there_is_done_without() -> None:
+    module = PagedAttention("bfloat16", "bfloat16").hopper_prefill(128)
+    assert absent(module, frozenset({module.name})) is None
+    assert absent(module, frozenset()) == f"{module.name} is not compiled"
+
+
+def test_where_nobody_looked_flashinfer_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flashinfer = pytest.importorskip("flashinfer", reason="FlashInfer is not installed")
+    monkeypatch.setattr(flashinfer.jit.env, "FLASHINFER_AOT_DIR", tmp_path)
+    module = PagedAttention("bfloat16", "bfloat16").hopper_prefill(64)
+    monkeypatch.delenv("FLASHINFER_DISABLE_JIT", raising=False)
+    assert absent(module, None) is None  # it would be compiled
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    assert "FLASHINFER_DISABLE_JIT is set" in (absent(module, None) or "")
+    (tmp_path / module.name).mkdir()
+    (tmp_path / module.name / f"{module.name}.so").touch()
+    assert absent(module, None) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "unsupported", "not_compiled", "expected"),
+    [
+        ("auto", None, None, "fa3"),
+        ("auto", "another card", None, "fa2"),
+        ("auto", None, "not there", "fa2"),
+        ("fa2", None, None, "fa2"),
+        ("fa3", None, "not there", "fa3"),  # which FlashInfer refuses, naming the module
+        ("fa3", "another card", None, None),
+    ],
+)
+def test_what_auto_takes(
+    asked: str,
+    unsupported: str | None,
+    not_compiled: str | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken: list[bool] = []
+
+    def made(*_: object, hopper: bool) -> str:
+        taken.append(hopper)
+        return "attention"
+
+    monkeypatch.setattr(platforms, "FlashInferAttention", made)
+    monkeypatch.setattr(platforms, "hopper_unsupported", lambda *_: unsupported)
+    monkeypatch.setattr(platforms, "absent", lambda *_: not_compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(platforms.Cuda, "__init__", lambda *_: None)
+    platform = platforms.CudaPlatform(library=torch_flashinfer)
+    platform.device = torch.device("cuda", 0)
+    platform._limited = True
+    shape = AttentionShape(layers=2, heads=4, kv_heads=2, head_dim=64, scale=0.1)
+    cache = KVCache(shape, 1, 16, torch.bfloat16, torch.device("cpu"))
+    caplog.set_level(logging.INFO, logger="engine")
+    if expected is None:
+        with pytest.raises(ModelUnsupported, match=r"engine\.prefill_attention=auto"):
+            platform.attention(shape, cache, torch.bfloat16, asked)
+        return
+    platform.attention(shape, cache, torch.bfloat16, asked)
+    assert taken == [expected == "fa3"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == (
+        ["prompts are attended to by fa2: not there"] if asked == "auto" and not_compiled else []
+    )

@@ -15,7 +15,10 @@ from bench.reference import engine_options
 from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording, cuda_path
 from engine.core import Engine
-from engine.kernels.stock import KernelsMissing
+from engine.kernels.architecture import named
+from engine.kernels.compiler import Target
+from engine.kernels.module import KernelModule
+from engine.kernels.stock import KernelsMissing, Stock
 from engine.models.loader import Progress
 from engine.options import EngineOptions, KernelOptions
 from engine.running import platform as platforms
@@ -69,6 +72,12 @@ def test_a_kernel_that_nobody_listed_is_told_in_our_words(checkpoint: Folder) ->
         cuda_path(folder, Lacking())  # of an engine that was given no folder it is FlashInfer's own
 
 
+def stock_for(capability: tuple[int, int]) -> Stock:
+    options = KernelOptions("/kernels", True, "appliance …")
+    target = Target(Path("/kernels"), (named(capability),))
+    return Stock(options, target, frozenset({"ours"}), frozenset({"theirs"}))
+
+
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A CUDA device that is made without one; what is done with kernels goes to the list."""
@@ -79,7 +88,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(platforms, "provide", lambda options, card, progress: ("stock", card))
+    monkeypatch.setattr(platforms, "provide", lambda options, card, progress: stock_for(card))
     monkeypatch.setattr(platforms, "hand_over", done.append)
     return done
 
@@ -92,8 +101,10 @@ def test_a_card_provides_kernels_and_then_compiles_none(
     options = engine_options(checkpoint("llama"), kernels=kernels)
     platform = platforms.CudaPlatform(0)
     platform.prepare_kernels(options, lambda phase, fraction: None)
-    assert card == [("stock", (9, 0))]
+    assert card == [stock_for((9, 0))]
     assert bool(os.environ["FLASHINFER_DISABLE_JIT"]) is not jit
+    known = [platform._absent(KernelModule(name, "")) for name in ("ours", "theirs", "others")]
+    assert known == [None, None, "others is not compiled"]
     platform.seal_kernels(options)
     assert os.environ["FLASHINFER_DISABLE_JIT"]
 

@@ -265,7 +265,7 @@ def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) 
     assert not options.measured
     assert (options.kv_dtype, options.vision_attention) == ("float8_e4m3fn", "auto")
     assert options.vision_attention_from == 99
-    assert options.prefill_attention == "fa2"
+    assert options.prefill_attention == "auto"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def test_what_is_missing_is_compiled_once_with_a_phase_for_each(
     assert len(toolkit.compiled) == before
 
 
+def test_what_auto_takes_only_where_it_is_there_is_not_waited_for(
+    toolkit: Toolkit, tmp_path: Path
+) -> None:
+    asked = replace(options(tmp_path), prefill_attention="auto", decode_products="auto")
+    least = names(replace(asked, prefill_attention="fa2", decode_products="library"))
+    assert len(names(asked) - least) == 2
+    assert provide(asked, HOPPER, Progress()).compiled == least
+    forced = replace(asked, prefill_attention="fa3", decode_products="own")
+    assert provide(forced, HOPPER, Progress()).compiled == names(asked)
+
+
 def test_without_a_folder_of_its_own_each_kind_of_machine_has_one(
     toolkit: Toolkit, tmp_path: Path
 ) -> None:

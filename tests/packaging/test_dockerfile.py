@@ -257,7 +257,7 @@ def test_its_command_leaves_a_folder_that_the_image_starts_with(tmp_path: Path) 
     manifest = KernelFolder(kernels).manifest()
     assert manifest is not None
     assert manifest.architectures == ("8.9", "9.0a")
-    assert len(KernelFolder(kernels).intact()) == 7
+    assert len(KernelFolder(kernels).intact()) == 8
 
 
 PYTHON = f"{sys.executable} -m appliance"

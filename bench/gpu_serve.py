@@ -26,6 +26,7 @@ from bench.server_process import ServerCommand, ServerProcess, free_port
 READY_SECONDS = 60.0
 NEEDED_READY = 20.0  # seconds, with kernels compiled
 AT_ONCE = 16
+MAX_TOKENS = 40
 LONG = 150  # tokens of an answer that grows beyond a cache of few pages
 PHASE = re.compile(r"INFO +(.+?) fraction=\S+ elapsed=(\S+)")
 FEW_PAGES = ("model.max_len=512", "engine.kv_cache_gb=0.004")
@@ -81,10 +82,15 @@ class Serving:
         with self._served(self._device, *told) as server:
             yield self._ready(f"{name} served: ready")
             yield Row(f"{name} served: since its start", phases(server.log))
-            calls = self._calls[:AT_ONCE]
-            texts = self._ask(server, calls).texts
-            found = f"{len(texts)} of {len(calls)}"
-            yield Row(f"{name} served: answers", found, "all", len(texts) == len(calls))
+            level = self._ask(server, calls(AT_ONCE, ignore_eos=True))
+            wanted = AT_ONCE * MAX_TOKENS
+            found = f"{level.output_tokens} tokens, {level.output_rate:,.0f} a second"
+            yield Row(
+                f"{name} served: {AT_ONCE} pictures at once",
+                found,
+                f"{wanted} tokens",
+                level.output_tokens == wanted,
+            )
 
     def _ready(self, name: str) -> Row:
         return Row(name, f"{self.ready:.1f} s", "20 s", self.ready <= NEEDED_READY)
@@ -136,7 +142,7 @@ def calls(count: int, **options: object) -> list[Call]:
         body = {
             "model": "demo",
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": 40,
+            "max_tokens": MAX_TOKENS,
             "stream": True,
             "stream_options": {"include_usage": True},
             **options,

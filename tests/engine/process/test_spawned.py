@@ -19,6 +19,7 @@ from engine.process.spawned import SpawnedEngine
 from engine.request import Request
 from tests.conftest import CHECKOUT
 
+DEMO = CHECKOUT / "recipes" / "demo"
 Folder = Callable[[str], Path]
 
 
@@ -45,7 +46,7 @@ def test_it_runs_with_the_options_that_come(checkpoint: Folder) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("folder", [Path("/nowhere"), CHECKOUT / "recipes" / "demo"])
+@pytest.mark.parametrize("folder", [Path("/nowhere"), DEMO])
 def test_one_that_nobody_wants_leaves_by_itself(folder: Path) -> None:
     spawned = SpawnedEngine(str(folder))
     spawned.requests.close()
@@ -69,8 +70,8 @@ def test_one_that_has_died_is_told(checkpoint: Folder) -> None:
 
 def test_a_client_that_never_starts_ends_it() -> None:
     async def scenario() -> None:
-        spawned = SpawnedEngine("/nowhere")
-        client = EngineClient(engine_options(Path("/nowhere")), spawned=spawned)
+        spawned = SpawnedEngine(str(DEMO))
+        client = EngineClient(engine_options(DEMO), spawned=spawned)
         await client.stop()
         assert not spawned.process.is_alive()
 

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from appliance.generation.generation import Generation
     from appliance.media.intake import Intake
     from engine.memory.plan import Plan
+    from engine.process.spawned import SpawnedEngine
 
 Made = TypeVar("Made")
-logger = logging.getLogger("appliance.serve")
-
 logger = logging.getLogger("appliance.serve")
 
 POLL_SECONDS = 0.1
@@ -44,6 +43,7 @@ class Loader:
         self.summary = ""
         self._lifecycle = Lifecycle()
         self._intake: Intake | None = None
+        self._spawned: SpawnedEngine | None = None
 
     async def load(self, service: Service) -> None:
         """Load it all and set `service.generation`. Raises EngineError or ConfigurationError."""
@@ -52,6 +52,7 @@ class Loader:
         folder = await in_daemon(self._fetch)
         if not self._in_process:  # neither the engine nor those who read media need it
             forget(HUB_TOKENS)
+        self._spawn(folder)
         lifecycle.phase, lifecycle.fraction, lifecycle.detail = "planning", 0.0, ""
         plan = await in_daemon(self._plan, folder)
         lifecycle.phase = "starting"
@@ -81,6 +82,8 @@ class Loader:
             await self._intake.close()
         client = self.client
         if client is None:
+            if self._spawned is not None:
+                self._spawned.end()
             return
         loading = client.phase not in ("ready", "dead")
         stopping = asyncio.create_task(client.stop())
@@ -93,12 +96,26 @@ class Loader:
         """End the engine process at once."""
         if self.client is not None:
             self.client.kill()
+        elif self._spawned is not None:
+            self._spawned.end()
 
     def _fetch(self) -> Path:
         from appliance.weights.source import resolve
 
         config = self._composed.config
         return resolve(config.model, config.cache, self._tell)
+
+    def _spawn(self, folder: Path) -> None:
+        """Let the engine's process import while the card is asked, which takes seconds.
+
+        On a CPU the plan is made at once, of memory that the process would already take from.
+        """
+        config = self._composed.config
+        ranks = config.parallelism.tensor
+        if config.engine.device == "cuda" and ranks == 1 and not self._in_process:
+            from engine.process.spawned import SpawnedEngine
+
+            self._spawned = SpawnedEngine(str(folder))
 
     def _tell(self, phase: str, fraction: float, detail: str = "") -> None:
         lifecycle = self._lifecycle
@@ -129,7 +146,8 @@ class Loader:
     def _make_client(self, plan: Plan) -> Client:
         from engine.process.client import EngineClient
 
-        return EngineClient(plan.resolved, in_process=self._in_process)
+        options, spawned = plan.resolved, self._spawned
+        return EngineClient(options, in_process=self._in_process, spawned=spawned)
 
     async def _prompt_side(self, folder: Path, plan: Plan, service: Service) -> Generation:
         threads = ThreadPoolExecutor(MEDIA_THREADS, "media")

@@ -325,7 +325,8 @@ def serving(run: Run) -> Rows:
         yield Row("served", f"left out: {' and '.join(missing)} not installed")
         return
     device = "cpu" if run.tiny else "cuda"
-    yield from Serving(device, run.folder, 16 if run.tiny else 200).rows()
+    shape = TINY if run.tiny else QWEN2_VL_2B
+    yield from Serving(device, run.folder, 16 if run.tiny else 200, shape).rows()
 
 
 def parts(*, tiny: bool) -> list[Part]:

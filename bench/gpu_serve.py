@@ -7,30 +7,38 @@ import base64
 import io
 import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.gpu_demo import COLOURS, QUESTIONS, SHAPES, draw
+import torch
+
+from bench.gpu_demo import COLOURS, FOLDER, QUESTIONS, SHAPES, draw
+from bench.gpu_models import Shape
 from bench.gpu_rows import Row
+from bench.gpu_weights import write_checkpoint
 from bench.load import Call, LevelResult, request, run_level, stream
 from bench.server_process import ServerCommand, ServerProcess, free_port
 
 READY_SECONDS = 60.0
 NEEDED_READY = 20.0  # seconds, with kernels compiled
 AT_ONCE = 16
+MAX_TOKENS = 40
 LONG = 150  # tokens of an answer that grows beyond a cache of few pages
+PHASE = re.compile(r"INFO +(.+?) fraction=\S+ elapsed=(\S+)")
 FEW_PAGES = ("model.max_len=512", "engine.kv_cache_gb=0.004")
 
 
 class Serving:
     """Servers of recipe=demo, each ended before the next begins."""
 
-    def __init__(self, device: str, folder: Path, count: int) -> None:
-        """`count` requests are sent to each."""
+    def __init__(self, device: str, folder: Path, count: int, shape: Shape) -> None:
+        """`count` requests are sent to each; one has a checkpoint of `shape`."""
         self._device = device
+        self._shape = shape
         self._folder = folder
         self._calls = calls(count)
         self._long = calls(2 * AT_ONCE, max_tokens=LONG, ignore_eos=True)
@@ -40,7 +48,8 @@ class Serving:
         with self._served("cpu") as server:
             expected = self._ask(server).texts
         with self._served(self._device) as server:
-            yield Row("served: ready", f"{self.ready:.1f} s", "20 s", self.ready <= NEEDED_READY)
+            yield self._ready("served: ready")
+            yield Row("served: since its start", phases(server.log))
             first = self._ask(server)
             yield self._compared("served: answers as on the CPU", first.texts, expected)
             rate = f"{first.output_rate:,.0f} tok/s, TTFT {first.ttft_median:.0f} ms"
@@ -62,6 +71,29 @@ class Serving:
             count = asyncio.run(_metric(server, "num_preemptions"))
             yield Row("served: preemptions with few pages", f"{count:.0f}", "some", count > 0)
             yield self._compared("served: beginnings with few pages", _begun(scarce), _begun(long))
+        yield from self._large_rows()
+
+    def _large_rows(self) -> Iterator[Row]:
+        """Ready with the weights of a published model's sizes, which are of chance here."""
+        name = self._shape.name
+        device = torch.device("cpu" if self._device == "cpu" else "cuda")
+        folder = write_checkpoint(self._shape, FOLDER, self._folder / f"{name}-served", device)
+        told = (f"model.path={folder}", "model.architectures=[]", "model.max_len=2048")
+        with self._served(self._device, *told) as server:
+            yield self._ready(f"{name} served: ready")
+            yield Row(f"{name} served: since its start", phases(server.log))
+            level = self._ask(server, calls(AT_ONCE, ignore_eos=True))
+            wanted = AT_ONCE * MAX_TOKENS
+            found = f"{level.output_tokens} tokens, {level.output_rate:,.0f} a second"
+            yield Row(
+                f"{name} served: {AT_ONCE} pictures at once",
+                found,
+                f"{wanted} tokens",
+                level.output_tokens == wanted,
+            )
+
+    def _ready(self, name: str) -> Row:
+        return Row(name, f"{self.ready:.1f} s", "20 s", self.ready <= NEEDED_READY)
 
     @contextmanager
     def _served(self, device: str, *overrides: str) -> Iterator[ServerProcess]:
@@ -85,6 +117,14 @@ class Serving:
         return Row(what, f"{same} of {len(expected)}", f"{least}", same >= least)
 
 
+def phases(log: Path) -> str:
+    """Each phase of a start that a server's log tells of, and the second that it began in."""
+    began: dict[str, str] = {}
+    for name, seconds in PHASE.findall(log.read_text(errors="replace")):
+        began.setdefault(name.strip(), seconds)
+    return ", ".join(f"{name} {seconds} s" for name, seconds in began.items()) or "not told"
+
+
 def calls(count: int, **options: object) -> list[Call]:
     """Questions about as many different pictures."""
     looks = itertools.product(range(120, 400, 8), SHAPES, COLOURS)
@@ -102,7 +142,7 @@ def calls(count: int, **options: object) -> list[Call]:
         body = {
             "model": "demo",
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": 40,
+            "max_tokens": MAX_TOKENS,
             "stream": True,
             "stream_options": {"include_usage": True},
             **options,

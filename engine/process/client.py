@@ -15,27 +15,19 @@ from multiprocessing.process import BaseProcess
 
 from engine.device.environment import variables
 from engine.device.log_lines import LogStyle
-from engine.device.process_setup import start
 from engine.errors import EngineDead, RequestRefused
 from engine.options import EngineOptions
-from engine.process.engine_process import run_engine, run_process
+from engine.process.engine_process import run_engine
 from engine.process.followers import Followers
 from engine.process.frames import FrameReceiver, frame_pipe
 from engine.process.messages import Abort, Failed, FromEngine, Phase, Refused, Stepped, ToEngine
 from engine.process.silence import Silence
+from engine.process.spawned import ENVIRONMENT, SpawnedEngine
 from engine.request import Output, Request
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
-# OpenMP reads the first when torch is loaded: waiting threads spin from one operation to the next,
-# but not much longer. The default is fifteen times as long. The others are how many products torch
-# and oneDNN keep the machine code of, one for each number of rows: 1,024 of each kind by default.
-ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "20000",
-    "LRU_CACHE_CAPACITY": "256",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-}
 STOP_SECONDS = 0.5  # what a stopped engine process may take to leave by itself
 
 
@@ -47,15 +39,25 @@ class EngineClient:
     another. The loop watches that one alone: what it does to a descriptor cannot reach the sender.
     """
 
-    def __init__(self, options: EngineOptions, *, in_process: bool = False) -> None:
-        """`in_process` runs the same engine in a thread instead: for scripts, not for serving."""
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        in_process: bool = False,
+        spawned: SpawnedEngine | None = None,
+    ) -> None:
+        """`in_process` runs the same engine in a thread instead: for scripts, not for serving.
+
+        `spawned` is a process that waits for its options; unless given it is made by `start`.
+        """
         self.options = options
+        self._spawned = spawned
         self._in_process = in_process
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         self.phase = "starting"
         self.fraction = 0.0
         self.stats = EngineStats(pages_total=options.pages)
-        self._process: BaseProcess | None = None
+        self._process: BaseProcess | None = None if spawned is None else spawned.process
         self._thread: threading.Thread | None = None
         self._followers = Followers(options)
         self._outputs: FrameReceiver | None = None
@@ -76,40 +78,38 @@ class EngineClient:
         """Spawn the process and wait for its model. Raises EngineDead with the reason."""
         loop = asyncio.get_running_loop()
         self._started, self._ended = loop.create_future(), loop.create_future()
-        context = multiprocessing.get_context("spawn")
-        to_engine, requests = context.Pipe()
-        self._outputs, outputs = frame_pipe()
-        style = LogStyle.current()
-        with variables(ENVIRONMENT):
-            self._followers.start(style)
-            links = self._followers.links
-            if self._in_process:
-                self._thread = threading.Thread(
-                    target=run_engine,
-                    args=(self.options, requests, outputs, links),
-                    name="engine",
-                    daemon=True,
-                )
-                self._thread.start()
-            else:
-                self._process = context.Process(
-                    target=run_process,
-                    args=(self.options, requests, outputs, style, links),
-                    name="engine",
-                    daemon=True,
-                )
-                start(self._process)
-                requests.close()
-                outputs.close()
-                self._followers.close_links()
+        to_engine = self._begin()
         for process in self._followers.processes:
             loop.add_reader(process.sentinel, self._follower_ended)
+        assert self._outputs is not None
         loop.add_reader(self._outputs.fileno(), self._read)
         sender = threading.Thread(
             target=self._send, args=(to_engine, loop), name="to-engine", daemon=True
         )
         sender.start()
         await self._started
+
+    def _begin(self) -> Connection:
+        """Have an engine run somewhere; returns where its messages go."""
+        with variables(ENVIRONMENT):
+            self._followers.start(LogStyle.current())
+        links = self._followers.links
+        if self._in_process:
+            to_engine, requests = multiprocessing.Pipe()
+            self._outputs, outputs = frame_pipe()
+            self._thread = threading.Thread(
+                target=run_engine,
+                args=(self.options, requests, outputs, links),
+                name="engine",
+                daemon=True,
+            )
+            self._thread.start()
+            return to_engine
+        spawned = self._spawned or SpawnedEngine(self.options.model_path, links)
+        self._process, self._outputs = spawned.process, spawned.outputs
+        self._outbox.put(self.options)
+        self._followers.close_links()
+        return spawned.requests
 
     def submit(self, request: Request) -> OutputStream:
         """Hand a request over at once; its outputs are read from the stream returned."""

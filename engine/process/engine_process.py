@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from engine.device.log_lines import LogStyle
-from engine.device.process_setup import keep_memory, set_up
+from engine.device.process_setup import keep_memory
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.options import EngineOptions
 from engine.parallel.exit_codes import PEER_GONE
 from engine.process.frames import FrameSender
-from engine.process.messages import Abort, Failed, Phase, Refused, Stepped, ToEngine
+from engine.process.messages import Abort, Failed, Phase, Refused, Stepped
 from engine.request import Output, Request
 
 if TYPE_CHECKING:
@@ -35,11 +34,9 @@ def run_process(
     options: EngineOptions,
     requests: Connection,
     outputs: FrameSender,
-    style: LogStyle,
     links: Sequence[Connection] = (),
 ) -> None:
-    """Body of the engine process. `links` lead to the processes of the other ranks."""
-    set_up(style)
+    """All that the engine process does. `links` lead to the processes of the other ranks."""
     if links:
         from engine.parallel.ranks import end_with
 
@@ -113,7 +110,7 @@ def _messages(
             reported = now
         wait = 0.0 if engine.has_work() else STATS_INTERVAL
         while requests.poll(wait):
-            message: ToEngine = requests.recv()
+            message: Request | Abort | None = requests.recv()
             if message is None:
                 return
             if isinstance(message, Request):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.options import EngineOptions
 from engine.request import Output, Request
 from engine.stats import EngineStats
 
@@ -49,5 +50,5 @@ class Failed:
     correctable: bool = False  # as in engine.errors
 
 
-ToEngine = Request | Abort | None  # None: stop
+ToEngine = EngineOptions | Request | Abort | None  # the options come first; None: stop
 FromEngine = Phase | Refused | Stepped | Failed

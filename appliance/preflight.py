@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.addresses import check_socket_path
 from appliance.config.errors import ConfigurationError
-from appliance.config.schema import Config
+from appliance.config.schema import Config, MediaConfig
 from appliance.kernels import check_compiled, check_kernels
 from appliance.media.reader import reader_for
 from appliance.planning import check_device_keys, plan_recipe
@@ -29,6 +29,7 @@ def check(config: Config) -> None:
         os.environ["TMPDIR"] = str(temporary)  # torch wants one, in the engine's process
     if config.server.uds is not None:
         check_socket_path(config.server.uds)
+    check_sound(config.media)
     reader_for(config.media)  # are the folder and the certificates that it names there?
     folder = check_source(config.model)
     try:
@@ -45,6 +46,17 @@ def check(config: Config) -> None:
         raise ConfigurationError(str(error)) from error
     if folder is None and not kept(config.model, config.cache):
         check_cache(cache)
+
+
+def check_sound(media: MediaConfig) -> None:
+    """Raise ConfigurationError where sound is allowed and what turns it into spectrograms is not
+    there: a bundle may have been made without.
+    """
+    if media.audio.limit > 0 and importlib.util.find_spec("librosa") is None:
+        raise ConfigurationError(
+            f"media.audio.limit={media.audio.limit}: sound needs librosa, which is not installed: "
+            "`pip install librosa`, or set media.audio.limit=0"
+        )
 
 
 def check_device(config: Config) -> None:

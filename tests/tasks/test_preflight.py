@@ -180,3 +180,12 @@ def test_the_temporary_folder_of_the_system_is_left_alone(monkeypatch: pytest.Mo
     monkeypatch.delenv("TMPDIR", raising=False)
     preflight.check(compose_recipe(["recipe=demo"]).config)
     assert "TMPDIR" not in os.environ
+
+
+def test_sound_without_what_makes_spectrograms_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = compose_recipe(["recipe=ultravox"]).config
+    preflight.check_sound(sound.media)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs librosa.*pip install librosa.*limit=0"):
+        preflight.check_sound(sound.media)
+    preflight.check_sound(compose_recipe(["recipe=demo"]).config.media)

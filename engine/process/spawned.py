@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def run_when_told(
 
 def bring(folder: str) -> None:
     """Import torch, the engine and transformers' class of a checkpoint, which takes seconds."""
-    import engine.core  # noqa: F401
+    import_module("engine.core")
     from engine.models.registry import family_for
 
     family_for(folder).model_class()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.kernels.folder import KernelFolder
+from engine.kernels.versions import Versions
 from tools.bundle.wheel import write_wheel
 
+VERSIONS = Versions("0.7.2.post1", "2.11.0", "13.0")
 ARGUMENTS = "import sys, flashinfer; print('bench', flashinfer.__file__, *sys.argv[1:])\n"
 
 
@@ -43,21 +45,19 @@ def library(runtime: str = "13", machine: int = 62, more: bytes = b"") -> bytes:
     return head + machine.to_bytes(2, "little") + bytes(44) + linked + more
 
 
-def write_kernels(folder: Path, names: Sequence[str] = ("norm", "page"), **said: object) -> Path:
-    """A folder of compiled kernels; `said` changes its kernels.json, None leaves a key out."""
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        (folder / name / f"{name}.so").write_bytes(library(more=name.encode()))
-    told = {
-        "flashinfer": "0.7.2.post1",
-        "torch": "2.11.0",
-        "cuda": "13.0",
-        "arch": "9.0a",
-        "modules": list(names),
-        **said,
-    }
-    kept = {key: value for key, value in told.items() if value is not None}
-    (folder / "kernels.json").write_text(json.dumps(kept))
+def write_kernels(
+    folder: Path,
+    libraries: Mapping[str, bytes] | None = None,
+    versions: Versions = VERSIONS,
+    architectures: tuple[str, ...] = ("9.0a",),
+) -> Path:
+    """A folder of compiled kernels, by default two small ones."""
+    made = folder.with_name(f"{folder.name}-made")
+    made.mkdir(parents=True)
+    contents = libraries or {name: library(more=name.encode()) for name in ("norm", "page")}
+    for name, content in contents.items():
+        (made / name).write_bytes(content)
+    KernelFolder(folder).keep({name: made / name for name in contents}, versions, architectures)
     return folder
 
 

@@ -34,22 +34,22 @@ RUN pip install --no-cache-dir --no-build-isolation --constraint requirements.lo
 FROM build AS kernels
 ARG RECIPE=demo
 # Architectures, as 9.0a or "8.9 9.0a"; empty compiles nothing.
-ARG KERNELS=
+ARG KERNELS_ARCH=
 # Keys that other kernels go with, as engine.kv_dtype=fp8.
 ARG KERNELS_WITH=
 # hadolint ignore=DL3008
 RUN mkdir /opt/kernels \
-    && { test -z "${KERNELS}" || command -v c++ > /dev/null \
+    && { test -z "${KERNELS_ARCH}" || command -v c++ > /dev/null \
         || { apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }; }
 # hadolint ignore=SC2086
-RUN test -z "${KERNELS}" \
+RUN test -z "${KERNELS_ARCH}" \
     || { pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".[cuda-build]" \
-        && appliance recipe="${RECIPE}" engine=cuda ${KERNELS_WITH} task=kernels "kernels.arch='${KERNELS}'" \
+        && appliance recipe="${RECIPE}" engine=cuda ${KERNELS_WITH} task=kernels "kernels.arch='${KERNELS_ARCH}'" \
             kernels.folder=/opt/kernels; }
 
 FROM ${BASE}
 ARG RECIPE=demo
-ARG KERNELS=
+ARG KERNELS_ARCH=
 LABEL org.opencontainers.image.title="appliance-${RECIPE}" \
     org.opencontainers.image.description="Serves a multimodal language model from one YAML recipe" \
     org.opencontainers.image.licenses="Apache-2.0"
@@ -68,7 +68,7 @@ ENV PATH=/opt/appliance/bin:$PATH \
     TRITON_CACHE_DIR=/var/cache/appliance/triton \
     FLASHINFER_WORKSPACE_BASE=/var/cache/appliance \
     APPLIANCE_RECIPES=/recipes \
-    KERNELS=${KERNELS} \
+    KERNELS_ARCH=${KERNELS_ARCH} \
     RECIPE=${RECIPE}
 # A recipe that does not compose fails the build, not the start.
 RUN appliance recipe="${RECIPE}" server=container --cfg job > /dev/null
@@ -80,4 +80,4 @@ EXPOSE 8000
 # Asks /readyz wherever the recipe and the arguments have it listen; a first start may have to fetch weights.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m \
     CMD ["python", "-m", "appliance.health"]
-ENTRYPOINT ["sh", "-c", "exec appliance recipe=\"$RECIPE\" server=container logging=json cache.folder=/var/cache/appliance ${KERNELS:+kernels.folder=/opt/kernels} \"$@\"", "appliance"]
+ENTRYPOINT ["sh", "-c", "exec appliance recipe=\"$RECIPE\" server=container logging=json cache.folder=/var/cache/appliance ${KERNELS_ARCH:+kernels.folder=/opt/kernels} \"$@\"", "appliance"]

@@ -90,7 +90,7 @@ bundle: install
 	@$(BIN)/python -m tools.bundle $(if $(KERNELS_FOLDER),--kernels "$(KERNELS_FOLDER)") $(ARGS)
 
 image:
-	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS KERNELS KERNELS_WITH,$(if \
+	docker build --build-arg RECIPE=$(RECIPE) $(foreach name,BASE TORCH_INDEX EXTRAS KERNELS_ARCH KERNELS_WITH,$(if \
 		$(filter command line environment,$(origin $(name))),--build-arg $(name)="$($(name))")) \
 		--label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) \
 		--tag appliance-$(subst _,-,$(RECIPE)) .

@@ -54,12 +54,12 @@ def command(config: Config) -> str:
     return " ".join(words)
 
 
-def check_kernels(config: Config) -> None:
-    """What can be told of compiled kernels without a card.
+def settle_kernels(config: Config) -> None:
+    """Find out what can be told of compiled kernels without a card, and tell FlashInfer.
 
     Raises KernelsUnfit for a folder that is of other packages than this machine's, and for a
-    `kernels.arch` that is none. Where nothing can be compiled, or nothing may be, FlashInfer is
-    told: no compiler is then asked for.
+    `kernels.arch` that is none. Where nothing can be compiled, or nothing may be, this process and
+    those that it starts are set to compile nothing: no compiler is then asked for.
     """
     if config.engine.device != "cuda":
         if config.kernels.arch is not None:

@@ -122,11 +122,11 @@ class Loader:
         lifecycle.phase, lifecycle.fraction, lifecycle.detail = phase, fraction, detail
 
     def _plan(self, folder: Path) -> Plan:
-        from appliance.kernels import check_kernels
+        from appliance.kernels import settle_kernels
         from appliance.planning import how_to_switch_on, plan_recipe, switched_off
 
         config = self._composed.config
-        check_kernels(config)  # as before the server listened; a script comes here at once
+        settle_kernels(config)  # as before the server listened; a script comes here at once
         plan = plan_recipe(config, folder)
         if config.recipe is None and (modalities := switched_off(config, folder)):
             logger.info(how_to_switch_on(modalities))

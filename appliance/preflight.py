@@ -9,7 +9,7 @@ from pathlib import Path
 from appliance.addresses import check_socket_path
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config, MediaConfig
-from appliance.kernels import check_compiled, check_kernels
+from appliance.kernels import check_compiled, settle_kernels
 from appliance.media.reader import reader_for
 from appliance.planning import check_device_keys, plan_recipe
 from appliance.weights.base_models import names_others
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
     folder = check_source(config.model)
     try:
         check_device_keys(config.engine)
-        check_kernels(config)
+        settle_kernels(config)
         check_device(config)
         if folder is not None and not names_others(folder):
             there = EVERYTHING if config.engine.device == "cuda" else None

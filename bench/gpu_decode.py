@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from bench.gpu_models import Shape
 from bench.gpu_speed import DTYPE, Clock
@@ -16,9 +15,10 @@ from bench.stand_in.torch_products import TorchProducts
 from engine.attention.backend import AttentionShape
 from engine.attention.rows import DeviceRows
 from engine.device.device import Recorder
-from engine.kernels.own import products
+from engine.kernels.own import decode_products
 from engine.layers.decode_products import SPLITS, CompiledProducts, DecodeProducts
 from engine.layers.kernels import Kernels, Norm
+from engine.layers.linear import PlainLinear
 from engine.running.platform import Platform
 
 PAGE_SIZE, PAGES = 16, 4  # of each sequence
@@ -31,16 +31,17 @@ READ = 1 << 29  # bytes of copies of a layer: more than any cache holds
 class Layer:
     """Weights of one layer, and where its keys and values go."""
 
-    qkv: torch.Tensor
-    output: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    qkv: PlainLinear
+    output: PlainLinear
+    gate_up: PlainLinear
+    down: PlainLinear
     pages: tuple[torch.Tensor, torch.Tensor]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return sum(each.nbytes for each in (self.qkv, self.output, self.gate_up, self.down))
+        products = (self.qkv, self.output, self.gate_up, self.down)
+        return sum(each.weight.nbytes for each in products)
 
 
 class Step:
@@ -73,19 +74,26 @@ class Step:
         kept = (self.tokens * PAGES + 1, PAGE_SIZE, shape.kv_heads, shape.head_dim)
         pages = torch.zeros(2, *kept, device=self.device, dtype=DTYPE)
         return Layer(
-            self.noise(wide + 2 * keys, shape.hidden, scale=shape.hidden**-0.5),
-            self.noise(shape.hidden, wide, scale=wide**-0.5),
-            self.noise(2 * shape.intermediate, shape.hidden, scale=shape.hidden**-0.5),
-            self.noise(shape.hidden, shape.intermediate, scale=shape.intermediate**-0.5),
+            self._linear(wide + 2 * keys, shape.hidden),
+            self._linear(shape.hidden, wide),
+            self._linear(2 * shape.intermediate, shape.hidden),
+            self._linear(shape.hidden, shape.intermediate),
             (pages[0], pages[1]),
         )
+
+    def layers(self, read: int) -> list[Layer]:
+        """As many as have weights of `read` bytes together, two at least."""
+        first = self.layer()
+        return [first, *(self.layer() for _ in range(max(1, min(24, read // first.nbytes))))]
+
+    def _linear(self, out: int, depth: int) -> PlainLinear:
+        return PlainLinear(self.noise(out, depth, scale=depth**-0.5))
 
     def by_ours(self, products: DecodeProducts, layer: Layer) -> None:
         """All of a layer but attention."""
         following = (layer.output, layer.gate_up)
         products.heads(
             layer.qkv,
-            None,
             self.residual,
             self.norm,
             self.angles,
@@ -93,15 +101,15 @@ class Step:
             self.rows,
             following,
         )
-        products.add(layer.output, None, self.attended, self.residual)
+        products.add(layer.output, self.attended, self.residual)
         gated = products.gate(layer.gate_up, self.residual, self.norm, "silu")
-        products.add(layer.down, None, gated, self.residual)
+        products.add(layer.down, gated, self.residual)
 
     def by_library(self, kernels: Kernels, library: Any, layer: Layer) -> None:
         """The same by the kernels that decode without ours."""
         shape, rows = self.shape, self.rows
         normed, residual = kernels.add_norm(self.residual, self.residual, self.norm)
-        heads = linear(normed, layer.qkv).view(self.tokens, -1, shape.head_dim)
+        heads = layer.qkv(normed).view(self.tokens, -1, shape.head_dim)
         lines = rows.owners
         turned = kernels.rotate(heads[:, : -shape.kv_heads], (lines, self.angles))
         library.append_paged_kv_cache(
@@ -115,9 +123,9 @@ class Step:
             rows.last_page_length,
             kv_layout="NHD",
         )
-        added = linear(self.attended, layer.output)
+        added = layer.output(self.attended)
         normed, residual = kernels.add_norm(added, residual, self.norm)
-        linear(kernels.gate(linear(normed, layer.gate_up), "silu"), layer.down)
+        layer.down(kernels.gate(layer.gate_up(normed), "silu"))
 
 
 def compared(shape: Shape, tokens: int, products: DecodeProducts, device: torch.device) -> float:
@@ -132,7 +140,6 @@ def compared(shape: Shape, tokens: int, products: DecodeProducts, device: torch.
         residual = step.residual.clone()
         queries = each.heads(
             layer.qkv,
-            None,
             residual,
             step.norm,
             step.angles,
@@ -140,10 +147,10 @@ def compared(shape: Shape, tokens: int, products: DecodeProducts, device: torch.
             step.rows,
             (layer.output, layer.gate_up),
         )
-        stored = each.store(layer.qkv, None, residual, step.norm)
-        each.add(layer.output, None, step.attended, residual)
+        stored = each.store(layer.qkv, residual, step.norm)
+        each.add(layer.output, step.attended, residual)
         gated = each.gate(layer.gate_up, residual, step.norm, "silu")
-        each.add(layer.down, None, step.gated, residual)
+        each.add(layer.down, step.gated, residual)
         found.append([queries, stored, gated, residual, *(part.clone() for part in layer.pages)])
     return max(
         float((ours.float() - theirs.float()).norm() / theirs.float().norm())
@@ -163,8 +170,7 @@ def layer_seconds(
 ) -> float:
     """Seconds of a layer without attention, recorded over copies so that none is in a cache."""
     clock, step = Clock(device.device), Step(shape, tokens, device.device)
-    layers = [step.layer()]
-    layers += [step.layer() for _ in range(max(1, min(24, read // layers[0].nbytes)))]
+    layers = step.layers(read)
 
     def work() -> None:
         for layer in layers:
@@ -178,20 +184,20 @@ def best_deals(
     shape: Shape, device: Recorder, tokens: int, read: int
 ) -> Iterator[tuple[str, float, tuple[int, int], float]]:
     """Of each product: seconds as it is dealt, the best way to deal it, and seconds of that."""
-    module = products().spec().build_and_load()
+    module = decode_products().spec().build_and_load()
     count = torch.cuda.get_device_properties(device.device).multi_processor_count
     step = Step(shape, tokens, device.device)
+    nothing = PlainLinear(step.noise(0, shape.hidden))
     kinds: dict[str, Callable[[DecodeProducts, Layer], object]] = {
         "query, key and value": lambda by, of: by.heads(
-            of.qkv, None, step.residual, step.norm, step.angles, of.pages, step.rows,
-            (of.qkv[:0], of.qkv[:0]),
+            of.qkv, step.residual, step.norm, step.angles, of.pages, step.rows,
+            (nothing, nothing),
         ),
-        "output": lambda by, of: by.add(of.output, None, step.attended, step.residual),
+        "output": lambda by, of: by.add(of.output, step.attended, step.residual),
         "gate and up": lambda by, of: by.gate(of.gate_up, step.residual, step.norm, "silu"),
-        "down": lambda by, of: by.add(of.down, None, step.gated, step.residual),
+        "down": lambda by, of: by.add(of.down, step.gated, step.residual),
     }  # fmt: skip
-    layers = [step.layer()]
-    layers += [step.layer() for _ in range(max(1, min(24, read // layers[0].nbytes)))]
+    layers = step.layers(read)
 
     def taken(kind: Callable[[DecodeProducts, Layer], object], by: DecodeProducts) -> float:
         graph = device.capture(partial(_all, partial(kind, by), layers), device.graph_pool())

@@ -27,8 +27,8 @@ def write_checkpoint(shape: Shape, demo: Path, folder: Path, device: torch.devic
     written = (folder / "config.json").read_text()
     model.save_pretrained(folder, max_shard_size=LARGEST_FILE)
     (folder / "config.json").write_text(written)  # as it was: transformers adds to it
-    kept = {"config.json", "model.safetensors", "manifest.json", "README.md"}
+    of_weights = {"config.json", "model.safetensors", "manifest.json", "README.md"}
     for file in demo.iterdir():
-        if file.name not in kept:
+        if file.name not in of_weights:
             shutil.copy(file, folder / file.name)
     return folder

@@ -11,7 +11,7 @@ from types import FrameType
 from appliance.config.compose import Composed
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
-from appliance.kernels import check_kernels
+from appliance.kernels import settle_kernels
 from appliance.planning import (
     GPU_SHARE,
     check_device_keys,
@@ -36,7 +36,7 @@ def run(composed: Composed) -> int:
     config = composed.config
     try:
         check_device_keys(config.engine)
-        check_kernels(config)
+        settle_kernels(config)
         with leaving(), outlined(config.model, config.cache) as folder:
             there = card() if config.engine.device == "cuda" else None
             plan = plan_recipe(config, folder, None if there is None else usable(config, there))

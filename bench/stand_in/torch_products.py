@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import linear
+from torch import nn
 
 from bench.stand_in import torch_flashinfer
 from engine.attention.rows import DeviceRows
 from engine.layers.decode_products import MOST_TOKENS
 from engine.layers.kernels import Activation, Norm
+from engine.layers.linear import PlainLinear
 
 
 class TorchProducts:
@@ -19,46 +20,38 @@ class TorchProducts:
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
 
-    def store(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
-    ) -> torch.Tensor:
+    def store(self, linear: PlainLinear, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         self._called("store", x)
-        return _product(weight, bias, _normed(x, norm)).to(x.dtype)
+        return _product(linear, _normed(x, norm)).to(x.dtype)
 
-    def add(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-    ) -> None:
+    def add(self, linear: PlainLinear, x: torch.Tensor, residual: torch.Tensor) -> None:
         self._called("add", x)
-        residual.copy_(residual.float() + _product(weight, bias, x))
+        residual.copy_(residual.float() + _product(linear, x))
 
     def gate(
-        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+        self, linear: PlainLinear, x: torch.Tensor, norm: Norm, activation: Activation
     ) -> torch.Tensor:
         self._called("gate", x)
-        product = _product(weight, None, _normed(x, norm))
+        assert linear.bias is None
+        product = _product(linear, _normed(x, norm))
         kernel = getattr(torch_flashinfer, f"{activation}_and_mul")
         gated: torch.Tensor = kernel(product)
         return gated.to(x.dtype)
 
     def heads(
         self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        linear: PlainLinear,
         x: torch.Tensor,
         norm: Norm,
         angles: torch.Tensor,
         pages: tuple[torch.Tensor, torch.Tensor],
         rows: DeviceRows,
-        following: tuple[torch.Tensor, torch.Tensor],
+        following: tuple[PlainLinear, PlainLinear],
     ) -> torch.Tensor:
         self._called("heads", x)
         kept, page_size = pages[0], pages[0].shape[1]
         kv_heads, size = kept.shape[2:]
-        heads = _product(weight, bias, _normed(x, norm)).view(len(x), -1, size)
+        heads = _product(linear, _normed(x, norm)).view(len(x), -1, size)
         cosine, sine = (part[:, None] for part in angles.chunk(2, dim=-1))
         left, right = heads[:, :-kv_heads].chunk(2, dim=-1)
         turned = torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
@@ -73,8 +66,9 @@ class TorchProducts:
         self.calls[name] = self.calls.get(name, 0) + 1
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    return linear(x.float(), weight.float(), None if bias is None else bias.float())
+def _product(linear: PlainLinear, x: torch.Tensor) -> torch.Tensor:
+    bias = None if linear.bias is None else linear.bias.float()
+    return nn.functional.linear(x.float(), linear.weight.float(), bias)
 
 
 def _normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:

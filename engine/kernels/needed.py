@@ -14,7 +14,7 @@ from engine.attention.limits import HEAD_DIMS, decodes_by_tensor_cores, hopper_l
 from engine.errors import ModelUnsupported
 from engine.kernels.attention import PagedAttention, tower
 from engine.kernels.module import KernelModule
-from engine.kernels.own import products, unsupported
+from engine.kernels.own import decode_products, unsupported
 from engine.memory.checkpoint import ITEMSIZE, head_sizes
 from engine.models.family import Family
 from engine.models.windows import layer_windows
@@ -67,7 +67,7 @@ def needed(
     ):
         modules.append(paged.hopper_prefill(size))
     if decodes_by_own(text, options, heads * size, size, capabilities):
-        modules.append(products())
+        modules.append(decode_products())
     if set(family.both_ways) & set(options.modalities):
         modules.append(paged.both_ways(size))
     if options.vision_attention != "sdpa":

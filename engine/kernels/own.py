@@ -48,6 +48,6 @@ def products_spec() -> Any:
     return gen_jit_spec(products_name(), [NATIVE / SOURCES[0]], use_fast_math=False)
 
 
-def products() -> KernelModule:
+def decode_products() -> KernelModule:
     """The products of a decoding step."""
     return KernelModule(products_name(), f"{__name__}:products_spec")

@@ -15,53 +15,48 @@ import torch
 from engine.attention.rows import DeviceRows
 from engine.kernels.own import TILE
 from engine.layers.kernels import Activation, Norm
+from engine.layers.linear import PlainLinear
 
 MOST_TOKENS = 32
-AUTO_TOKENS = 2  # of which a first version was measured to be faster than the libraries' kernels
+AUTO_TOKENS = 1  # of so many a first version was measured to be faster than the libraries' kernels
 SPLITS = (1, 2, 4, 8)  # blocks that may share a product's depth
 HELD_BYTES = 64 << 10  # of tokens in a block, at most: two blocks find room on a processor
 AHEAD_BYTES = 24 << 20  # of the next weights to the second cache, while attention waits
 
 
 class DecodeProducts(Protocol):
-    """Products of at most `most_tokens` tokens `[tokens, depth]`; weights are `[out, depth]`."""
+    """Products of at most `most_tokens` tokens `[tokens, depth]`, by weights `[out, depth]`."""
 
     most_tokens: int
 
-    def store(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
-    ) -> torch.Tensor:
+    def store(self, linear: PlainLinear, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product of x's norm, `[tokens, out]`."""
 
-    def add(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-    ) -> None:
+    def add(self, linear: PlainLinear, x: torch.Tensor, residual: torch.Tensor) -> None:
         """Add the product of x to the residual `[tokens, out]`, where it lies."""
 
     def gate(
-        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+        self, linear: PlainLinear, x: torch.Tensor, norm: Norm, activation: Activation
     ) -> torch.Tensor:
-        """activation(left half) * right half of the product of x's norm, `[tokens, out / 2]`."""
+        """activation(left half) * right half of the product of x's norm, `[tokens, out / 2]`.
+
+        There is no bias.
+        """
 
     def heads(
         self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        linear: PlainLinear,
         x: torch.Tensor,
         norm: Norm,
         angles: torch.Tensor,
         pages: tuple[torch.Tensor, torch.Tensor],
         rows: DeviceRows,
-        following: tuple[torch.Tensor, torch.Tensor],
+        following: tuple[PlainLinear, PlainLinear],
     ) -> torch.Tensor:
         """The rotated queries of x's norm, `[tokens, heads * head_dim]`; keys and values stored.
 
         `angles` `[tokens, head_dim]` in float32: cosines, then sines. `pages` keep keys and values,
-        `rows` tell where. `following` are the weights that come next.
+        `rows` tell where. `following` are the products that come next.
         """
 
 
@@ -81,66 +76,58 @@ class CompiledProducts:
         self._processors = processors
         self._dealt = dealt
 
-    def store(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, norm: Norm
-    ) -> torch.Tensor:
-        output = x.new_empty(len(x), len(weight))
+    def store(self, linear: PlainLinear, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        output = x.new_empty(len(x), linear.out_features)
         self._module.store(
-            weight,
+            linear.weight,
             x,
-            bias,
+            linear.bias,
             norm.weight,
             norm.epsilon,
             norm.from_one,
             output,
-            *self._deal(weight, x),
+            *self._deal(linear, x),
         )
         return output
 
-    def add(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-    ) -> None:
-        self._module.add(weight, x, bias, residual, *self._deal(weight, x))
+    def add(self, linear: PlainLinear, x: torch.Tensor, residual: torch.Tensor) -> None:
+        self._module.add(linear.weight, x, linear.bias, residual, *self._deal(linear, x))
 
     def gate(
-        self, weight: torch.Tensor, x: torch.Tensor, norm: Norm, activation: Activation
+        self, linear: PlainLinear, x: torch.Tensor, norm: Norm, activation: Activation
     ) -> torch.Tensor:
-        output = x.new_empty(len(x), len(weight) // 2)
+        output = x.new_empty(len(x), linear.out_features // 2)
         self._module.gate(
-            weight,
+            linear.weight,
             x,
             norm.weight,
             norm.epsilon,
             norm.from_one,
             activation == "gelu_tanh",
             output,
-            *self._deal(weight, x),
+            *self._deal(linear, x),
         )
         return output
 
     def heads(
         self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        linear: PlainLinear,
         x: torch.Tensor,
         norm: Norm,
         angles: torch.Tensor,
         pages: tuple[torch.Tensor, torch.Tensor],
         rows: DeviceRows,
-        following: tuple[torch.Tensor, torch.Tensor],
+        following: tuple[PlainLinear, PlainLinear],
     ) -> torch.Tensor:
         keys, values = pages
         kept = 2 * keys.shape[2] * keys.shape[3]
-        queries = x.new_empty(len(x), len(weight) - kept)
-        next_bytes = min(following[0].nbytes, AHEAD_BYTES)
+        queries = x.new_empty(len(x), linear.out_features - kept)
+        first, second = (one.weight for one in following)
+        first_bytes = min(first.nbytes, AHEAD_BYTES)
         self._module.heads(
-            weight,
+            linear.weight,
             x,
-            bias,
+            linear.bias,
             norm.weight,
             norm.epsilon,
             norm.from_one,
@@ -151,18 +138,19 @@ class CompiledProducts:
             rows.page_start,
             rows.page_indices,
             rows.positions,
-            following[0],
-            next_bytes,
-            following[1],
-            min(following[1].nbytes, AHEAD_BYTES - next_bytes),
-            *self._deal(weight, x),
+            first,
+            first_bytes,
+            second,
+            min(second.nbytes, AHEAD_BYTES - first_bytes),
+            *self._deal(linear, x),
         )
         return queries
 
-    def _deal(self, weight: torch.Tensor, x: torch.Tensor) -> tuple[int, int]:
+    def _deal(self, linear: PlainLinear, x: torch.Tensor) -> tuple[int, int]:
         if self._dealt is not None:
             return self._dealt
-        return deal(len(x), weight.shape[1], len(weight) // TILE, self._processors)
+        tiles = linear.out_features // TILE
+        return deal(len(x), linear.in_features, tiles, self._processors)
 
 
 @cache

@@ -68,7 +68,8 @@ class FusedDecoder:
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
         self._norms = [norm_of(norm) for norm in norms]
-        self._backend = backend
+        # once: to ask a protocol takes longer than most kernels
+        self._stored = backend if isinstance(backend, StoredAttention) else None
         self._products = products
 
     def __call__(self, batch: DecoderInput) -> torch.Tensor:
@@ -78,12 +79,14 @@ class FusedDecoder:
             kind: kernels.angles(rotary, embeddings, batch.positions)
             for kind, rotary in self._rotaries.items()
         }
-        rows = self._decoding(batch)
-        if rows is not None and self._products is not None:
-            for i, layer in enumerate(self._layers):
-                turned = angles[self._kinds[i]]
-                layer.decode(embeddings, self._norms[i], turned, self._products, rows)
-            return kernels.norm(embeddings, self._norms[-1])
+        products, stored = self._products, self._stored
+        if products is not None and stored is not None and not batch.features:
+            rows = stored.decoding() if len(embeddings) <= products.most_tokens else None
+            if rows is not None:
+                for i, layer in enumerate(self._layers):
+                    turned = angles[self._kinds[i]]
+                    layer.decode(embeddings, self._norms[i], turned, products, stored, rows)
+                return kernels.norm(embeddings, self._norms[-1])
         normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
         for i, layer in enumerate(self._layers):
             added, residual = layer(normed, residual, angles[self._kinds[i]])
@@ -91,13 +94,6 @@ class FusedDecoder:
                 residual[feature.rows] += feature.values
             normed, residual = kernels.add_norm(added, residual, self._norms[i + 1])
         return normed
-
-    def _decoding(self, batch: DecoderInput) -> DeviceRows | None:
-        """Where the tokens' keys belong, if they are decoded by our products."""
-        products, backend = self._products, self._backend
-        if products is None or len(batch.embeddings) > products.most_tokens or batch.features:
-            return None
-        return backend.decoding() if isinstance(backend, StoredAttention) else None
 
 
 class FusedLayer:
@@ -141,34 +137,25 @@ class FusedLayer:
         norm: Norm,
         angles: Angles,
         products: DecodeProducts,
+        backend: StoredAttention,
         rows: DeviceRows,
     ) -> None:
         """The whole layer for a token of each sequence: `residual` `[tokens, hidden]` changes."""
-        backend, heads, size = self._backend, self._heads, self._head_dim
         qkv, output, gate_up, down = self._qkv, self._output, self._gate_up, self._down
-        assert isinstance(backend, StoredAttention)
         assert isinstance(qkv, PlainLinear)
         assert isinstance(output, PlainLinear)
         assert isinstance(gate_up, PlainLinear)
         assert isinstance(down, PlainLinear)
         if self._qk_norms is None:
-            queries = products.heads(
-                qkv.weight,
-                qkv.bias,
-                residual,
-                norm,
-                angles[1],
-                backend.pages(self._index),
-                rows,
-                (output.weight, gate_up.weight),
-            )
-            attended = backend.attend(self._index, queries.view(-1, heads, size))
+            pages, following = backend.pages(self._index), (output, gate_up)
+            heads = products.heads(qkv, residual, norm, angles[1], pages, rows, following)
+            queries = heads.view(-1, self._heads, self._head_dim)
+            attended = backend.attend(self._index, queries)
         else:
-            product = products.store(qkv.weight, qkv.bias, residual, norm)
-            attended = self._attend(product, angles)
-        products.add(output.weight, output.bias, attended, residual)
-        gated = products.gate(gate_up.weight, residual, self._mlp_norm, self._activation)
-        products.add(down.weight, down.bias, gated, residual)
+            attended = self._attend(products.store(qkv, residual, norm), angles)
+        products.add(output, attended, residual)
+        gated = products.gate(gate_up, residual, self._mlp_norm, self._activation)
+        products.add(down, gated, residual)
 
     def __call__(
         self, normed: torch.Tensor, residual: torch.Tensor, angles: Angles

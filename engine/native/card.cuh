@@ -33,8 +33,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// What the kernel before may have written while this one had begun.
 template <typename T>
-__device__ __forceinline__ T read_fresh_one(const T* from) {
+__device__ __forceinline__ T read_fresh(const T* from) {
   return __ldcg(from);
 }
 

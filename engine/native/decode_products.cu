@@ -25,7 +25,7 @@ void check(cudaError_t status) {
 template <int kColumns, int kMode>
 void launch_as(const decode::Product& p, int split, int grid, cudaStream_t stream) {
   auto kernel = decode::multiply<kColumns, kMode>;
-  static bool raised = false;
+  static bool raised = false;  // the limit is of a card, and a process has one
   if (!raised) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(kSharedOfBlock)));

@@ -90,8 +90,8 @@ __device__ __forceinline__ void store_head(const Product& p, int token, int head
   const int half = p.head_dim / 2;
   if (head < p.heads + p.kv_heads) {
     const float* line = p.angles + static_cast<int64_t>(token) * p.head_dim;
-    const float cosine = card::read_fresh_one(line + place);
-    const float sine = card::read_fresh_one(line + half + place);
+    const float cosine = card::read_fresh(line + place);
+    const float sine = card::read_fresh(line + half + place);
     const float turned = first * cosine - second * sine;
     second = second * cosine + first * sine;
     first = turned;
@@ -102,9 +102,9 @@ __device__ __forceinline__ void store_head(const Product& p, int token, int head
     line[place + half] = __float2bfloat16(second);
     return;
   }
-  const int position = card::read_fresh_one(p.positions + token);
-  const int start = card::read_fresh_one(p.page_start + token);
-  const int page = card::read_fresh_one(p.page_indices + start + position / p.page_size);
+  const int position = card::read_fresh(p.positions + token);
+  const int start = card::read_fresh(p.page_start + token);
+  const int page = card::read_fresh(p.page_indices + start + position / p.page_size);
   const bool key = head < p.heads + p.kv_heads;
   const int kv_head = head - p.heads - (key ? 0 : p.kv_heads);
   const int64_t slot = static_cast<int64_t>(page) * p.page_size + position % p.page_size;
@@ -138,8 +138,8 @@ __device__ __forceinline__ void finish(const Product& p, int token, int tile, in
     return;
   }
   if constexpr (kMode == kAdd) {
-    first += __bfloat162float(card::read_fresh_one(line + at));
-    second += __bfloat162float(card::read_fresh_one(line + pair));
+    first += __bfloat162float(card::read_fresh(line + at));
+    second += __bfloat162float(card::read_fresh(line + pair));
   }
   line[at] = __float2bfloat16(first);
   line[pair] = __float2bfloat16(second);

@@ -23,7 +23,7 @@ from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
 from engine.kernels.attention import PagedAttention
 from engine.kernels.module import KernelModule
-from engine.kernels.own import products, unsupported
+from engine.kernels.own import decode_products, unsupported
 from engine.kernels.start import Progress, absent, compile_no_more, hand_over, provide
 from engine.layers.decode_products import (
     AUTO_TOKENS,
@@ -197,12 +197,12 @@ class CudaPlatform(FlashInferOffers, Cuda):
         if reason is not None and wanted == "own":
             raise ModelUnsupported(f"{reason}: set engine.decode_products=library")
         if reason is None and wanted == "auto":
-            reason = self._absent(products())
+            reason = self._absent(decode_products())
         if reason is not None:
             logger.info("few tokens are decoded as many are: %s", reason)
             return None
         most = MOST_TOKENS if wanted == "own" else AUTO_TOKENS
-        module = products().spec().build_and_load()
+        module = decode_products().spec().build_and_load()
         return CompiledProducts(module, properties.multi_processor_count, most)
 
     def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from engine.kernels.architecture import covers
 from tests.bundle import fakes
 
 CARRIED = Path(__file__).resolve().parents[2] / "tools" / "bundle" / "carried"
@@ -144,6 +145,7 @@ def test_which_cards_machine_code_runs_on(
     carried: ModuleType, arch: str, capability: tuple[int, int], runs: bool
 ) -> None:
     assert carried.serves(arch, capability) is runs
+    assert covers(arch.split(), capability) is runs  # of which it is the copy that needs no package
 
 
 def test_torch_is_looked_at_and_not_imported(

@@ -19,7 +19,7 @@ from bench.stand_in.platforms import Recording, cuda_path
 from engine.errors import ModelUnsupported
 from engine.kernels import own
 from engine.kernels.needed import needed
-from engine.kernels.own import products, products_name, unsupported
+from engine.kernels.own import decode_products, products_name, unsupported
 from engine.layers.decode_products import SPLITS, deal
 from engine.models.registry import family_for
 from engine.request import Request
@@ -146,4 +146,4 @@ def test_the_module_is_on_the_list_where_the_engine_loads_it(
 ) -> None:
     folder = checkpoint(family)
     options = engine_options(folder, **({"dtype": "bfloat16"} | changes))
-    assert (products() in needed(family_for(folder), options, [capability])) == listed
+    assert (decode_products() in needed(family_for(folder), options, [capability])) == listed

@@ -17,7 +17,7 @@ from tests.attack.wire import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (CHECKOUT / "Dockerfile").read_text()
-ARGUMENTS = {"BASE", "TORCH_INDEX", "EXTRAS", "RECIPE", "KERNELS", "KERNELS_WITH"}
+ARGUMENTS = {"BASE", "TORCH_INDEX", "EXTRAS", "RECIPE", "KERNELS_ARCH", "KERNELS_WITH"}
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
 
@@ -197,7 +197,7 @@ def kernel_scripts() -> list[str]:
     return [
         argument
         for name, argument in instructions(DOCKERFILE)
-        if "${KERNELS}" in argument and name == "RUN"
+        if "${KERNELS_ARCH}" in argument and name == "RUN"
     ]
 
 
@@ -211,7 +211,12 @@ def run_kernel_stage(tmp_path: Path, **given: str) -> list[str]:
     for name in ("rm", "mkdir"):
         (bin / name).write_text("#!/bin/sh\n")
         (bin / name).chmod(0o755)
-    environment = {"PATH": str(bin), "RECIPE": "demo", "KERNELS": "", "KERNELS_WITH": ""} | given
+    environment = {
+        "PATH": str(bin),
+        "RECIPE": "demo",
+        "KERNELS_ARCH": "",
+        "KERNELS_WITH": "",
+    } | given
     for script in kernel_scripts():
         subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
     return log.read_text().splitlines() if log.exists() else []
@@ -223,7 +228,7 @@ def test_an_image_without_kernels_compiles_nothing(tmp_path: Path) -> None:
 
 def test_the_stage_for_kernels_compiles_those_of_the_recipe(tmp_path: Path) -> None:
     keys = "engine.kv_dtype=fp8 engine.prefill_attention=auto"
-    ran = run_kernel_stage(tmp_path, KERNELS="8.9 9.0a", KERNELS_WITH=keys)
+    ran = run_kernel_stage(tmp_path, KERNELS_ARCH="8.9 9.0a", KERNELS_WITH=keys)
     assert ran[1] == "apt-get install --yes --no-install-recommends g++"
     assert ran[2].startswith("pip install ")
     assert ran[2].endswith(".[cuda-build]")
@@ -245,7 +250,7 @@ def test_its_command_leaves_a_folder_that_the_image_starts_with(tmp_path: Path) 
     kernels = tmp_path / "kernels"
     text = command[0].replace("/opt/kernels", str(kernels)).replace("appliance", PYTHON, 1)
     environment = {**os.environ, **Toolkit(tmp_path).environment, "PYTHONPATH": str(CHECKOUT)}
-    arguments = {"RECIPE": "demo", "KERNELS": "8.9 9.0a", "KERNELS_WITH": ""}
+    arguments = {"RECIPE": "demo", "KERNELS_ARCH": "8.9 9.0a", "KERNELS_WITH": ""}
     done = subprocess.run(
         ["/bin/sh", "-c", f"{text} cache.folder={tmp_path}/cache"],
         env=environment | arguments,
@@ -270,7 +275,11 @@ def test_the_entry_point_names_the_kernels_that_the_image_has(tmp_path: Path, ke
     ]
     (tmp_path / "appliance").write_text('#!/bin/sh\nfor one; do echo "$one"; done\n')
     (tmp_path / "appliance").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECIPE": "demo", "KERNELS": kernels}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RECIPE": "demo",
+        "KERNELS_ARCH": kernels,
+    }
     done = subprocess.run(
         [*entry, "engine=cuda", "kernels.folder=/mine"],
         env=environment,

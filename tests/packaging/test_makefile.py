@@ -93,8 +93,15 @@ def test_kernels_are_compiled_for_the_architecture_that_is_named() -> None:
 
 
 def test_an_image_takes_kernels() -> None:
-    command = ["make", "--dry-run", "image", "KERNELS=9.0a", "KERNELS_WITH=engine.kv_dtype=fp8"]
+    command = [
+        "make",
+        "--dry-run",
+        "image",
+        "KERNELS_ARCH=9.0a",
+        "KERNELS_WITH=engine.kv_dtype=fp8",
+    ]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert (
-        '--build-arg KERNELS="9.0a" --build-arg KERNELS_WITH="engine.kv_dtype=fp8"' in done.stdout
+        '--build-arg KERNELS_ARCH="9.0a" --build-arg KERNELS_WITH="engine.kv_dtype=fp8"'
+        in done.stdout
     )

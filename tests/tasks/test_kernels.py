@@ -11,7 +11,7 @@ import pytest
 
 from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
-from appliance.kernels import check_kernels, command, kernel_options
+from appliance.kernels import command, kernel_options, settle_kernels
 from appliance.planning import engine_options
 from appliance.recipe import compose_recipe
 from appliance.tasks import plan as plan_task
@@ -140,10 +140,10 @@ def test_where_nothing_compiles_a_complete_folder_will_do(
     config = compose_recipe(["recipe=demo", "engine=cuda", *keys(tmp_path)]).config
     for name, value in toolkit.environment.items():
         monkeypatch.setenv(name, value)
-    check_kernels(config)
+    settle_kernels(config)
     assert not os.environ["FLASHINFER_DISABLE_JIT"]  # it could still compile
     (toolkit.home / "bin" / "nvcc").unlink()
-    check_kernels(config)
+    settle_kernels(config)
     assert os.environ["FLASHINFER_DISABLE_JIT"]
 
 

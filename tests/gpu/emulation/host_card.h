@@ -203,7 +203,7 @@ inline void wait_for_copies() {  // what is copied is not there before
 }
 inline void prefetch(const void*) {}
 template <typename T>
-inline T read_fresh_one(const T* from) {
+inline T read_fresh(const T* from) {
   return *from;
 }
 inline void prefetch_many(const void*, uint32_t) {}

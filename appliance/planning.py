@@ -33,6 +33,8 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
     """
     engine, ranks = config.engine, config.parallelism.tensor
     check_device_keys(engine)
+    if config.model.quantization is not None and engine.device != "cuda":
+        raise PlanError(f"model.quantization={config.model.quantization} needs engine=cuda")
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
     return EngineOptions(
@@ -49,6 +51,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         encoder_cache_bytes=int(config.cache.encoder_gb * GIB),
         modalities=allowed_modalities(config.media),
         kv_cache_gb=engine.kv_cache_gb,
+        quantization=config.model.quantization,
         fuse=engine.fuse,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,

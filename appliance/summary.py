@@ -25,7 +25,7 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
     config = composed.config
     rows = [
         ("model", f"{config.model.name}  {plan.architecture}, {plan.parameters / 1e6:,.0f}M"),
-        ("weights", f"{config.model.path}  {plan.dtype}, {size(plan.weights_bytes)}"),
+        ("weights", f"{config.model.path}  {kinds(plan)}, {size(plan.weights_bytes)}"),
         ("device", device(config)),
         ("context", f"{plan.max_len:,} tokens, {plan.max_sequences} sequences at once"),
         (
@@ -43,6 +43,12 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
         ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
     ]
     return dict(rows)
+
+
+def kinds(plan: Plan) -> str:
+    """Return the types of the weights."""
+    quantization = plan.options.quantization
+    return plan.dtype if quantization is None else f"{plan.dtype}, layers in {quantization}"
 
 
 def accepted_keys(server: ServerConfig) -> str:

@@ -18,13 +18,14 @@ from bench import gpu_decode
 from bench.gpu_checks import Tried, hopper, kernel_checks, model_checks
 from bench.gpu_demo import Demo, same
 from bench.gpu_models import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Shape
-from bench.gpu_products import measure_products
+from bench.gpu_products import far_in_eight_bits, measure_products
 from bench.gpu_rows import Row
 from bench.gpu_serve import Serving
 from bench.gpu_speed import TINY_SIZES, Limits, ShapeBench, Sizes, measure_limits, pays_from
 from bench.gpu_tiny import FAMILIES
 from bench.stand_in import torch_flashinfer
 from bench.stand_in.platforms import Recording
+from engine.layers.fp8 import Fp8Linear
 from engine.running.platform import CudaPlatform
 
 Rows = Iterator[Row]
@@ -124,6 +125,8 @@ def demo(run: Run) -> Rows:
         least = len(expected) if run.tiny else math.ceil(0.95 * len(expected))
         found = f"{equal} of {len(expected)}"
         yield Row(f"demo's answers as on the CPU, {name}", found, f"{least}", equal >= least)
+    equal = same(expected, asked.on_device(graphs=False, quantization="fp8"))
+    yield Row("demo's answers with weights of eight bits", f"{equal} of {len(expected)}")
     equal = same(expected, asked.on_device(graphs=False, shuffled=True))
     yield Row("demo's answers, wrong pages", f"{equal}", "few", equal < len(expected) / 2)
 
@@ -234,6 +237,28 @@ def own_products(shape: Shape, run: Run) -> Rows:
             found = f"{1e6 * seconds:.1f} us, {1e6 * least:.1f} us by {deal[0]} of {deal[1]}"
             yield Row(f"{shape.name} our {name}, {tokens} tokens", found)
         bench.collect()
+
+
+def eight_bits(shape: Shape, run: Run) -> Rows:
+    """Weights of eight bits: right, each product, and what it makes of decoding and prefill."""
+    bench = run.shape_bench(shape)
+    far, allowed = far_in_eight_bits(shape, run.platform), torch.finfo(torch.bfloat16).eps
+    name = f"{shape.name} fp8 products, far from float32's"
+    yield Row(name, f"{far:.1e}", f"< {allowed:.1e}", far < allowed)
+    read = (1 << 16,) if run.tiny else ()
+    for product in measure_products(shape, run.platform, *read, make=Fp8Linear):
+        found = f"{1e6 * product.seconds:.0f} us with the tokens' rounding"
+        yield Row(f"{shape.name} {product.name} in fp8, {product.rows} rows", found)
+    bench.collect()
+    engine = bench.engine(quantization="fp8")
+    for batch in run.sizes.batches:
+        seconds = bench.decode_seconds(engine, batch)
+        found = f"{batch / seconds:,.0f} tok/s, {1e3 * seconds:.2f} ms"
+        yield Row(f"{shape.name} decode in fp8, batch {batch}", found)
+    tokens, operations = bench.prefill_rate(engine)
+    share = operations / run.limits.matmul_rate
+    found = f"{tokens:,.0f} tok/s, {share:.0%} of the bfloat16 matmul rate"
+    yield Row(f"{shape.name} prefill in fp8, {run.sizes.prefill} tokens", found)
 
 
 def host(shape: Shape, run: Run) -> Rows:
@@ -352,6 +377,7 @@ def parts(*, tiny: bool) -> list[Part]:
         Part("memory", 20, 60, partial(memory, small)),
         *(Part(f"ablations of {one.name}", 30, 120, partial(ablations, one)) for one in shapes),
         Part("towers", 20, 60, partial(towers, large)),
+        *(Part(f"fp8 of {one.name}", 30, 120, partial(eight_bits, one)) for one in shapes),
         Part("serving", 60, 180, serving),
         Part("peers", 40, 120, partial(peers, large)),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,7 +141,13 @@ class Reference:
 
 def compare(recorder: Recorder, reference: Reference, requests: list[Request]) -> float:
     """Largest difference between recorded logits and the reference's, over every recorded row."""
-    worst = 0.0
+    return max(differences(recorder, reference, requests), default=0.0)
+
+
+def differences(
+    recorder: Recorder, reference: Reference, requests: list[Request]
+) -> Iterator[float]:
+    """The largest difference of each recorded row's logits to the reference's."""
     for request in requests:
         for index in range(request.n):
             tokens = request.prompt_ids + recorder.tokens[request.id, index]
@@ -150,9 +156,8 @@ def compare(recorder: Recorder, reference: Reference, requests: list[Request]) -
             for (name, answer, position), row in recorder.rows.items():
                 if (name, answer) == (request.id, index):
                     found += 1
-                    worst = max(worst, (row - expected[position]).abs().max().item())
+                    yield (row - expected[position]).abs().max().item()
             assert found >= len(recorder.tokens[request.id, index])
-    return worst
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

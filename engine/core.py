@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from engine.device.device import HostCopy
 from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
+from engine.memory.mapped import load_for_quantization
 from engine.models.item_tensors import FLOATS, fitting
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
@@ -44,7 +45,7 @@ class Engine:
         options: EngineOptions,
         progress: Progress = lambda phase, fraction: None,
         platform: Platform | None = None,
-        load: Load = load_model,
+        load: Load | None = None,
         links: Several[Connection] = (),
     ) -> None:
         self._governor = ThreadGovernor(options.threads)
@@ -52,10 +53,19 @@ class Engine:
         self._platform = platform_for(options.device) if platform is None else platform
         if len(links) != options.tensor_parallel - 1:
             raise EngineError("every rank but the first needs a process and a pipe to it")
+        quantized = options.quantization is not None
         self._ranks: Ranks | None = None
         if links:
             self._ranks = Ranks(0, options.tensor_parallel, links, self._platform.device)
-            load = partial(load_share, rank=0, ranks=options.tensor_parallel, load=load)
+            load = partial(
+                load_share,
+                rank=0,
+                ranks=options.tensor_parallel,
+                quantized=quantized,
+                load=load or load_model,
+            )
+        elif load is None:
+            load = load_for_quantization if quantized else load_model
         prepared = prepare(options, self._platform, progress, load, self._ranks)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
         self._runner = prepared.runner

@@ -41,6 +41,7 @@ class EngineOptions:
     encoder_cache_bytes: int
     modalities: tuple[str, ...] = ()  # that requests may bring; empty loads no tower
     kv_cache_gb: float | None = None  # None: what the plan leaves, or a card has room for
+    quantization: str | None = None  # fp8: the decoder's products in eight bits, on CUDA
     fuse: bool = True
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA

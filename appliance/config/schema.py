@@ -68,6 +68,12 @@ class ModelConfig:
         "has no bfloat16 instructions and memory to spare.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str | None = key(
+        "Weights of the decoder's layers in fewer bits, made when they are loaded (cuda only): fp8 "
+        "multiplies eight bits by eight, a scale for each output and each token, on cards of "
+        "compute capability 8.9 and newer. Null keeps them in `model.dtype`.",
+        choices=("fp8",),
+    )
     max_len: int | None = key(
         "Longest prompt plus answer in tokens; null takes the checkpoint's own limit.", low=1
     )

@@ -27,6 +27,7 @@ from engine.kernels.start import why_not
 from engine.kernels.stock import look
 from engine.kernels.times import in_words, seconds
 from engine.memory.card_memory import usable_bytes
+from engine.memory.checkpoint import ITEMSIZE
 from engine.memory.plan import Plan, size
 from engine.models.registry import family_for
 
@@ -109,9 +110,8 @@ def kernels_in_words(plan: Plan, folder: Path, capability: tuple[int, int]) -> s
 
 def table(plan: Plan) -> str:
     """Return the arithmetic of a plan and how many sequences of which length fit."""
-    itemsize = plan.weights_bytes // plan.rank_parameters
     terms = [
-        ("weights", plan.weights_bytes, f"{plan.rank_parameters:,} parameters x {itemsize} bytes"),
+        ("weights", plan.weights_bytes, weight_terms(plan)),
         ("slack", plan.slack_bytes, "process, allocator, prepacked copies"),
         ("activations", plan.activation_bytes, "one step at its largest"),
         (plan.tower, plan.encoder_bytes, "media of one step at their largest"),
@@ -127,6 +127,14 @@ def table(plan: Plan) -> str:
         for length in lengths(plan)
     ]
     return "\n".join([*lines, f"  and never more than engine.max_sequences={plan.max_sequences}."])
+
+
+def weight_terms(plan: Plan) -> str:
+    parameters, itemsize = f"{plan.rank_parameters:,} parameters", ITEMSIZE[plan.dtype]
+    quantization = plan.options.quantization
+    if quantization is None:
+        return f"{parameters} x {itemsize} bytes"
+    return f"{parameters}, those of layers in {quantization}, others x {itemsize} bytes"
 
 
 def kv_terms(plan: Plan) -> str:

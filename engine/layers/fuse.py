@@ -20,7 +20,7 @@ from engine.attention.rows import DeviceRows
 from engine.layers.decode_products import DecodeProducts
 from engine.layers.decoder import DecoderInput
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
-from engine.layers.linear import PlainLinear, fuse_linears
+from engine.layers.linear import MakeLinear, PlainLinear, fuse_linears
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
@@ -50,10 +50,13 @@ class FusedDecoder:
         shape: AttentionShape,
         backend: AttentionBackend,
         kernels: Kernels,
+        make: MakeLinear,
         reduce: Reduce = whole,
         products: DecodeProducts | None = None,
     ) -> None:
-        """`reduce` sums `[tokens, hidden]` over the processes that have a share of each layer.
+        """`make` makes the layers' products; a layer's weights are brought to its norms for it.
+
+        `reduce` sums `[tokens, hidden]` over the processes that have a share of each layer.
 
         Then `stack` holds this one's, and `shape` is its own. By `products`, which know nothing of
         other processes, few tokens are decoded.
@@ -63,7 +66,7 @@ class FusedDecoder:
         self._kinds: list[str | None] = list(kinds) or [None] * len(stack.layers)
         self._kernels = kernels
         self._layers = [
-            FusedLayer(layer, i, shape, backend, kernels, reduce)
+            FusedLayer(layer, i, shape, backend, kernels, make, reduce)
             for i, layer in enumerate(stack.layers)
         ]
         norms = [layer.input_layernorm for layer in stack.layers] + [stack.norm]
@@ -106,15 +109,16 @@ class FusedLayer:
         shape: AttentionShape,
         backend: AttentionBackend,
         kernels: Kernels,
+        make: MakeLinear,
         reduce: Reduce = whole,
     ) -> None:
+        layer.to(layer.input_layernorm.weight)  # those that `load_mapped` has left where they are
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
         self._backend = backend
         self._kernels = kernels
         self._heads, self._kv_heads, self._head_dim = shape.heads, shape.kv_heads, shape.head_dim
         self._reduce = reduce
-        make = kernels.linear
         self._qkv = fuse_linears(make, attention.q_proj, attention.k_proj, attention.v_proj)
         self._output = fuse_linears(make, attention.o_proj)
         self._gate_up = fuse_linears(make, mlp.gate_proj, mlp.up_proj)

@@ -21,6 +21,7 @@ STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 SPLIT = re.compile(  # what tensor parallelism divides, by rows, by columns or by vocabulary
     r"\b([qkv]_proj|gate_proj|up_proj)\.(weight|bias)$|\b(o_proj|down_proj|embed_tokens|lm_head)\.weight$"
 )
+PRODUCT = re.compile(r"\b([qkvo]|gate|up|down)_proj\.weight$")  # of a decoder's layers
 STORED_BYTES = {  # types that somebody might load; those of less than a byte are not
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -37,6 +38,7 @@ class Checkpoint:
     """Sizes of a checkpoint. Parameters of media towers are counted apart from the decoder's.
 
     `whole_parameters` are those of the decoder that every rank of several holds: norms.
+    `product_parameters` are those of its layers' matrices, which can be quantized.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class Checkpoint:
     embedding_parameters: int
     modalities: tuple[str, ...]
     whole_parameters: int
+    product_parameters: int
 
 
 def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpoint:
@@ -66,16 +69,20 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     folder, config = family.folder, family.config
     text = {name: value for name, value in family.text_config().items() if value is not None}
     if config.get("quantization_config") is not None:
-        raise ModelUnsupported(f"{folder}/config.json has a quantization_config: not supported")
+        raise ModelUnsupported(
+            f"{folder}/config.json has a quantization_config: weights that are stored quantized "
+            "are not read; take the checkpoint they were made of and set model.quantization"
+        )
     tensors = tensor_shapes(folder)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-    tower = decoder = whole = 0
+    tower = decoder = whole = products = 0
     for name, (_, shape) in tensors.items():
         if name.removeprefix("model.").startswith(family.tower_prefixes):
             tower += math.prod(shape)
         elif not (tied and name.endswith("lm_head.weight")):
             decoder += math.prod(shape)
             whole += 0 if SPLIT.search(name) else math.prod(shape)
+            products += math.prod(shape) if PRODUCT.search(name) else 0
     embedding = next(
         (shape for name, (_, shape) in tensors.items() if name.endswith("embed_tokens.weight")), []
     )
@@ -100,6 +107,7 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
             embedding_parameters=math.prod(embedding) if embedding else 0,
             modalities=family.available,
             whole_parameters=whole,
+            product_parameters=products,
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error

@@ -10,7 +10,7 @@ from engine.attention.limits import unsupported
 from engine.device.cards import card
 from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import EngineError
-from engine.memory import card_memory
+from engine.memory import card_memory, quantization
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint, tensor_shapes
 from engine.memory.shares import share_of, undivided
 from engine.memory.stored import check_stored
@@ -123,7 +123,7 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
     check_stored(checkpoint, tensor_shapes(family.folder), family.tower_prefixes)
     share = share_of(checkpoint, options.tensor_parallel)
     towers = checkpoint.tower_parameters if options.modalities else 0
-    weights = (share.decoder_parameters + towers) * ITEMSIZE[options.dtype]
+    weights = quantization.weights_bytes(options, share, towers)
     on_device = on_cpu if options.device == "cpu" else on_card
     there = on_device(options, share, weights, length, available_bytes)
     without_cache = Plan(
@@ -173,6 +173,7 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
     ]
     ranks = options.tensor_parallel
     reasons.append(undivided(checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, ranks))
+    reasons.append(quantization.unsupported(options, checkpoint))
     for reason in reasons:
         if reason is not None:
             raise PlanError(reason)

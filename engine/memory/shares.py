@@ -26,6 +26,7 @@ def share_of(checkpoint: Checkpoint, ranks: int) -> Checkpoint:
         intermediate=checkpoint.intermediate // ranks,
         decoder_parameters=checkpoint.whole_parameters + split // ranks + tables * table,
         embedding_parameters=table,
+        product_parameters=checkpoint.product_parameters // ranks,
     )
 
 

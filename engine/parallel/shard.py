@@ -20,6 +20,7 @@ from engine.attention.backend import AttentionShape
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import fusible
 from engine.memory.checkpoint import stored_dtype
+from engine.memory.mapped import bring
 from engine.memory.shares import undivided
 from engine.models.loader import LoadedModel, Progress, load_model
 
@@ -43,23 +44,21 @@ def load_share(
     *,
     rank: int,
     ranks: int,
+    quantized: bool = False,
     load: Callable[..., LoadedModel] = load_model,
 ) -> LoadedModel:
     """What `load` loads, but of the decoder only the share of `rank`.
 
     The files are mapped in the type they are stored in; only what is kept is read, converted and
-    brought to the device, a tensor at a time. Raises ModelUnsupported for layers that cannot be
+    brought to the device, a tensor at a time; of a model to be `quantized` without the matrices of
+    its layers. Raises ModelUnsupported for layers that cannot be
     split.
     """
     mapped = stored_dtype(folder) or dtype
     whole = load(folder, mapped, "cpu", modalities, progress, vision_attention)
     check_splits(whole.stack, whole.shape, ranks)
     shape = keep_share(whole.model, whole.stack, whole.shape, rank, ranks)
-    for parameter in whole.model.parameters():
-        if parameter.dtype == whole.dtype:
-            parameter.data = parameter.data.to(device, getattr(torch, dtype))
-    whole.model.to(device)
-    return replace(whole, shape=shape, dtype=getattr(torch, dtype))
+    return bring(replace(whole, shape=shape), dtype, device, products=not quantized)
 
 
 def check_splits(stack: Any, shape: AttentionShape, ranks: int) -> None:

@@ -65,7 +65,12 @@ def follow(
     platform.prepare_kernels(options, lambda phase, fraction: None)  # or wait until rank 0 has
     # rank 0 alone has towers: placeholders come as tokens that no rank has
     loaded = load_share(
-        options.model_path, options.dtype, str(platform.device), rank=rank, ranks=ranks.size
+        options.model_path,
+        options.dtype,
+        str(platform.device),
+        rank=rank,
+        ranks=ranks.size,
+        quantized=options.quantization is not None,
     )
     # rank 0 may try steps first and then say how many pages there are
     pages = pages_needed(options) if platform.warms_up else options.pages

@@ -31,8 +31,11 @@ from engine.layers.decode_products import (
     CompiledProducts,
     DecodeProducts,
 )
+from engine.layers.fp8 import Fp8Linear
 from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
+from engine.layers.linear import MakeLinear
 from engine.layers.vision_attention import attend_with
+from engine.memory.quantization import card_unsupported
 from engine.options import EngineOptions
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import HostSampler, Sampler
@@ -64,6 +67,9 @@ class Platform(Device, Protocol):
 
     def kernels(self) -> Kernels:
         """The operations of fused layers."""
+
+    def quantized(self, quantization: str) -> MakeLinear:
+        """What makes products with weights of `model.quantization`. Raises ModelUnsupported."""
 
     def products(
         self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
@@ -107,6 +113,9 @@ class CpuPlatform(Host):
     def kernels(self) -> Kernels:
         return TorchKernels()
 
+    def quantized(self, quantization: str) -> MakeLinear:
+        raise ModelUnsupported(f"model.quantization={quantization} needs engine=cuda")
+
     def products(
         self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
     ) -> DecodeProducts | None:
@@ -145,6 +154,9 @@ class FlashInferOffers:
 
     def kernels(self) -> Kernels:
         return FlashInferKernels(self.library)
+
+    def quantized(self, quantization: str) -> MakeLinear:
+        return Fp8Linear
 
     def sampler(self: FlashInferPlatform, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return DeviceSampler(eos_ids, vocabulary, self, self.library.sampling)
@@ -185,6 +197,12 @@ class CudaPlatform(FlashInferOffers, Cuda):
         if prefill != "fa2":
             prefill = self._prefill(shape, cache, dtype, required=prefill == "fa3")
         return super().attention(shape, cache, dtype, prefill)
+
+    def quantized(self, quantization: str) -> MakeLinear:
+        reason = card_unsupported(quantization, torch.cuda.get_device_capability(self.device))
+        if reason is not None:
+            raise ModelUnsupported(reason)
+        return super().quantized(quantization)
 
     def products(
         self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str

@@ -13,6 +13,7 @@ from engine.errors import EngineError, ModelUnsupported
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
 from engine.layers.kernels import Kernels
+from engine.layers.linear import MakeLinear
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
@@ -207,7 +208,13 @@ class Runner:
         loaded, options, ranks = self.loaded, self._options, self._ranks
         stack, shape = loaded.stack, loaded.shape
         own = options.decode_products == "own"
+        make: MakeLinear = kernels.linear
         if not options.fuse or not fusible(stack):
+            if options.quantization is not None:
+                raise ModelUnsupported(
+                    f"model.quantization={options.quantization} is of fused layers, and those of "
+                    "this model are not: set model.quantization=null"
+                )
             if ranks is not None:
                 raise ModelUnsupported(
                     f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
@@ -215,19 +222,21 @@ class Runner:
             if own:
                 raise ModelUnsupported(f"layers that are not fused {NOT_OWN}")
             return TransformersDecoder(stack, self._backend)
+        if options.quantization is not None:
+            make = self._platform.quantized(options.quantization)
         if ranks is not None:
             if own:
                 raise ModelUnsupported(f"layers that several cards share {NOT_OWN}")
-            return FusedDecoder(stack, shape, self._backend, kernels, ranks.sum)
+            return FusedDecoder(stack, shape, self._backend, kernels, make, ranks.sum)
         products = None
-        if adds_plainly(stack):
+        if options.quantization is None and adds_plainly(stack):
             config = stack.config
             depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
             wanted = options.decode_products
             products = self._platform.products(shape, loaded.dtype, depths, wanted)
         elif own:
             raise ModelUnsupported(f"layers that norm what they add {NOT_OWN}")
-        return FusedDecoder(stack, shape, self._backend, kernels, products=products)
+        return FusedDecoder(stack, shape, self._backend, kernels, make, products=products)
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

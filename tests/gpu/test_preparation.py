@@ -13,6 +13,8 @@ import transformers
 
 from appliance.config.compose import compose
 from appliance.planning import check_device_keys, plan_recipe
+from appliance.summary import render
+from appliance.tasks.plan import table
 from bench.reference import (
     TOLERANCE,
     Recorder,
@@ -37,7 +39,7 @@ from engine.device.device import Graph
 from engine.errors import ModelUnsupported
 from engine.memory import plan as planning
 from engine.memory.card_memory import measured_pages
-from engine.memory.plan import Plan, PlanError, plan
+from engine.memory.plan import Plan, PlanError, plan, size
 from engine.models.registry import family_for
 from engine.request import MediaItem, Request
 from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
@@ -249,6 +251,23 @@ def test_a_card_is_planned_to_its_fraction(carded: None, tmp_path: Path) -> None
         planned_with(dtype="float32")
     with pytest.raises(PlanError, match="are available"):
         planned_with(memory_fraction=0.01)
+
+
+def test_eight_bits_reach_the_engine_and_are_said(carded: None, tmp_path: Path) -> None:
+    folder = seven(tmp_path)
+    composed = compose([f"model.path={folder}", "engine=cuda", "media.image.limit=0"])
+    whole = plan_recipe(composed.config, folder)
+    assert whole.options.quantization is None
+    composed.config.model.quantization = "fp8"
+    small = plan_recipe(composed.config, folder)
+    assert small.options.quantization == "fp8"
+    assert small.weights_bytes < whole.weights_bytes
+    assert small.tokens > whole.tokens
+    others = f"{small.parameters:,} parameters, those of layers in fp8, others x 2 bytes"
+    assert others in table(small)
+    assert f"{whole.parameters:,} parameters x 2 bytes" in table(whole)
+    assert f"bfloat16, layers in fp8, {size(small.weights_bytes)}" in render(composed, small)
+    assert "fp8" not in render(composed, whole)
 
 
 def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) -> None:

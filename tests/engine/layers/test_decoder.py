@@ -14,6 +14,7 @@ from engine.attention.cpu import CpuAttention
 from engine.layers.decoder import Decoder, DecoderInput, LayerFeature, TransformersDecoder
 from engine.layers.fuse import FusedDecoder
 from engine.layers.kernels import TorchKernels
+from engine.layers.linear import torch_linear
 from engine.models.loader import load_model
 from engine.request import Request
 from engine.scheduling.batch import build_batch
@@ -52,7 +53,7 @@ def test_features_are_added_behind_their_layer(checkpoint: Folder, layer: int) -
 
     def fused(backend: CpuAttention) -> Decoder:  # takes the weights out of the stack
         stack = load_model(str(folder), "float32", "cpu").stack
-        return FusedDecoder(stack, plain.shape, backend, TorchKernels())
+        return FusedDecoder(stack, plain.shape, backend, TorchKernels(), torch_linear)
 
     plain = load_model(str(folder), "float32", "cpu")
     reference = load_model(str(folder), "float32", "cpu").stack

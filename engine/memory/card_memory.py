@@ -9,11 +9,43 @@ from engine.options import PROMPT_ROWS
 CONTEXT_BYTES = 600 * MIB  # what CUDA, its libraries and all kernels take of a card
 ROUNDING_SHARE = 0.02  # of the weights: blocks of the allocator that are not full
 GRAPH_BYTES = 8 * MIB  # of one recording, beside what it computes in
+PIECE_BYTES = MIB // 2  # of one piece of a recorded prompt, of which there are many
+FEWEST_TOKENS = 16  # of a recorded prompt
+READ_ONCE = 128  # tokens up to which a product takes as long as it takes to read its weight
 
 
 def graph_sizes(limit: int) -> list[int]:
     """Sizes of batch that are recorded: 1, 2, 4, the multiples of 8, and the limit itself."""
     return sorted({1, 2, 4, *range(8, limit + 1, 8), limit} & set(range(1, limit + 1)))
+
+
+def prefill_sizes(limit: int) -> list[int]:
+    """Tokens of a batch that are recorded: powers of two from 16 on, and the limit itself.
+
+    From 128 tokens on rows too many cost time, and there are sizes halfway to the next.
+    """
+    sizes, size = {limit} if limit else set(), FEWEST_TOKENS
+    while size < limit:
+        sizes.add(size)
+        if size >= READ_ONCE:
+            sizes.add(min(size * 3 // 2, limit))
+        size *= 2
+    return sorted(sizes)
+
+
+def prefill_graph_bytes(checkpoint: Checkpoint, itemsize: int, limit: int) -> int:
+    """What recorded pieces take: themselves, what they hand on, and what the largest computes in.
+
+    They hand on the residual, queries, keys and values, what attention gives, and angles in
+    float32 for each of two kinds of layers.
+    """
+    if not limit:
+        return 0
+    pieces = (checkpoint.layers + 1) * len(prefill_sizes(limit))
+    heads = 2 * (checkpoint.heads + checkpoint.kv_heads) * checkpoint.head_dim
+    inside = 2 * checkpoint.hidden + 3 * checkpoint.intermediate
+    passed = limit * (checkpoint.hidden + heads + inside) * itemsize
+    return pieces * PIECE_BYTES + passed + limit * 2 * 4 * checkpoint.head_dim
 
 
 def overhead_bytes(checkpoint: Checkpoint, weights: int, sequences: int, graphs: bool) -> int:

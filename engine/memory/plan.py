@@ -218,6 +218,9 @@ def on_card(
         raise PlanError(reason)
     sequences = options.max_sequences
     slack = card_memory.overhead_bytes(checkpoint, weights, sequences, options.graphs)
+    slack += card_memory.prefill_graph_bytes(
+        checkpoint, ITEMSIZE[options.dtype], options.prefill_graphs
+    )
     activations = card_memory.activation_bytes(
         checkpoint, ITEMSIZE[options.dtype], options.max_tokens_per_step, sequences
     )

@@ -12,7 +12,13 @@ import torch
 from engine.device.device import Device, Measured
 from engine.kernels.start import as_missing
 from engine.layers.vision_attention import VISION_ATTENTION
-from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.memory.card_memory import (
+    GRAPH_BYTES,
+    PIECE_BYTES,
+    graph_sizes,
+    measured_pages,
+    prefill_sizes,
+)
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
@@ -146,9 +152,12 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()
-        runner.record([options.max_sequences])
+        runner.record([options.max_sequences], [options.prefill_graphs])
         recordings = free - platform.free_bytes()
         recordings += GRAPH_BYTES * (len(graph_sizes(options.max_sequences)) - 1)
+        if options.prefill_graphs:
+            pieces = prepared.loaded.shape.layers + 1
+            recordings += PIECE_BYTES * pieces * (len(prefill_sizes(options.prefill_graphs)) - 1)
         runner.forget()
     runner.store(0)
     pages = measured_pages(

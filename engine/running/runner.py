@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.attention.backend import KVCache, RecordableAttention
+from engine.device.device import Recorder
 from engine.errors import EngineError, ModelUnsupported
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
@@ -22,6 +23,7 @@ from engine.request import MediaItem
 from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
+from engine.running.prefill_graphs import PrefillGraphs
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
 
@@ -66,6 +68,7 @@ class Runner:
         self._follows = ranks is not None and ranks.rank > 0
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
+        self._prefill_graphs: PrefillGraphs | None = None
         self._cache = self._new_cache(pages)
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
@@ -86,6 +89,11 @@ class Runner:
         return int(self._embed.weight.shape[1])
 
     @property
+    def _position_rows(self) -> int:
+        """One, or three for M-RoPE."""
+        return len(self.loaded.family.positions([0], [])[0])
+
+    @property
     def pages(self) -> int:
         """Pages that sequences may use."""
         return self._cache.pages
@@ -104,31 +112,57 @@ class Runner:
         self._backend.store(self._cache)
 
     @torch.inference_mode()
-    def record(self, sizes: list[int] | None = None, progress: Progress = no_progress) -> None:
-        """Record decoding for batches of `sizes`; none are needed for it to work."""
+    def record(
+        self,
+        sizes: list[int] | None = None,
+        prefill_sizes: list[int] | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Record decoding for batches of `sizes`; none are needed for it to work.
+
+        Other batches are recorded for `prefill_sizes`, if the options want that.
+        """
         if not isinstance(self._backend, RecordableAttention):
             raise EngineError("this device's attention cannot be recorded: set engine.graphs=false")
         self._order(orders.order(orders.Kind.RECORD, *(sizes or [])))
-        options, family = self._options, self.loaded.family
+        assert isinstance(self._platform, Recorder)
+        options, pool = self._options, self._platform.graph_pool()
+        parts = 2 if options.prefill_graphs else 1
         pages = -(-options.max_len // options.page_size)
         self._graphs = DecodeGraphs(
             self._backend,
             self._next_logits,
+            pool=pool,
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
-            position_rows=len(family.positions([0], [])[0]),
+            position_rows=self._position_rows,
             vocabulary=self._head.out_features if self._follows else self.vocabulary,
         )
         self._graphs.record(
             sizes,
-            lambda fraction: progress("preparing", fraction),
+            lambda fraction: progress("preparing", fraction / parts),
             strict=self._ranks is not None,  # one rank replays what the others run: out of step
         )
+        if options.prefill_graphs:
+            assert isinstance(self._decoder, FusedDecoder)
+            self._prefill_graphs = PrefillGraphs(
+                self._decoder,
+                self._backend,
+                self.loaded.shape,
+                pool=pool,
+                limit=options.prefill_graphs,
+                hidden=self.hidden,
+                position_rows=self._position_rows,
+                dtype=self.loaded.dtype,
+            )
+            self._prefill_graphs.record(
+                prefill_sizes, lambda fraction: progress("preparing", (1 + fraction) / parts)
+            )
 
     def forget(self) -> None:
         """Drop what was recorded."""
         self._order(orders.order(orders.Kind.FORGET))
-        self._graphs = None
+        self._graphs = self._prefill_graphs = None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Computed:
@@ -164,7 +198,9 @@ class Runner:
             return Computed(self._graphs.run(batch))
         self._backend.plan(batch)
         upload = self._platform.upload
-        hidden = self._hidden_states(upload(batch.token_ids), upload(batch.positions), media)
+        decoder = self._prefill_graphs or self._decoder
+        token_ids, positions = upload(batch.token_ids), upload(batch.positions)
+        hidden = decoder(self._embedded(token_ids, positions, media))
         rows = batch.hidden_rows
         # of none, no view: it would keep all of the step's states in memory
         pooled = hidden[upload(rows)] if len(rows) else hidden.new_empty(0, hidden.shape[1])
@@ -174,14 +210,14 @@ class Runner:
 
     def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits of every row of a batch without media, as recordings compute them."""
-        return self._logits(self._hidden_states(token_ids, positions))
+        return self._logits(self._decoder(self._embedded(token_ids, positions)))
 
-    def _hidden_states(
+    def _embedded(
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         media: Sequence[tuple[slice, torch.Tensor]] = (),
-    ) -> torch.Tensor:
+    ) -> DecoderInput:
         ranks = self._ranks
         if self._platform.overlaps:
             if ranks is not None:
@@ -192,7 +228,7 @@ class Runner:
             embeddings[rows] = embedded
         if ranks is not None:
             ranks.sum(embeddings)
-        return self._decoder(DecoderInput(embeddings, positions))
+        return DecoderInput(embeddings, positions)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._head(hidden)
@@ -207,6 +243,11 @@ class Runner:
         loaded, options, ranks = self.loaded, self._options, self._ranks
         stack, shape = loaded.stack, loaded.shape
         own = options.decode_products == "own"
+        if options.prefill_graphs and (ranks is not None or not options.fuse or not fusible(stack)):
+            raise ModelUnsupported(
+                "prompts are recorded between attentions of fused layers, on a single card: set "
+                "engine.prefill_graphs=0"
+            )
         if not options.fuse or not fusible(stack):
             if ranks is not None:
                 raise ModelUnsupported(

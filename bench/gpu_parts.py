@@ -282,6 +282,23 @@ def ablations(shape: Shape, run: Run) -> Rows:
         bench.collect()
 
 
+def short_prompts(shape: Shape, run: Run) -> Rows:
+    """Short prompts kernel by kernel, and replayed between attentions."""
+    bench = run.shape_bench(shape)
+    most = max(run.sizes.short)
+    found: dict[str, list[float]] = {}
+    for name, limit in (("kernel by kernel", 0), ("recorded", most)):
+        engine = bench.engine(graphs=True, prefill_graphs=limit)
+        found[name] = [bench.prompt_seconds(engine, tokens) for tokens in run.sizes.short]
+        del engine
+        bench.collect()
+    for tokens, *seconds in zip(run.sizes.short, *found.values(), strict=True):
+        told = ", ".join(
+            f"{name} {1e3 * each:.2f} ms" for name, each in zip(found, seconds, strict=True)
+        )
+        yield Row(f"{shape.name} prompt of {tokens} tokens", told)
+
+
 def towers(shape: Shape, run: Run) -> Rows:
     """Pictures a second in the tower by torch's attention and by FlashInfer's."""
     bench = run.shape_bench(shape)
@@ -350,6 +367,10 @@ def parts(*, tiny: bool) -> list[Part]:
     found += [
         Part("host", 20, 60, partial(host, small)),
         Part("memory", 20, 60, partial(memory, small)),
+        *(
+            Part(f"short prompts of {one.name}", 20, 90, partial(short_prompts, one))
+            for one in shapes
+        ),
         *(Part(f"ablations of {one.name}", 30, 120, partial(ablations, one)) for one in shapes),
         Part("towers", 20, 60, partial(towers, large)),
         Part("serving", 60, 180, serving),

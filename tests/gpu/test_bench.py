@@ -45,6 +45,8 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "tiny decode, batch 2",
         "tiny prefill",
         "tiny prefill by fa2",
+        "tiny prompt of 24 tokens",
+        "llama, float32, graphs of prompts",
         "tiny decode kernel by kernel",
         "tiny decode unfused",
         "transformers' generate",

@@ -344,6 +344,10 @@ class EngineConfig:
         low=0,
         high=8192,
     )
+    tower_graphs: bool = key(
+        "Encode small pictures, up to 1,024 patches or four of a fixed size at once, by replaying "
+        "a recorded tower (cuda only)."
+    )
     gpu_memory_fraction: float | None = key(
         "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engine.attention.limits import MIB, PLAN_BYTES, WORKSPACE_BYTES
 from engine.memory.checkpoint import Checkpoint
-from engine.options import PROMPT_ROWS
+from engine.models.family import Family
+from engine.options import PROMPT_ROWS, EngineOptions
 
 CONTEXT_BYTES = 600 * MIB  # what CUDA, its libraries and all kernels take of a card
 ROUNDING_SHARE = 0.02  # of the weights: blocks of the allocator that are not full
@@ -46,6 +47,25 @@ def prefill_graph_bytes(checkpoint: Checkpoint, itemsize: int, limit: int) -> in
     inside = 2 * checkpoint.hidden + 3 * checkpoint.intermediate
     passed = limit * (checkpoint.hidden + heads + inside) * itemsize
     return pieces * PIECE_BYTES + passed + limit * 2 * 4 * checkpoint.head_dim
+
+
+def tower_sizes(family: Family, options: EngineOptions, max_len: int) -> list[int]:
+    """Places that a tower is recorded for: all of its family's up to what a step can have."""
+    patches = max(
+        family.tower_places(modality, max_len, options.max_tokens_per_step)
+        for modality in options.modalities
+    )
+    places = -(-patches // family.patches_in_place)
+    smaller = [size for size in family.recorded_places if size < places]
+    return list(family.recorded_places[: len(smaller) + 1])
+
+
+def tower_graph_bytes(family: Family, options: EngineOptions, itemsize: int, max_len: int) -> int:
+    """What recordings of a tower take: themselves, and what the largest computes in."""
+    sizes = tower_sizes(family, options, max_len)
+    hidden, intermediate = family.tower_width(options.modalities[0])
+    patches = sizes[-1] * family.patches_in_place
+    return GRAPH_BYTES * len(sizes) + patches * (8 * hidden + 2 * intermediate) * itemsize
 
 
 def overhead_bytes(checkpoint: Checkpoint, weights: int, sequences: int, graphs: bool) -> int:

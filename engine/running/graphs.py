@@ -95,17 +95,19 @@ class DecodeGraphs:
         max_pages: int,
         position_rows: int,
         vocabulary: int,
+        strict: bool,
     ) -> None:
         """`max_pages` is what `limit` sequences can hold together, shared pages counted often.
 
-        `pool` has what is only used inside of each recording.
+        `pool` has what is only used inside of each recording. A model that cannot be recorded runs
+        as it is, and a warning says so; with `strict`, `record` raises EngineError.
         """
         self._backend = backend
         assert isinstance(backend.device, Recorder)
         self._device: Recorder = backend.device
         self._compute = compute
         self._recordings: Recordings[Recording] = Recordings(
-            self._device, "decoding", "engine.graphs=false"
+            self._device, "decoding", "engine.graphs=false", strict=strict
         )
         self._limit = limit
         pages = max_pages + limit  # dummies have one each
@@ -122,20 +124,14 @@ class DecodeGraphs:
         self._pool = pool
         self._owners = torch.arange(limit, dtype=torch.int32, device=self._device.device)
 
-    def record(
-        self, sizes: list[int] | None, progress: Callable[[float], None], strict: bool = False
-    ) -> None:
-        """Record these sizes, or all.
-
-        A model that cannot be recorded runs as it is, and a warning says so; with `strict` it
-        raises EngineError.
-        """
-        sizes = graph_sizes(self._limit) if sizes is None else sorted(sizes)
-        kernels = {size: self._kernels(size) for size in sizes}
+    def record(self, progress: Callable[[float], None], *, largest: bool) -> None:
+        """Record all sizes, or the largest."""
+        sizes = graph_sizes(self._limit)
+        kernels = {size: self._kernels(size) for size in (sizes[-1:] if largest else sizes)}
         for window in self._backend.windows:
             self._backend.share_plans([group[window] for group in kernels.values()])
         self._recordings.record(
-            sizes, lambda size: self._record(size, kernels[size]), progress, strict=strict
+            sizes, lambda size: self._record(size, kernels[size]), progress, largest=largest
         )
 
     @property

@@ -117,13 +117,13 @@ class PrefillGraphs:
             dtype=dtype,
         )
         self._recordings: Recordings[list[Graph]] = Recordings(
-            self._device, "a short prompt", "engine.prefill_graphs=0"
+            self._device, "a short prompt", "engine.prefill_graphs=0", strict=True
         )
 
-    def record(self, sizes: list[int] | None, progress: Callable[[float], None]) -> None:
-        """Record these counts of tokens, or all. Raises EngineError where that cannot be."""
-        sizes = prefill_sizes(self._limit) if sizes is None else sizes
-        self._recordings.record(sizes, self._record, progress, strict=True)
+    def record(self, progress: Callable[[float], None], *, largest: bool) -> None:
+        """Record all counts of tokens, or the largest. Raises EngineError where that cannot be."""
+        sizes = prefill_sizes(self._limit)
+        self._recordings.record(sizes, self._record, progress, largest=largest)
 
     @property
     def sizes(self) -> list[int]:

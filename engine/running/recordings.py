@@ -20,11 +20,16 @@ Made = TypeVar("Made")
 class Recordings(Generic[Made]):
     """What was recorded for some sizes; a batch takes the next larger one."""
 
-    def __init__(self, device: Recorder, what: str, remedy: str) -> None:
-        """`what` is recorded, for people; `remedy` is the key to set where that fails."""
+    def __init__(self, device: Recorder, what: str, remedy: str, *, strict: bool) -> None:
+        """`what` is recorded, for people; `remedy` is the key to set where that fails.
+
+        A model that cannot be recorded is an EngineError if `strict`. Otherwise it has no
+        recordings, and a warning says so.
+        """
         self._device = device
         self._what = what
         self._remedy = remedy
+        self._strict = strict
         self._made: dict[int, Made] = {}
         self.sizes: list[int] = []
 
@@ -34,14 +39,11 @@ class Recordings(Generic[Made]):
         make: Callable[[int], Made],
         progress: Callable[[float], None],
         *,
-        strict: bool,
+        largest: bool,
     ) -> None:
-        """Make these, the largest first: the others find room in its memory.
-
-        A model that cannot be recorded has none, and a warning says so; with `strict` it raises
-        EngineError.
-        """
-        for done, size in enumerate(sorted(sizes, reverse=True)):
+        """Make these, or the largest. It comes first: the others find room in its memory."""
+        wanted = [max(sizes)] if largest else sorted(sizes, reverse=True)
+        for done, size in enumerate(wanted):
             try:
                 self._made[size] = make(size)
             except torch.OutOfMemoryError:
@@ -49,7 +51,7 @@ class Recordings(Generic[Made]):
             except RuntimeError as error:
                 if self._device.lost():
                     raise
-                if strict:
+                if self._strict:
                     raise EngineError(
                         f"{self._what} cannot be recorded: set {self._remedy}"
                     ) from error
@@ -60,7 +62,7 @@ class Recordings(Generic[Made]):
                 )
                 self._made = {}
                 break
-            progress((done + 1) / len(sizes))
+            progress((done + 1) / len(wanted))
         self.sizes = sorted(self._made)
 
     def size_for(self, count: int) -> int | None:

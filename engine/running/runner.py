@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from engine.errors import EngineError, ModelUnsupported
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
 from engine.layers.kernels import Kernels
+from engine.memory.card_memory import tower_sizes
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
@@ -24,6 +26,7 @@ from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
 from engine.running.prefill_graphs import PrefillGraphs
+from engine.running.tower_graphs import TowerGraphs
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
 
@@ -69,6 +72,7 @@ class Runner:
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
         self._prefill_graphs: PrefillGraphs | None = None
+        self._tower_graphs: TowerGraphs | None = None
         self._cache = self._new_cache(pages)
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
@@ -112,57 +116,67 @@ class Runner:
         self._backend.store(self._cache)
 
     @torch.inference_mode()
-    def record(
-        self,
-        sizes: list[int] | None = None,
-        prefill_sizes: list[int] | None = None,
-        progress: Progress = no_progress,
-    ) -> None:
-        """Record decoding for batches of `sizes`; none are needed for it to work.
+    def record(self, progress: Progress = no_progress, *, largest: bool = False) -> None:
+        """Record decoding, and what else the options want; none is needed for it to work.
 
-        Other batches are recorded for `prefill_sizes`, if the options want that.
+        Of each all sizes, or the largest, which tells what memory they take.
         """
         if not isinstance(self._backend, RecordableAttention):
             raise EngineError("this device's attention cannot be recorded: set engine.graphs=false")
-        self._order(orders.order(orders.Kind.RECORD, *(sizes or [])))
         assert isinstance(self._platform, Recorder)
+        self._order(orders.order(orders.Kind.RECORD, largest))
         options, pool = self._options, self._platform.graph_pool()
-        parts = 2 if options.prefill_graphs else 1
+        self._graphs = self._decode_graphs(self._backend, pool)
+        kinds: list[DecodeGraphs | PrefillGraphs | TowerGraphs] = [self._graphs]
+        if options.prefill_graphs:
+            self._prefill_graphs = self._graphs_of_prompts(self._backend, pool)
+            kinds.append(self._prefill_graphs)
+        if options.tower_graphs and not self._follows:  # rank 0 alone has towers
+            self._tower_graphs = self._graphs_of_towers(self._platform, pool)
+            kinds.append(self._tower_graphs)
+        for done, kind in enumerate(kinds):
+
+            def progressed(fraction: float, done: int = done) -> None:
+                progress("preparing", (done + fraction) / len(kinds))
+
+            kind.record(progressed, largest=largest)
+
+    def _decode_graphs(self, backend: RecordableAttention, pool: Any) -> DecodeGraphs:
+        options = self._options
         pages = -(-options.max_len // options.page_size)
-        self._graphs = DecodeGraphs(
-            self._backend,
+        return DecodeGraphs(
+            backend,
             self._next_logits,
             pool=pool,
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
             position_rows=self._position_rows,
             vocabulary=self._head.out_features if self._follows else self.vocabulary,
-        )
-        self._graphs.record(
-            sizes,
-            lambda fraction: progress("preparing", fraction / parts),
             strict=self._ranks is not None,  # one rank replays what the others run: out of step
         )
-        if options.prefill_graphs:
-            assert isinstance(self._decoder, FusedDecoder)
-            self._prefill_graphs = PrefillGraphs(
-                self._decoder,
-                self._backend,
-                self.loaded.shape,
-                pool=pool,
-                limit=options.prefill_graphs,
-                hidden=self.hidden,
-                position_rows=self._position_rows,
-                dtype=self.loaded.dtype,
-            )
-            self._prefill_graphs.record(
-                prefill_sizes, lambda fraction: progress("preparing", (1 + fraction) / parts)
-            )
+
+    def _graphs_of_prompts(self, backend: RecordableAttention, pool: Any) -> PrefillGraphs:
+        assert isinstance(self._decoder, FusedDecoder)
+        return PrefillGraphs(
+            self._decoder,
+            backend,
+            self.loaded.shape,
+            pool=pool,
+            limit=self._options.prefill_graphs,
+            hidden=self.hidden,
+            position_rows=self._position_rows,
+            dtype=self.loaded.dtype,
+        )
+
+    def _graphs_of_towers(self, device: Recorder, pool: Any) -> TowerGraphs:
+        loaded = self.loaded
+        sizes = tower_sizes(loaded.family, self._options, self._options.max_len)
+        return TowerGraphs(loaded.family, loaded.model, device, pool=pool, sizes=sizes)
 
     def forget(self) -> None:
         """Drop what was recorded."""
         self._order(orders.order(orders.Kind.FORGET))
-        self._graphs = self._prefill_graphs = None
+        self._graphs = self._prefill_graphs = self._tower_graphs = None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Computed:
@@ -301,8 +315,11 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
-        family, model = self.loaded.family, self.loaded.model
-        encoded = family.encode(model, items, self._platform.upload)
+        if self._tower_graphs is not None:
+            encoded = self._tower_graphs.encode(items)
+        else:
+            family, model = self.loaded.family, self.loaded.model
+            encoded = family.encode(model, items, self._platform.upload)
         for item, embeddings in zip(items, encoded, strict=True):
             if len(embeddings) != item.length:
                 raise EngineError(

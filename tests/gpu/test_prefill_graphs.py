@@ -276,7 +276,7 @@ def test_what_lies_in_the_pool_is_noticed(
 
     def kept(decoder: FusedDecoder, *given: torch.Tensor) -> Any:
         made.update(angles(decoder, *given))
-        return made
+        return dict(made)
 
     def by_kept(decoder: FusedDecoder, index: int, normed: torch.Tensor, *given: Any) -> Any:
         return before(decoder, index, normed, made, *given[1:])

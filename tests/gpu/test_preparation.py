@@ -109,6 +109,16 @@ def test_pieces_of_prompts_are_recorded_once_for_the_measurement(checkpoint: Fol
     assert engine.stats().pages_total == left // engine._runner.page_bytes - 1
 
 
+def test_a_tower_is_recorded_once_for_the_measurement(checkpoint: Folder) -> None:
+    told = {"memory_fraction": 0.9, "measured": True, "graphs": True, "max_sequences": 4}
+    told |= {"encoder_cache_bytes": 3 * MIB, "modalities": ("image",), "max_tokens_per_step": 512}
+    engine = cuda_path(checkpoint("llava"), Counted(), **told, tower_graphs=True)
+    recordings = (5 + 2 * 8) * MIB + (5 + 2 * 8) * MIB  # of each kind one, and two others known
+    reserved = 20 * MIB + recordings + 3 * MIB
+    left = int(0.9 * 200 * MIB) - (50 + 2 * 5) * MIB - reserved
+    assert engine.stats().pages_total == left // engine._runner.page_bytes - 1
+
+
 def test_what_is_told_is_taken_without_measuring(checkpoint: Folder) -> None:
     assert cuda_path(checkpoint("llama"), Recording(), pages=33).stats().pages_total == 33
 

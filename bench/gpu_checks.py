@@ -330,6 +330,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "eager": {"graphs": False},
     "graphs": {"graphs": True},
     "graphs of prompts": {"graphs": True, "prefill_graphs": 256},
+    "graphs of towers": {"graphs": True, "tower_graphs": True},
 }
 
 
@@ -348,6 +349,8 @@ def model_checks(
     for dtype in dtypes:
         for name, changes in WAYS.items():
             if changes["graphs"] and not options.get("graphs", True):
+                continue
+            if changes.get("tower_graphs") and not exact.family.recorded_places:
                 continue
             recorder = _run(folder, platform, requests, dtype, changes)
             found = compare(recorder, exact, requests)

@@ -312,6 +312,13 @@ def towers(shape: Shape, run: Run) -> Rows:
     least = pays_from(seconds["flashinfer"], seconds["sdpa"])
     found = "never" if least is None else f"engine.vision_attention_from={least}"
     yield Row(f"{shape.name} tower, flashinfer is faster from", found)
+    bench.collect()
+    launched = bench.picture_seconds()
+    bench.collect()
+    replayed = bench.picture_seconds(tower_graphs=True)
+    for patches, each in launched.items():
+        told = f"kernel by kernel {1e3 * each:.2f} ms, recorded {1e3 * replayed[patches]:.2f} ms"
+        yield Row(f"{shape.name} tower, one picture of {patches} patches", told)
 
 
 def peers(shape: Shape, run: Run) -> Rows:

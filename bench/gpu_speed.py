@@ -189,6 +189,16 @@ class ShapeBench:
             found[items[0].length * MERGED] = seconds / len(items)
         return found
 
+    def picture_seconds(self, **changes: Any) -> dict[int, float]:
+        """Time of a picture alone in the tower, by its patches."""
+        engine = self.engine(modalities=("image",), graphs=True, **changes)
+        family = family_for(self.folder)
+        found = {}
+        for side in self.sizes.sides:
+            one = images(engine.options, family, side)[:1]
+            found[one[0].length * MERGED] = self.clock.best(partial(engine._runner.encode, one))
+        return found
+
     def busy_seconds(self, engine: Engine, batch: int) -> float:
         """Seconds of a step of decoding in which the card computes something."""
         self._fill(engine, batch, self.sizes.prompt, 3 * self.sizes.steps)

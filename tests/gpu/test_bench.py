@@ -47,6 +47,8 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "tiny prefill by fa2",
         "tiny prompt of 24 tokens",
         "llama, float32, graphs of prompts",
+        "gemma3, float32, graphs of towers",
+        "tiny tower, one picture of 64 patches",
         "tiny decode kernel by kernel",
         "tiny decode unfused",
         "transformers' generate",

@@ -27,7 +27,8 @@ from bench.stand_in.platforms import Recording, StandIn, cuda_path
 from engine.core import Engine
 from engine.device.device import Graph
 from engine.errors import EngineError
-from engine.memory.plan import PlanError, plan
+from engine.memory.card_memory import GRAPH_BYTES
+from engine.memory.plan import PlanError, encoder_bytes, plan
 from engine.models.registry import family_for
 from engine.request import MediaItem, Request
 from engine.running.exercise import images
@@ -296,3 +297,13 @@ def test_a_tower_for_largest_pictures_still_takes_them(
     assert family_for(folder).places(items) > 1024
     assert replays(platform) == 0
     assert furthest(found, alone(reference("qwen2_vl"), items)) < TOLERANCE
+
+
+def test_the_plan_counts_what_is_recorded(checkpoint: Folder) -> None:
+    for family, sizes, patches in (("llava", 3, 4 * 17), ("qwen2_vl", 8, 1024)):
+        kind = family_for(checkpoint(family))
+        options = tiny_options(checkpoint(family), max_tokens_per_step=512)
+        told = dataclasses.replace(options, tower_graphs=True)
+        hidden, intermediate = kind.tower_width("image")
+        more = encoder_bytes(told, kind, 512) - encoder_bytes(options, kind, 512)
+        assert more == sizes * GRAPH_BYTES + patches * (8 * hidden + 2 * intermediate) * 4

@@ -37,6 +37,8 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         raise PlanError(f"model.quantization={config.model.quantization} needs engine=cuda")
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
+    check_prefill_graphs(engine, ranks)
+    check_tower_graphs(engine)
     return EngineOptions(
         model_path=str(folder),
         dtype=resolve_dtype(config.model.dtype, folder, engine.device),
@@ -55,6 +57,8 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         fuse=engine.fuse,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
+        prefill_graphs=engine.prefill_graphs,
+        tower_graphs=engine.tower_graphs,
         memory_fraction=engine.gpu_memory_fraction or GPU_SHARE,
         measured=engine.device == "cuda" and engine.kv_cache_gb is None,
         prefill_attention=engine.prefill_attention,
@@ -123,8 +127,47 @@ def check_device_keys(engine: EngineConfig) -> None:
         "gpu_memory_fraction": engine.gpu_memory_fraction is not None,
         "decode_products=own": engine.decode_products == "own",
         "prefill_attention=fa3": engine.prefill_attention == "fa3",
+        f"prefill_graphs={engine.prefill_graphs}": engine.prefill_graphs > 0,
+        "tower_graphs=true": engine.tower_graphs,
         f"vision_attention={engine.vision_attention}": engine.vision_attention != "sdpa",
     }
     for name, wanted in asked.items():
         if wanted:
             raise PlanError(f"engine.{name} needs engine=cuda")
+
+
+def check_prefill_graphs(engine: EngineConfig, ranks: int) -> None:
+    """Raise PlanError where short batches cannot be recorded in pieces, or none would be so short.
+
+    Decoding is recorded with them; pieces are of fused layers, whole ones.
+    """
+    if not engine.prefill_graphs:
+        return
+    asked = f"engine.prefill_graphs={engine.prefill_graphs}"
+    if not engine.graphs:
+        raise PlanError(f"{asked} records what a step computes: set engine.graphs=true")
+    if not engine.fuse:
+        raise PlanError(f"{asked} records fused layers: set engine.fuse=true")
+    if ranks > 1:
+        raise PlanError(
+            f"{asked} is for a single card, and parallelism.tensor={ranks}: set "
+            "engine.prefill_graphs=0"
+        )
+    if engine.prefill_graphs > engine.max_tokens_per_step:
+        raise PlanError(
+            f"{asked} is more than a step has: set it to engine.max_tokens_per_step="
+            f"{engine.max_tokens_per_step} or less"
+        )
+
+
+def check_tower_graphs(engine: EngineConfig) -> None:
+    """Raise PlanError where towers cannot be recorded, whichever the model has."""
+    if not engine.tower_graphs:
+        return
+    if not engine.graphs:
+        raise PlanError("engine.tower_graphs=true records what is computed: set engine.graphs=true")
+    if engine.vision_attention != "sdpa":
+        raise PlanError(
+            "engine.tower_graphs=true records towers that attend by torch: set "
+            "engine.vision_attention=sdpa"
+        )

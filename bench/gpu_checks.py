@@ -326,6 +326,14 @@ def requests_for(folder: Path, family: str) -> list[Request]:
     return [Request(f"r{i}", ids, greedy(8), media) for i, (ids, media) in enumerate(prompts)]
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {"graphs": False},
+    "graphs": {"graphs": True},
+    "graphs of prompts": {"graphs": True, "prefill_graphs": 256},
+    "graphs of towers": {"graphs": True, "tower_graphs": True},
+}
+
+
 def model_checks(
     family: str, folder: Path, platform: Platform, dtypes: tuple[str, ...], **options: Any
 ) -> Iterator[Check]:
@@ -339,8 +347,10 @@ def model_checks(
     requests = requests_for(folder, family)
     allowed = FLOAT32_TOLERANCE
     for dtype in dtypes:
-        for name, changes in (("eager", {"graphs": False}), ("graphs", {"graphs": True})):
-            if name == "graphs" and not options.get("graphs", True):
+        for name, changes in WAYS.items():
+            if changes["graphs"] and not options.get("graphs", True):
+                continue
+            if changes.get("tower_graphs") and not exact.family.recorded_places:
                 continue
             recorder = _run(folder, platform, requests, dtype, changes)
             found = compare(recorder, exact, requests)

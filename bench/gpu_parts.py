@@ -307,6 +307,23 @@ def ablations(shape: Shape, run: Run) -> Rows:
         bench.collect()
 
 
+def short_prompts(shape: Shape, run: Run) -> Rows:
+    """Short prompts kernel by kernel, and replayed between attentions."""
+    bench = run.shape_bench(shape)
+    most = max(run.sizes.short)
+    found: dict[str, list[float]] = {}
+    for name, limit in (("kernel by kernel", 0), ("recorded", most)):
+        engine = bench.engine(graphs=True, prefill_graphs=limit)
+        found[name] = [bench.prompt_seconds(engine, tokens) for tokens in run.sizes.short]
+        del engine
+        bench.collect()
+    for tokens, *seconds in zip(run.sizes.short, *found.values(), strict=True):
+        told = ", ".join(
+            f"{name} {1e3 * each:.2f} ms" for name, each in zip(found, seconds, strict=True)
+        )
+        yield Row(f"{shape.name} prompt of {tokens} tokens", told)
+
+
 def towers(shape: Shape, run: Run) -> Rows:
     """Pictures a second in the tower by torch's attention and by FlashInfer's."""
     bench = run.shape_bench(shape)
@@ -320,6 +337,13 @@ def towers(shape: Shape, run: Run) -> Rows:
     least = pays_from(seconds["flashinfer"], seconds["sdpa"])
     found = "never" if least is None else f"engine.vision_attention_from={least}"
     yield Row(f"{shape.name} tower, flashinfer is faster from", found)
+    bench.collect()
+    launched = bench.picture_seconds()
+    bench.collect()
+    replayed = bench.picture_seconds(tower_graphs=True)
+    for patches, each in launched.items():
+        told = f"kernel by kernel {1e3 * each:.2f} ms, recorded {1e3 * replayed[patches]:.2f} ms"
+        yield Row(f"{shape.name} tower, one picture of {patches} patches", told)
 
 
 def peers(shape: Shape, run: Run) -> Rows:
@@ -375,6 +399,10 @@ def parts(*, tiny: bool) -> list[Part]:
     found += [
         Part("host", 20, 60, partial(host, small)),
         Part("memory", 20, 60, partial(memory, small)),
+        *(
+            Part(f"short prompts of {one.name}", 20, 90, partial(short_prompts, one))
+            for one in shapes
+        ),
         *(Part(f"ablations of {one.name}", 30, 120, partial(ablations, one)) for one in shapes),
         Part("towers", 20, 60, partial(towers, large)),
         *(Part(f"fp8 of {one.name}", 30, 120, partial(eight_bits, one)) for one in shapes),

@@ -49,6 +49,7 @@ class Sizes:
     steps: int = 64
     batches: tuple[int, ...] = (1, 8, 32, 128)
     prefill: int = 8192
+    short: tuple[int, ...] = (64, 256, 512)  # of short prompts
     matrix: int = 8192
     copied: int = 1 << 32
     peer_tokens: int = 64
@@ -60,6 +61,7 @@ TINY_SIZES = Sizes(
     steps=8,
     batches=(1, 2),
     prefill=64,
+    short=(8, 24),
     matrix=64,
     copied=1 << 16,
     peer_tokens=3,
@@ -158,19 +160,23 @@ class ShapeBench:
     def prefill_rate(self, engine: Engine) -> tuple[float, float]:
         """Tokens a second and operations a second of one prompt as long as a step may be."""
         tokens = self.sizes.prefill
-
-        def once() -> None:
-            self._add(engine, tokens, 1)
-            while engine.has_work():
-                engine.step()
-
-        seconds = self.clock.best(once, rounds=3)
+        seconds = self.prompt_seconds(engine, tokens, rounds=3)
         shape = self.shape
         head = shape.hidden * shape.vocabulary
         pairs = tokens * (tokens + 1) / 2
         operations = 2.0 * (shape.matmul_parameters - head) * tokens + 2.0 * head
         operations += 4.0 * pairs * shape.heads * shape.head_dim * shape.layers
         return tokens / seconds, operations / seconds
+
+    def prompt_seconds(self, engine: Engine, tokens: int, rounds: int = 5) -> float:
+        """Time of one prompt of that many tokens, until its first token is known."""
+
+        def once() -> None:
+            self._add(engine, tokens, 1)
+            while engine.has_work():
+                engine.step()
+
+        return self.clock.best(once, rounds)
 
     def tower_seconds(self, vision_attention: str) -> dict[int, float]:
         """Time of a picture in the tower, in a step full of its like, by its patches."""
@@ -181,6 +187,16 @@ class ShapeBench:
             items = images(engine.options, family, side)
             seconds = self.clock.best(partial(engine._runner.encode, items), rounds=3)
             found[items[0].length * MERGED] = seconds / len(items)
+        return found
+
+    def picture_seconds(self, **changes: Any) -> dict[int, float]:
+        """Time of a picture alone in the tower, by its patches."""
+        engine = self.engine(modalities=("image",), graphs=True, **changes)
+        family = family_for(self.folder)
+        found = {}
+        for side in self.sizes.sides:
+            one = images(engine.options, family, side)[:1]
+            found[one[0].length * MERGED] = self.clock.best(partial(engine._runner.encode, one))
         return found
 
     def busy_seconds(self, engine: Engine, batch: int) -> float:

@@ -45,8 +45,10 @@ class EngineOptions:
     fuse: bool = True
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA
+    prefill_graphs: int = 0  # tokens up to which other batches are recorded in pieces, on CUDA
     memory_fraction: float = 1.0  # of the card
     measured: bool = False  # pages are measured on the card, not taken as planned
+    tower_graphs: bool = False  # record towers for small pictures, on CUDA
     prefill_attention: str = "fa2"  # or fa3 or auto, on CUDA
     decode_products: str = "library"  # or own or auto, on CUDA
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA

@@ -344,6 +344,16 @@ class EngineConfig:
     )
     fuse: bool = key("Fuse known layer patterns; false runs the checkpoint's layers as they are.")
     graphs: bool = key("Decode by replaying recorded CUDA graphs (cuda only).")
+    prefill_graphs: int = key(
+        "Most tokens of a step with prompts whose layers are replayed from recordings, piece by "
+        "piece between attentions (cuda only); 0 records none.",
+        low=0,
+        high=8192,
+    )
+    tower_graphs: bool = key(
+        "Encode small pictures, up to 1,024 patches or four of a fixed size at once, by replaying "
+        "a recorded tower (cuda only)."
+    )
     gpu_memory_fraction: float | None = key(
         "Part of the card's memory that may be used (cuda only); null takes 0.9.", above=0, high=1
     )

@@ -98,6 +98,7 @@ PATHS: dict[str, dict[str, object]] = {
     "cuda": {},
     "cuda unfused": {"fuse": False},
     "cuda graphs": {"graphs": True},
+    "cuda prefill graphs": {"graphs": True, "prefill_graphs": 512},
     "cuda own products": {"graphs": True, "decode_products": "auto"},
 }
 

@@ -98,6 +98,7 @@ class _Wrapper:
         cache: Cache,
         query_start: list[int],
         ranges: Ranges | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         plan = self._planned
         assert plan is not None, "run before plan"
@@ -109,6 +110,10 @@ class _Wrapper:
         assert all(half.shape[1:] == (page_size, kv_heads, head_dim) for half in cache)
         table, indices, last = (part.tolist() for part in self._buffers)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if out is not None:
+            assert (out.shape, out.dtype, out.device) == (query.shape, query.dtype, query.device)
+            assert out.is_contiguous()
+            output = out
         for row, (start, end) in enumerate(itertools.pairwise(query_start)):
             pages = indices[table[row] : table[row + 1]]
             length = (len(pages) - 1) * page_size + last[row]
@@ -189,8 +194,10 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
             "kv_data_type": kv_data_type or q_data_type,
         }
 
-    def run(self, q: torch.Tensor, paged_kv_cache: Cache) -> torch.Tensor:
-        return self._attend(q, paged_kv_cache, self._query_start)
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: Cache, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._attend(q, paged_kv_cache, self._query_start, out=out)
 
 
 class BatchPrefillWithCausalBidirectionalRangesWrapper(_Wrapper):
@@ -245,13 +252,15 @@ class BatchPrefillWithCausalBidirectionalRangesWrapper(_Wrapper):
         bidirectional_ranges: torch.Tensor,
         causal_window_left: int = -1,
         range_window_left: int = -1,
+        *,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         assert bidirectional_ranges.dtype == torch.int32
         assert bidirectional_ranges.shape == (len(q), 2)
         assert bidirectional_ranges.device == q.device
         assert bidirectional_ranges.is_contiguous()
         ranges = Ranges(bidirectional_ranges, causal_window_left, range_window_left)
-        return self._attend(q, paged_kv_cache, self._query_start, ranges)
+        return self._attend(q, paged_kv_cache, self._query_start, ranges, out)
 
 
 class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
@@ -305,8 +314,10 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
             "kv_data_type": kv_data_type or q_data_type,
         }
 
-    def run(self, q: torch.Tensor, paged_kv_cache: Cache) -> torch.Tensor:
-        return self._attend(q, paged_kv_cache, list(range(len(q) + 1)))
+    def run(
+        self, q: torch.Tensor, paged_kv_cache: Cache, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._attend(q, paged_kv_cache, list(range(len(q) + 1)), out=out)
 
 
 def append_paged_kv_cache(

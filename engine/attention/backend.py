@@ -136,11 +136,23 @@ class PlannedKernel:
 class RecordableAttention(AttentionBackend, Protocol):
     """A backend whose decoding can be recorded: its plans stay in memory that is given to it.
 
+    Where only what lies between its runs is recorded, so does what it computes.
+
     `windows` are those that its layers have; each needs a kernel of its own.
     """
 
     device: Device
     windows: list[int]
+
+    def run(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As that of every backend; the result goes to `out`, contiguous memory, if it is given."""
 
     def decode_kernel(self, window: int, rows: DeviceRows | None = None) -> PlannedKernel:
         """A new kernel for decoding; with `rows`, its plans stay in these tensors."""

@@ -100,7 +100,12 @@ class FlashInferAttention:
         self._rows, self._current, self._spans = there, kernels, None
 
     def run(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, cache = self._rows, self._caches[layer]
         assert rows is not None
@@ -116,7 +121,7 @@ class FlashInferAttention:
             kv_layout="NHD",
         )
         if self._spans is None:
-            return self.attend(layer, query)
+            return self.attend(layer, query, out)
         window = self._window_of[layer]
         assert self._both_ways is not None
         attended: torch.Tensor = self._both_ways.kernel.run(
@@ -125,6 +130,7 @@ class FlashInferAttention:
             self._spans,
             causal_window_left=window,
             range_window_left=window + 1,  # keys, not distance; 0: no bound
+            out=None if out is None else out.view(query.shape),
         )
         return attended.view(query.shape[0], -1)
 
@@ -136,9 +142,12 @@ class FlashInferAttention:
         keys, values = self._caches[layer]
         return keys, values
 
-    def attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, layer: int, query: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         kernel = self._current[self._window_of[layer]].kernel
-        attended: torch.Tensor = kernel.run(query, self._caches[layer])
+        place = None if out is None else out.view(query.shape)
+        attended: torch.Tensor = kernel.run(query, self._caches[layer], out=place)
         return attended.view(query.shape[0], -1)
 
     def plan_kernel(self, planned: PlannedKernel, rows: Rows, page_indices: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ layer up to rounding; a stack that is not of the pattern is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 from engine.attention.backend import AttentionBackend, AttentionShape, StoredAttention
 from engine.attention.rows import DeviceRows
 from engine.layers.decode_products import DecodeProducts
-from engine.layers.decoder import DecoderInput
+from engine.layers.decoder import DecoderInput, LayerFeature
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
 from engine.layers.linear import MakeLinear, PlainLinear, fuse_linears
 
@@ -77,11 +77,8 @@ class FusedDecoder:
 
     def __call__(self, batch: DecoderInput) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]`; the embeddings are overwritten."""
-        kernels, embeddings = self._kernels, batch.embeddings
-        angles = {
-            kind: kernels.angles(rotary, embeddings, batch.positions)
-            for kind, rotary in self._rotaries.items()
-        }
+        embeddings = batch.embeddings
+        angles = self.angles(embeddings, batch.positions)
         products, stored = self._products, self._stored
         if products is not None and stored is not None and not batch.features:
             rows = stored.decoding() if len(embeddings) <= products.most_tokens else None
@@ -89,14 +86,61 @@ class FusedDecoder:
                 for i, layer in enumerate(self._layers):
                     turned = angles[self._kinds[i]]
                     layer.decode(embeddings, self._norms[i], turned, products, stored, rows)
-                return kernels.norm(embeddings, self._norms[-1])
-        normed, residual = kernels.norm(embeddings, self._norms[0]), embeddings
+                return self._kernels.norm(embeddings, self._norms[-1])
+        normed, residual = self.enter(embeddings), embeddings
         for i, layer in enumerate(self._layers):
-            added, residual = layer(normed, residual, angles[self._kinds[i]])
-            for feature in batch.features.get(i, ()):
-                residual[feature.rows] += feature.values
-            normed, residual = kernels.add_norm(added, residual, self._norms[i + 1])
+            attended = layer.attend(*self.before(i, normed, angles))
+            normed, residual = self.behind(i, attended, residual, batch.features.get(i, ()))
         return normed
+
+    # what a step is made of but attention: the same for every batch of so many tokens
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self._layers)
+
+    def angles(self, like: torch.Tensor, positions: torch.Tensor) -> dict[str | None, Angles]:
+        """Of positions `[rows, tokens]`, for each kind of layer."""
+        return {
+            kind: self._kernels.angles(rotary, like, positions)
+            for kind, rotary in self._rotaries.items()
+        }
+
+    def enter(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The first layer's normed input; the embeddings stay as they are."""
+        return self._kernels.norm(embeddings, self._norms[0])
+
+    def before(
+        self,
+        index: int,
+        normed: torch.Tensor,
+        angles: Mapping[str | None, Angles],
+        place: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer up to its attention: rotated queries and keys side by side, and values.
+
+        The product of all three, `[tokens, heads + 2 * kv_heads, head_dim]`, is brought to `place`
+        where one is given; kernels that work in place leave it there.
+        """
+        return self._layers[index].before(normed, angles[self._kinds[index]], place)
+
+    def behind(
+        self,
+        index: int,
+        attended: torch.Tensor,
+        residual: torch.Tensor,
+        features: Sequence[LayerFeature] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer from its attention on: the next one's normed input, and the residual.
+
+        Both are `[tokens, hidden]`. The residual may be overwritten; behind the last layer the
+        first is what the decoder gives.
+        """
+        added, residual = self._layers[index].behind(attended, residual)
+        for feature in features:
+            residual[feature.rows] += feature.values
+        return self._kernels.add_norm(added, residual, self._norms[index + 1])
 
 
 class FusedLayer:
@@ -156,17 +200,30 @@ class FusedLayer:
             queries = heads.view(-1, self._heads, self._head_dim)
             attended = backend.attend(self._index, queries)
         else:
-            attended = self._attend(products.store(qkv, residual, norm), angles)
+            attended = self.attend(*self._rotated(products.store(qkv, residual, norm), angles))
         products.add(output, attended, residual)
         gated = products.gate(gate_up, residual, self._mlp_norm, self._activation)
         products.add(down, gated, residual)
 
-    def __call__(
-        self, normed: torch.Tensor, residual: torch.Tensor, angles: Angles
+    def before(
+        self, normed: torch.Tensor, angles: Angles, place: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two `[tokens, hidden]`, normed input and residual, to two whose sum is the output."""
+        """What `FusedDecoder.before` says."""
+        product = self._qkv(normed)
+        if place is not None:
+            product = place.copy_(product.view(place.shape))
+        return self._rotated(product, angles)
+
+    def attend(self, rotated: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """From what `before` gives to what attention gives, `[tokens, wide]`."""
+        query, key = rotated[:, : self._heads], rotated[:, self._heads :]
+        return self._backend.run(self._index, query, key, value)
+
+    def behind(
+        self, attended: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two `[tokens, wide]`, of attention and the residual, to two whose sum is the output."""
         kernels = self._kernels
-        attended = self._attend(self._qkv(normed), angles)
         added = self._reduce(self._output(attended))
         if self._attended_norm is not None:
             added = kernels.norm(added, self._attended_norm)
@@ -176,15 +233,14 @@ class FusedLayer:
             added = kernels.norm(added, self._gated_norm)
         return added, residual
 
-    def _attend(self, product: torch.Tensor, angles: Angles) -> torch.Tensor:
-        """From queries, keys and values side by side to what attention gives, `[tokens, wide]`."""
-        kernels, heads = self._kernels, self._heads
-        qkv = product.view(-1, heads + 2 * self._kv_heads, self._head_dim)
-        rotated, value = qkv[:, : heads + self._kv_heads], qkv[:, heads + self._kv_heads :]
+    def _rotated(self, product: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of queries, keys and values side by side the first two normed and rotated, and values."""
+        kernels, turning = self._kernels, self._heads + self._kv_heads
+        qkv = product.view(-1, turning + self._kv_heads, self._head_dim)
+        rotated, value = qkv[:, :turning], qkv[:, turning:]
         if self._qk_norms is not None:
-            rotated = kernels.norm_heads(rotated, heads, self._qk_norms)
-        rotated = kernels.rotate(rotated, angles)
-        return self._backend.run(self._index, rotated[:, :heads], rotated[:, heads:], value)
+            rotated = kernels.norm_heads(rotated, self._heads, self._qk_norms)
+        return kernels.rotate(rotated, angles), value
 
 
 def norm_of(module: Any) -> Norm:

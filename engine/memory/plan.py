@@ -157,6 +157,15 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
             raise PlanError(
                 f"{checkpoint.architecture} takes no {plural}: set media.{modality}.limit=0"
             )
+    if options.tower_graphs and not (options.modalities and family.recorded_places):
+        why = (
+            f"{checkpoint.architecture}'s takes items of any length, one after another"
+            if options.modalities
+            else "no request may bring what takes one"
+        )
+        raise PlanError(
+            f"engine.tower_graphs=true records a tower, and {why}: set engine.tower_graphs=false"
+        )
     if length > checkpoint.positions:
         raise PlanError(
             f"model.max_len={length} is more than the model's {checkpoint.positions} positions: "
@@ -219,6 +228,9 @@ def on_card(
         raise PlanError(reason)
     sequences = options.max_sequences
     slack = card_memory.overhead_bytes(checkpoint, weights, sequences, options.graphs)
+    slack += card_memory.prefill_graph_bytes(
+        checkpoint, ITEMSIZE[options.dtype], options.prefill_graphs
+    )
     activations = card_memory.activation_bytes(
         checkpoint, ITEMSIZE[options.dtype], options.max_tokens_per_step, sequences
     )
@@ -231,12 +243,17 @@ def on_card(
 
 
 def encoder_bytes(options: EngineOptions, family: Family, length: int) -> int:
-    """Most bytes alive in a tower: one layer's tensors for all patches or frames in it at once."""
+    """Most bytes alive in a tower: one layer's tensors for all patches or frames in it at once.
+
+    On a card those of its recordings come to it.
+    """
     itemsize, most = ITEMSIZE[options.dtype], 0
     for modality in options.modalities:
         hidden, intermediate = family.tower_width(modality)
         places = family.tower_places(modality, length, options.max_tokens_per_step)
         most = max(most, places * (8 * hidden + 2 * intermediate) * itemsize)
+    if options.tower_graphs:
+        most += card_memory.tower_graph_bytes(family, options, itemsize, length)
     return most
 
 

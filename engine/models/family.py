@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.errors import ModelUnsupported
 from engine.models.documents import read_document
 from engine.request import MediaItem
 
@@ -51,6 +52,8 @@ class Family:
     tower_prefixes: ClassVar[tuple[str, ...]] = ()
     # of `modalities`, those whose items attend both ways: each token sees all of its own item
     both_ways: ClassVar[tuple[str, ...]] = ()
+    # how many places (patches or whole pictures) its tower is recorded for; none: it cannot be
+    recorded_places: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -78,6 +81,11 @@ class Family:
     def tower_width(self, modality: str) -> tuple[int, int]:
         """Hidden and intermediate size of the layers of a modality's tower."""
         raise KeyError(modality)
+
+    @property
+    def patches_in_place(self) -> int:
+        """Patches in each place that a recording of its tower has."""
+        return 1
 
     def tower_heads(self, modality: str) -> int:
         """Heads that the layers of a modality's tower divide its hidden size among."""
@@ -184,6 +192,26 @@ class Family:
     ) -> list[torch.Tensor]:
         """Embeddings of each item, `[item.length, hidden]`, in the model's dtype."""
         raise KeyError(items[0].modality)
+
+    def places(self, items: list[MediaItem]) -> int:
+        """Places that items take in a recording of their tower."""
+        raise KeyError(items[0].modality)
+
+    def tower_tensors(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> tuple[torch.Tensor, ...]:
+        """All that the tower reads of items, on its device, `[places, ...]` each.
+
+        Followed by zeros it is that of the same items: what is there then belongs to nobody.
+        """
+        raise KeyError(items[0].modality)
+
+    def tower_work(self, model: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Embeddings `[tokens, hidden]` of all places, one after another.
+
+        What is computed depends on the number of places alone, and the host is asked for nothing.
+        """
+        raise ModelUnsupported(f"{type(self).__name__} has no tower that can be recorded")
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
         """Prompt positions `[rows, tokens]` (1 row, or 3 for M-RoPE), and the offset after it.

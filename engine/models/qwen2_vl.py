@@ -37,6 +37,7 @@ class Qwen2VL(Family):
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     tower_prefixes: ClassVar[tuple[str, ...]] = ("visual.",)
+    recorded_places: ClassVar[tuple[int, ...]] = tuple(range(128, 1025, 128))  # patches
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
@@ -235,20 +236,63 @@ class Qwen2VL(Family):
     def encode(
         self, model: Any, items: list[MediaItem], upload: Upload = stay
     ) -> list[torch.Tensor]:
+        from transformers.vision_utils import get_vision_cu_seqlens
+
+        pixels, places, grid = self._patches_of(model, items, upload)
+        features = model.model.visual(
+            pixels,
+            grid_thw=grid,
+            # on the host, where each layer asks for the lengths of its pictures three times
+            cu_seqlens=get_vision_cu_seqlens(grid),
+            position_ids=places,
+        )
+        return list(features.pooler_output.split([item.length for item in items]))
+
+    def places(self, items: list[MediaItem]) -> int:
+        return sum(item.length for item in items) * self.merge**2
+
+    def tower_tensors(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> tuple[torch.Tensor, ...]:
+        """Of each patch its pixels, row and column, and picture or frame, from 1 on."""
         import torch  # planning does without
-        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+        from transformers.vision_utils import get_vision_cu_seqlens
+
+        pixels, places, grid = self._patches_of(model, items, upload)
+        lengths = get_vision_cu_seqlens(grid).diff()
+        segments = torch.arange(1, len(lengths) + 1).repeat_interleave(lengths)
+        return pixels, places, upload(segments)
+
+    def tower_work(self, model: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """All patches as one picture, of which each sees its own segment.
+
+        The tower has to attend by `VISION_ATTENTION`, which adds `between` to the scores.
+        """
+        import torch
+
+        pixels, places, segments = tensors
+        features = model.model.visual(
+            pixels,
+            grid_thw=torch.tensor([[1, 1, len(pixels)]]),  # nobody looks: the others are given
+            cu_seqlens=torch.tensor([0, len(pixels)], dtype=torch.int32),
+            position_ids=places,
+            between=_between(segments, pixels.dtype),
+        )
+        embedded: torch.Tensor = features.pooler_output
+        return embedded
+
+    def _patches_of(
+        self, model: Any, items: list[MediaItem], upload: Upload
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pixels, rows and columns of all patches, and on the host the grids of items."""
+        import torch  # planning does without
+        from transformers.vision_utils import get_vision_position_ids
 
         tower = model.model.visual
         inputs = [tuple(self.tower_inputs(item, upload).values()) for item in items]
         pixels, grid = (torch.cat(parts) for parts in zip(*inputs, strict=True))
-        features = tower(
-            pixels.to(tower.dtype),
-            grid_thw=grid,
-            # on the host, where each layer asks for the lengths of its pictures three times
-            cu_seqlens=get_vision_cu_seqlens(grid),
-            position_ids=upload(get_vision_position_ids(grid, tower.spatial_merge_size)),
-        )
-        return list(features.pooler_output.split([item.length for item in items]))
+        places = get_vision_position_ids(grid, tower.spatial_merge_size)
+        return pixels.to(tower.dtype), upload(places), grid
 
     def positions(self, prompt_ids: list[int], media: list[MediaItem]) -> tuple[torch.Tensor, int]:
         """Multimodal rotary positions: time, row and column of placeholders, text counting on.
@@ -272,6 +316,15 @@ class Qwen2VL(Family):
             offset += max(rows, columns) - item.length
             positions[:, item.end :] += max(rows, columns) - item.length
         return positions, offset
+
+
+def _between(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores so that each of `[patches]` sees those of its own segment alone."""
+    import torch  # planning does without
+
+    apart = segments[:, None] != segments
+    scores = torch.zeros(apart.shape, dtype=dtype, device=segments.device)
+    return scores.masked_fill_(apart, -torch.inf)
 
 
 def _patches(count: int, frames: int, side: int) -> torch.Tensor:

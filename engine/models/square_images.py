@@ -29,6 +29,8 @@ class SquareImages(Family):
         "multi_modal_projector.",
     )
 
+    recorded_places: ClassVar[tuple[int, ...]] = (1, 2, 4)  # pictures
+
     tokens: int  # of every picture
     normalise: Normaliser
 
@@ -48,6 +50,10 @@ class SquareImages(Family):
     def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
         patches = self.side**2 + 1  # CLIP's class token
         return max(1, tokens // self.tokens) * patches
+
+    @property
+    def patches_in_place(self) -> int:
+        return self.side**2 + 1
 
     def tower_width(self, modality: str) -> tuple[int, int]:
         hidden = int(self._vision.get("hidden_size", HIDDEN))
@@ -88,8 +94,23 @@ class SquareImages(Family):
     def encode(
         self, model: Any, items: list[MediaItem], upload: Upload = stay
     ) -> list[torch.Tensor]:
+        embedded = self.tower_work(model, self.tower_tensors(model, items, upload))
+        return list(embedded.unflatten(0, (len(items), -1)))
+
+    def places(self, items: list[MediaItem]) -> int:
+        return len(items)
+
+    def tower_tensors(
+        self, model: Any, items: list[MediaItem], upload: Upload = stay
+    ) -> tuple[torch.Tensor, ...]:
+        """Pixels `[pictures, 3, height, width]`."""
         import torch  # planning does without
 
-        tower = model.model.vision_tower
         pixels = torch.cat([self.tower_inputs(item, upload)["pixel_values"] for item in items])
-        return list(model.get_image_features(pixels.to(tower.dtype)).pooler_output)
+        return (pixels.to(model.model.vision_tower.dtype),)
+
+    def tower_work(self, model: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        import torch
+
+        (pixels,) = tensors
+        return torch.cat(tuple(model.get_image_features(pixels).pooler_output))

@@ -92,6 +92,7 @@ def carry_out_next(runner: Runner, ranks: Ranks, page_size: int) -> None:
         case orders.Kind.STORE:
             runner.store(*orders.numbers_of(message))
         case orders.Kind.RECORD:
-            runner.record(orders.numbers_of(message) or None)
+            (largest,) = orders.numbers_of(message)
+            runner.record(largest=bool(largest))
         case orders.Kind.FORGET:
             runner.forget()

@@ -7,21 +7,18 @@ write to page 0, which is nobody's.
 
 from __future__ import annotations
 
-import logging
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from engine.attention.backend import PlannedKernel, RecordableAttention
 from engine.attention.rows import DeviceRows, Rows
 from engine.device.device import Device, Graph, Recorder, pack
-from engine.errors import EngineError
 from engine.memory.card_memory import graph_sizes
+from engine.running.recordings import Recordings
 from engine.scheduling.batch import Batch
-
-logger = logging.getLogger(__name__)
 
 Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # token ids, positions: logits
 
@@ -93,18 +90,25 @@ class DecodeGraphs:
         backend: RecordableAttention,
         compute: Compute,
         *,
+        pool: Any,
         limit: int,
         max_pages: int,
         position_rows: int,
         vocabulary: int,
+        strict: bool,
     ) -> None:
-        """`max_pages` is what `limit` sequences can hold together, shared pages counted often."""
+        """`max_pages` is what `limit` sequences can hold together, shared pages counted often.
+
+        `pool` has what is only used inside of each recording. A model that cannot be recorded runs
+        as it is, and a warning says so; with `strict`, `record` raises EngineError.
+        """
         self._backend = backend
         assert isinstance(backend.device, Recorder)
         self._device: Recorder = backend.device
         self._compute = compute
-        self._sizes: list[int] = []
-        self._recordings: dict[int, Recording] = {}
+        self._recordings: Recordings[Recording] = Recordings(
+            self._device, "decoding", "engine.graphs=false", strict=strict
+        )
         self._limit = limit
         pages = max_pages + limit  # dummies have one each
         self._memory = StepMemory(limit, pages, position_rows, self._device)
@@ -117,51 +121,26 @@ class DecodeGraphs:
         self._last_page_length = buffer(limit)
         # one for all sizes: what a recording allocates itself stays its own
         self._logits = torch.empty(limit, vocabulary, device=self._device.device)
-        self._pool = self._device.graph_pool()
+        self._pool = pool
         self._owners = torch.arange(limit, dtype=torch.int32, device=self._device.device)
 
-    def record(
-        self, sizes: list[int] | None, progress: Callable[[float], None], strict: bool = False
-    ) -> None:
-        """Record these sizes, or all. The largest comes first: the others find room in its memory.
-
-        A model that cannot be recorded runs as it is, and a warning says so; with `strict` it
-        raises EngineError.
-        """
-        sizes = graph_sizes(self._limit) if sizes is None else sorted(sizes)
-        kernels = [self._kernels(size) for size in sizes]
+    def record(self, progress: Callable[[float], None], *, largest: bool) -> None:
+        """Record all sizes, or the largest."""
+        sizes = graph_sizes(self._limit)
+        kernels = {size: self._kernels(size) for size in (sizes[-1:] if largest else sizes)}
         for window in self._backend.windows:
-            self._backend.share_plans([group[window] for group in kernels])
-        pairs = list(zip(sizes, kernels, strict=True))
-        for done, (size, group) in enumerate(reversed(pairs)):
-            try:
-                self._recordings[size] = self._record(size, group)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if self._device.lost():
-                    raise
-                if strict:
-                    raise EngineError(
-                        "decoding cannot be recorded: set engine.graphs=false"
-                    ) from error
-                logger.warning(
-                    "decoding cannot be recorded on this model and runs kernel by kernel",
-                    exc_info=True,
-                )
-                self._recordings = {}
-                break
-            progress((done + 1) / len(sizes))
-        self._sizes = sorted(self._recordings)
+            self._backend.share_plans([group[window] for group in kernels.values()])
+        self._recordings.record(
+            sizes, lambda size: self._record(size, kernels[size]), progress, largest=largest
+        )
 
     @property
     def sizes(self) -> list[int]:
-        return self._sizes
+        return self._recordings.sizes
 
     def size_for(self, count: int) -> int | None:
         """The smallest recorded size for this many rows; None if there is none."""
-        place = bisect_left(self._sizes, count)
-        return self._sizes[place] if place < len(self._sizes) else None
+        return self._recordings.size_for(count)
 
     def fits(self, batch: Batch) -> bool:
         """Whether the batch is one token of each sequence, the logits of all wanted."""

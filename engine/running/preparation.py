@@ -11,8 +11,15 @@ import torch
 
 from engine.device.device import Device, Measured
 from engine.kernels.start import as_missing
-from engine.layers.vision_attention import VISION_ATTENTION
-from engine.memory.card_memory import GRAPH_BYTES, graph_sizes, measured_pages
+from engine.layers.vision_attention import ALL_BY_TORCH, VISION_ATTENTION
+from engine.memory.card_memory import (
+    GRAPH_BYTES,
+    PIECE_BYTES,
+    graph_sizes,
+    measured_pages,
+    prefill_sizes,
+    tower_sizes,
+)
 from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
@@ -79,16 +86,17 @@ def _prepare(
 ) -> Prepared:
     platform.prepare_kernels(options, progress)
     progress("loading weights", 0.0)
+    by_torch = options.vision_attention == "sdpa"
     loaded = load(
         options.model_path,
         options.dtype,
         str(platform.device),
         options.modalities,
         progress,
-        "sdpa" if options.vision_attention == "sdpa" else VISION_ATTENTION,
+        "sdpa" if by_torch and not options.tower_graphs else VISION_ATTENTION,
     )
     least = options.vision_attention_from if options.vision_attention == "auto" else 0
-    platform.prepare_towers(loaded.model, least)
+    platform.prepare_towers(loaded.model, ALL_BY_TORCH if by_torch else least)
     progress("preparing", 0.0)
     pages = pages_needed(options) if platform.warms_up else options.pages
     runner = Runner(loaded, options, platform, pages, ranks)
@@ -146,9 +154,15 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()
-        runner.record([options.max_sequences])
+        runner.record(largest=True)
         recordings = free - platform.free_bytes()
         recordings += GRAPH_BYTES * (len(graph_sizes(options.max_sequences)) - 1)
+        if options.prefill_graphs:
+            pieces = prepared.loaded.shape.layers + 1
+            recordings += PIECE_BYTES * pieces * (len(prefill_sizes(options.prefill_graphs)) - 1)
+        if options.tower_graphs:
+            sizes = tower_sizes(prepared.loaded.family, options, options.max_len)
+            recordings += GRAPH_BYTES * (len(sizes) - 1)
         runner.forget()
     runner.store(0)
     pages = measured_pages(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from engine.attention.backend import KVCache, RecordableAttention
+from engine.device.device import Recorder
 from engine.errors import EngineError, ModelUnsupported
 from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
 from engine.layers.kernels import Kernels
 from engine.layers.linear import MakeLinear
+from engine.memory.card_memory import tower_sizes
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel import orders
@@ -23,6 +26,8 @@ from engine.request import MediaItem
 from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
+from engine.running.prefill_graphs import PrefillGraphs
+from engine.running.tower_graphs import TowerGraphs
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
 
@@ -67,6 +72,8 @@ class Runner:
         self._follows = ranks is not None and ranks.rank > 0
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
+        self._prefill_graphs: PrefillGraphs | None = None
+        self._tower_graphs: TowerGraphs | None = None
         self._cache = self._new_cache(pages)
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
@@ -87,6 +94,11 @@ class Runner:
         return int(self._embed.weight.shape[1])
 
     @property
+    def _position_rows(self) -> int:
+        """One, or three for M-RoPE."""
+        return len(self.loaded.family.positions([0], [])[0])
+
+    @property
     def pages(self) -> int:
         """Pages that sequences may use."""
         return self._cache.pages
@@ -105,31 +117,67 @@ class Runner:
         self._backend.store(self._cache)
 
     @torch.inference_mode()
-    def record(self, sizes: list[int] | None = None, progress: Progress = no_progress) -> None:
-        """Record decoding for batches of `sizes`; none are needed for it to work."""
+    def record(self, progress: Progress = no_progress, *, largest: bool = False) -> None:
+        """Record decoding, and what else the options want; none is needed for it to work.
+
+        Of each all sizes, or the largest, which tells what memory they take.
+        """
         if not isinstance(self._backend, RecordableAttention):
             raise EngineError("this device's attention cannot be recorded: set engine.graphs=false")
-        self._order(orders.order(orders.Kind.RECORD, *(sizes or [])))
-        options, family = self._options, self.loaded.family
+        assert isinstance(self._platform, Recorder)
+        self._order(orders.order(orders.Kind.RECORD, largest))
+        options, pool = self._options, self._platform.graph_pool()
+        self._graphs = self._decode_graphs(self._backend, pool)
+        kinds: list[DecodeGraphs | PrefillGraphs | TowerGraphs] = [self._graphs]
+        if options.prefill_graphs:
+            self._prefill_graphs = self._graphs_of_prompts(self._backend, pool)
+            kinds.append(self._prefill_graphs)
+        if options.tower_graphs and not self._follows:  # rank 0 alone has towers
+            self._tower_graphs = self._graphs_of_towers(self._platform, pool)
+            kinds.append(self._tower_graphs)
+        for done, kind in enumerate(kinds):
+
+            def progressed(fraction: float, done: int = done) -> None:
+                progress("preparing", (done + fraction) / len(kinds))
+
+            kind.record(progressed, largest=largest)
+
+    def _decode_graphs(self, backend: RecordableAttention, pool: Any) -> DecodeGraphs:
+        options = self._options
         pages = -(-options.max_len // options.page_size)
-        self._graphs = DecodeGraphs(
-            self._backend,
+        return DecodeGraphs(
+            backend,
             self._next_logits,
+            pool=pool,
             limit=options.max_sequences,
             max_pages=options.max_sequences * pages,
-            position_rows=len(family.positions([0], [])[0]),
+            position_rows=self._position_rows,
             vocabulary=self._head.out_features if self._follows else self.vocabulary,
-        )
-        self._graphs.record(
-            sizes,
-            lambda fraction: progress("preparing", fraction),
             strict=self._ranks is not None,  # one rank replays what the others run: out of step
         )
+
+    def _graphs_of_prompts(self, backend: RecordableAttention, pool: Any) -> PrefillGraphs:
+        assert isinstance(self._decoder, FusedDecoder)
+        return PrefillGraphs(
+            self._decoder,
+            backend,
+            self.loaded.shape,
+            pool=pool,
+            limit=self._options.prefill_graphs,
+            hidden=self.hidden,
+            position_rows=self._position_rows,
+            dtype=self.loaded.dtype,
+        )
+
+    def _graphs_of_towers(self, device: Recorder, pool: Any) -> TowerGraphs:
+        loaded = self.loaded
+        sizes = tower_sizes(loaded.family, self._options, self._options.max_len)
+        return TowerGraphs(loaded.family, loaded.model, device, pool=pool, sizes=sizes)
 
     def forget(self) -> None:
         """Drop what was recorded."""
         self._order(orders.order(orders.Kind.FORGET))
-        self._graphs = None
+        self._graphs = self._prefill_graphs = self._tower_graphs = None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Computed:
@@ -165,7 +213,9 @@ class Runner:
             return Computed(self._graphs.run(batch))
         self._backend.plan(batch)
         upload = self._platform.upload
-        hidden = self._hidden_states(upload(batch.token_ids), upload(batch.positions), media)
+        decoder = self._prefill_graphs or self._decoder
+        token_ids, positions = upload(batch.token_ids), upload(batch.positions)
+        hidden = decoder(self._embedded(token_ids, positions, media))
         rows = batch.hidden_rows
         # of none, no view: it would keep all of the step's states in memory
         pooled = hidden[upload(rows)] if len(rows) else hidden.new_empty(0, hidden.shape[1])
@@ -175,14 +225,14 @@ class Runner:
 
     def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits of every row of a batch without media, as recordings compute them."""
-        return self._logits(self._hidden_states(token_ids, positions))
+        return self._logits(self._decoder(self._embedded(token_ids, positions)))
 
-    def _hidden_states(
+    def _embedded(
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         media: Sequence[tuple[slice, torch.Tensor]] = (),
-    ) -> torch.Tensor:
+    ) -> DecoderInput:
         ranks = self._ranks
         if self._platform.overlaps:
             if ranks is not None:
@@ -193,7 +243,7 @@ class Runner:
             embeddings[rows] = embedded
         if ranks is not None:
             ranks.sum(embeddings)
-        return self._decoder(DecoderInput(embeddings, positions))
+        return DecoderInput(embeddings, positions)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._head(hidden)
@@ -209,6 +259,11 @@ class Runner:
         stack, shape = loaded.stack, loaded.shape
         own = options.decode_products == "own"
         make: MakeLinear = kernels.linear
+        if options.prefill_graphs and (ranks is not None or not options.fuse or not fusible(stack)):
+            raise ModelUnsupported(
+                "prompts are recorded between attentions of fused layers, on a single card: set "
+                "engine.prefill_graphs=0"
+            )
         if not options.fuse or not fusible(stack):
             if options.quantization is not None:
                 raise ModelUnsupported(
@@ -269,8 +324,11 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
-        family, model = self.loaded.family, self.loaded.model
-        encoded = family.encode(model, items, self._platform.upload)
+        if self._tower_graphs is not None:
+            encoded = self._tower_graphs.encode(items)
+        else:
+            family, model = self.loaded.family, self.loaded.model
+            encoded = family.encode(model, items, self._platform.upload)
         for item, embeddings in zip(items, encoded, strict=True):
             if len(embeddings) != item.length:
                 raise EngineError(

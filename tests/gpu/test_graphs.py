@@ -17,6 +17,7 @@ from bench.stand_in.torch_flashinfer import BatchDecodeWithPagedKVCacheWrapper
 from engine.attention.flashinfer import Rows
 from engine.core import Engine
 from engine.device.device import Graph, Host
+from engine.layers.decoder import DecoderInput
 from engine.memory.card_memory import graph_sizes
 from engine.request import Request
 from engine.running.graphs import DecodeGraphs, StepMemory
@@ -52,9 +53,9 @@ def test_the_largest_size_is_recorded_first_and_all_share_one_pool(
 ) -> None:
     sizes: list[int] = []
     pools: set[int] = set()
-    compute = Runner._hidden_states
+    compute = Runner._embedded
 
-    def watched(runner: Runner, token_ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+    def watched(runner: Runner, token_ids: torch.Tensor, *rest: Any, **more: Any) -> DecoderInput:
         sizes.append(len(token_ids))
         return compute(runner, token_ids, *rest, **more)
 
@@ -66,7 +67,7 @@ def test_the_largest_size_is_recorded_first_and_all_share_one_pool(
             pools.add(id(pool))
             return super().capture(work, pool)
 
-    monkeypatch.setattr(Runner, "_hidden_states", watched)
+    monkeypatch.setattr(Runner, "_embedded", watched)
     cuda_path(checkpoint("llama"), Pooled(), graphs=True, max_sequences=16)
     assert sizes[-5:] == [16, 8, 4, 2, 1]
     assert len(pools) == 1

@@ -99,6 +99,28 @@ def test_the_engine_takes_what_it_measured_and_works(
     assert compare(recorder, reference("llama"), [request]) < TOLERANCE
 
 
+def test_pieces_of_prompts_are_recorded_once_for_the_measurement(checkpoint: Folder) -> None:
+    options = {"memory_fraction": 0.9, "measured": True, "graphs": True, "max_sequences": 4}
+    options |= {"prefill_graphs": 40, "encoder_cache_bytes": 3 * MIB}
+    engine = cuda_path(checkpoint("llama"), Counted(), **options)
+    pieces = 3 + 1  # one more than layers
+    recordings = (5 + 2 * 8) * MIB + pieces * 5 * MIB  # of the largest
+    recordings += pieces * 2 * MIB // 2  # and what is known of the two others
+    reserved = 20 * MIB + recordings + 3 * MIB
+    left = int(0.9 * 200 * MIB) - (50 + 5 + pieces * 5) * MIB - reserved
+    assert engine.stats().pages_total == left // engine._runner.page_bytes - 1
+
+
+def test_a_tower_is_recorded_once_for_the_measurement(checkpoint: Folder) -> None:
+    told = {"memory_fraction": 0.9, "measured": True, "graphs": True, "max_sequences": 4}
+    told |= {"encoder_cache_bytes": 3 * MIB, "modalities": ("image",), "max_tokens_per_step": 512}
+    engine = cuda_path(checkpoint("llava"), Counted(), **told, tower_graphs=True)
+    recordings = (5 + 2 * 8) * MIB + (5 + 2 * 8) * MIB  # of each kind one, and two others known
+    reserved = 20 * MIB + recordings + 3 * MIB
+    left = int(0.9 * 200 * MIB) - (50 + 2 * 5) * MIB - reserved
+    assert engine.stats().pages_total == left // engine._runner.page_bytes - 1
+
+
 def test_what_is_told_is_taken_without_measuring(checkpoint: Folder) -> None:
     assert cuda_path(checkpoint("llama"), Recording(), pages=33).stats().pages_total == 33
 
@@ -247,6 +269,10 @@ def test_a_card_is_planned_to_its_fraction(carded: None, tmp_path: Path) -> None
     assert half.kv_bytes_per_token * 2 == planned.kv_bytes_per_token
     assert half.tokens > 1.99 * planned.tokens
     assert planned_with(graphs=False).tokens > planned.tokens
+    pieces = planned.kv_bytes - planned_with(prefill_graphs=512).kv_bytes
+    # two pieces of eight sizes, what they hand on, and what the largest computes in
+    passed = 512 * (896 + 2 * 8 * 128 + 2 * 896 + 3 * 4736) * 2 + 512 * 2 * 4 * 128
+    assert abs(pieces - 2 * 8 * MIB // 2 - passed) < page
     with pytest.raises(PlanError, match="not in float32"):
         planned_with(dtype="float32")
     with pytest.raises(PlanError, match="are available"):
@@ -296,6 +322,7 @@ def test_the_group_engine_cuda_reaches_the_engine(carded: None, tmp_path: Path) 
         "vision_attention=flashinfer",
         "vision_attention=auto",
         "prefill_attention=fa3",
+        "prefill_graphs=64",
     ],
 )
 def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:

@@ -72,7 +72,10 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
     for family in ("qwen2_vl", "qwen3", "gemma3"):
         folder = checkpoints.WRITERS[family](root / family)
         platform = Recording(library)
-        recorder = Recorder(cuda_path(folder, platform, graphs=True, vision_attention="flashinfer"))
+        told: dict[str, object] = {"graphs": True, "vision_attention": "flashinfer"}
+        if family != "qwen3":
+            told["prefill_graphs"] = 64
+        recorder = Recorder(cuda_path(folder, platform, **told))
         tokens, media = words(9, 1), []
         if family != "qwen3":
             tokens, media = prompt_with_images(folder, [words(5, 1), picture(60, 90, 1)])

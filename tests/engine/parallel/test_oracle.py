@@ -113,7 +113,13 @@ def test_two_ranks_on_the_path_of_a_card_agree(
 ) -> None:
     """Graphs, one step ahead: the other rank learns of tokens in flight from the device."""
     folder = checkpoint(family)
-    options = engine_options(folder, tensor_parallel=2, graphs=True, max_sequences=4)
+    options = engine_options(
+        folder,
+        tensor_parallel=2,
+        graphs=True,
+        max_sequences=4,
+        tower_graphs=family in VISION,  # rank 0's
+    )
     with of_two_ranks_on_a_card(options) as (recorder, platform):
         requests = requests_for(folder, family)
         recorder.run(*requests)

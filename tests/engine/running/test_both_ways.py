@@ -32,7 +32,7 @@ from tests.engine.running.test_oracle import requests_for, words
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]
-PATHS = ["cpu", "cuda graphs"]
+PATHS = ["cpu", "cuda graphs", "cuda prefill graphs"]
 IMAGE = 16  # tokens of each of the checkpoint's pictures
 LEAST = {"max_tokens_per_step": IMAGE + 3, "max_sequences": 4}  # that can compute one
 
@@ -152,8 +152,8 @@ def test_a_window_that_ends_at_the_image_is_noticed(checkpoint: Folder, referenc
     """Control: inside an image too, a token sees no further back than its window."""
 
     class Unbounded(BatchPrefillWithCausalBidirectionalRangesWrapper):
-        def run(self, *parts, causal_window_left, range_window_left):  # type: ignore[no-untyped-def]
-            return super().run(*parts, causal_window_left=causal_window_left)
+        def run(self, *parts, range_window_left, **others):  # type: ignore[no-untyped-def]
+            return super().run(*parts, **others)
 
     folder = checkpoint("gemma3")
     tokens, media = prompt_with_images(folder, [words(9, 1), picture(60, 90, 1), words(9, 2)])

@@ -76,7 +76,7 @@ def test_a_packed_batch_of_mixed_lengths_agrees_with_transformers(
         assert recorder.tokens[request.id, 0] == expected
 
 
-@pytest.mark.parametrize("path", ["cpu", "cuda graphs"])
+@pytest.mark.parametrize("path", ["cpu", "cuda graphs", "cuda prefill graphs"])
 @pytest.mark.parametrize("family", [*TEXT, "qwen2_vl", "llava"])
 def test_chunks_that_end_anywhere_agree_at_every_prompt_token(
     family: str, path: str, checkpoint: Folder, reference: Model
@@ -130,7 +130,7 @@ def test_a_shared_prefix_is_not_computed_again_and_changes_nothing(
     assert compare(recorder, reference(family), [first, second, third]) < TOLERANCE
 
 
-@pytest.mark.parametrize("path", ["cpu", "cuda graphs"])
+@pytest.mark.parametrize("path", ["cpu", "cuda graphs", "cuda prefill graphs"])
 @pytest.mark.parametrize("family", ["llama", "qwen2_vl", "gemma3"])
 def test_a_preempted_sequence_resumes_with_the_same_logits(
     family: str, path: str, checkpoint: Folder, reference: Model

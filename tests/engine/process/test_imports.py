@@ -37,6 +37,20 @@ print(json.dumps({
 """
 
 
+WITHIN = """
+import asyncio, gc, sys
+from bench.reference import engine_options
+from engine.process.client import EngineClient
+async def main():
+    client = EngineClient(engine_options(sys.argv[1]), in_process=True)
+    await client.start()
+    await client.stop()
+asyncio.run(main())
+import scipy
+print(gc.get_freeze_count(), gc.isenabled(), None in sys.modules.values())
+"""
+
+
 def brought(way: str, folders: list[Path]) -> dict[str, Any]:
     command = [sys.executable, "-c", BROUGHT, way, *map(str, folders)]
     ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
@@ -84,3 +98,10 @@ def test_a_start_has_nothing_of_it_in_its_process(checkpoint: Folder) -> None:
     told = "import scipy.linalg; print(open('/proc/self/maps').read())"
     ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert "scipy" in packages(ran.stdout)
+
+
+def test_an_engine_in_the_process_of_a_script_leaves_it_as_it_is(checkpoint: Folder) -> None:
+    command = [sys.executable, "-c", WITHIN, str(checkpoint("llama"))]
+    ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["0", "True", "False"]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import itertools
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from bench.gpu_demo import COLOURS, FOLDER, QUESTIONS, SHAPES, draw
+from bench.exam.questions import Question, stored
+from bench.gpu_calls import MAX_TOKENS, about_shapes, astray, of_exam
+from bench.gpu_demo import FOLDER
 from bench.gpu_models import Shape
 from bench.gpu_rows import Row
 from bench.gpu_weights import write_checkpoint
@@ -26,7 +25,6 @@ from bench.server_process import ServerCommand, ServerProcess, free_port
 READY_SECONDS = 60.0
 NEEDED_READY = 20.0  # seconds, with kernels compiled
 AT_ONCE = 16
-MAX_TOKENS = 40
 LONG = 150  # tokens of an answer that grows beyond a cache of few pages
 PHASE = re.compile(r"INFO +(.+?) fraction=\S+ elapsed=(\S+)")
 FEW_PAGES = ("model.max_len=512", "engine.kv_cache_gb=0.004")
@@ -38,15 +36,17 @@ class Serving:
     def __init__(self, device: str, folder: Path, count: int, shape: Shape) -> None:
         """`count` requests are sent to each; one has a checkpoint of `shape`."""
         self._device = device
+        self._exam = stored()
         self._shape = shape
         self._folder = folder
-        self._calls = calls(count)
-        self._long = calls(2 * AT_ONCE, max_tokens=LONG, ignore_eos=True)
+        self._calls = about_shapes(count)
+        self._long = about_shapes(2 * AT_ONCE, max_tokens=LONG, ignore_eos=True)
         self.ready = 0.0  # seconds of the last start
 
     def rows(self) -> Iterator[Row]:
         with self._served("cpu") as server:
             expected = self._ask(server).texts
+            known = self._right(server, self._exam)
         with self._served(self._device) as server:
             yield self._ready("served: ready")
             yield Row("served: since its start", phases(server.log))
@@ -58,6 +58,7 @@ class Serving:
             hit = again.cached_tokens / max(1, again.prompt_tokens)
             yield Row("served: prompt tokens from the cache", f"{hit:.0%}", "50%", hit >= 0.5)
             yield self._compared("served: answers of known pictures", again.texts, first.texts)
+            yield from self._exam_rows(server, known)
             long = self._ask(server, self._long).texts
             counts = asyncio.run(_leave(server))
             found = "{:.0f}, then {:.0f}".format(*counts)
@@ -73,6 +74,21 @@ class Serving:
             yield self._compared("served: beginnings with few pages", _begun(scarce), _begun(long))
         yield from self._large_rows()
 
+    def _exam_rows(self, server: ServerProcess, known: int) -> Iterator[Row]:
+        """`known` of the questions the CPU answers right: the model does not know them all."""
+        right = self._right(server, self._exam)
+        least = int(0.95 * known)
+        found = f"{right} of {len(self._exam)} right, on the CPU {known}"
+        yield Row("served: the exam", found, f"{least}", right >= least)
+        wrong = astray(self._exam)
+        right = self._right(server, wrong)
+        found = f"{right} of {len(wrong)} right"
+        yield Row("served: the exam, wrong pictures", found, "few", right < known / 2)
+
+    def _right(self, server: ServerProcess, questions: Sequence[Question]) -> int:
+        texts = self._ask(server, of_exam(questions)).texts
+        return sum(asked.right(said) for asked, said in zip(questions, texts, strict=True))
+
     def _large_rows(self) -> Iterator[Row]:
         """Ready with the weights of a published model's sizes, which are of chance here."""
         name = self._shape.name
@@ -82,7 +98,7 @@ class Serving:
         with self._served(self._device, *told) as server:
             yield self._ready(f"{name} served: ready")
             yield Row(f"{name} served: since its start", phases(server.log))
-            level = self._ask(server, calls(AT_ONCE, ignore_eos=True))
+            level = self._ask(server, about_shapes(AT_ONCE, ignore_eos=True))
             wanted = AT_ONCE * MAX_TOKENS
             found = f"{level.output_tokens} tokens, {level.output_rate:,.0f} a second"
             yield Row(
@@ -123,32 +139,6 @@ def phases(log: Path) -> str:
     for name, seconds in PHASE.findall(log.read_text(errors="replace")):
         began.setdefault(name.strip(), seconds)
     return ", ".join(f"{name} {seconds} s" for name, seconds in began.items()) or "not told"
-
-
-def calls(count: int, **options: object) -> list[Call]:
-    """Questions about as many different pictures."""
-    looks = itertools.product(range(120, 400, 8), SHAPES, COLOURS)
-    made = []
-    for place, (side, shape, colour) in enumerate(itertools.islice(looks, count)):
-        held = io.BytesIO()
-        behind = COLOURS[(COLOURS.index(colour) + 1) % len(COLOURS)]
-        draw(shape, colour, behind, (side, 140)).save(held, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-        text = QUESTIONS[place % len(QUESTIONS)]
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": text},
-        ]
-        body = {
-            "model": "demo",
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": MAX_TOKENS,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **options,
-        }
-        made.append(Call("/v1/chat/completions", json.dumps(body).encode()))
-    return made
 
 
 def _begun(texts: list[str]) -> list[str]:

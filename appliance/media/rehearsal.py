@@ -18,7 +18,10 @@ from appliance.media.image_formats import register
 from engine.models.family import Family, VideoOptions
 
 PACKAGES = ("av", "PIL")
-FOR_SCREENS = ("PIL.ImageGrab", "PIL.ImageQt", "PIL.ImageShow", "PIL.ImageTk", "PIL.__main__")
+LEFT_OUT = (
+    *("PIL.ImageGrab", "PIL.ImageQt", "PIL.ImageShow", "PIL.ImageTk", "PIL._tkinter_finder"),
+    *("PIL.__main__", "PIL.report"),  # which print
+)
 ENCODINGS = ("ascii", "cp437", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "utf_32")
 SIDE = 224  # pixels of a blank picture
 UNFIT = (ValueError, KeyError)  # what a family says to an item that it cannot take
@@ -29,7 +32,7 @@ def rehearse(kinds: Iterable[str], family: Family) -> None:
     for name in PACKAGES:
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if module.name not in FOR_SCREENS:
+            if module.name not in LEFT_OUT:
                 with contextlib.suppress(ImportError):  # of a decoder that was not built
                     importlib.import_module(module.name)
     for encoding in ENCODINGS:

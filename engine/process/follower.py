@@ -13,6 +13,7 @@ from engine.device.log_lines import LogStyle
 from engine.device.process_setup import keep_memory, set_up
 from engine.errors import EngineError
 from engine.options import EngineOptions
+from engine.process.imports import bring, sparing
 
 if TYPE_CHECKING:
     from engine.parallel.ranks import Ranks
@@ -27,10 +28,13 @@ PEER_SECONDS = 3.0
 
 def run_follower(options: EngineOptions, rank: int, link: Connection, style: LogStyle) -> None:
     """Body of the process of `rank`."""
-    set_up(style)
-    from engine.parallel.ranks import end_with
+    with sparing():
+        set_up(style)
+        from engine.parallel.ranks import end_with
 
-    end_with([link])
+        end_with([link])
+        with contextlib.suppress(Exception):  # what is wrong with it is told when it is loaded
+            bring(options.model_path)
     try:
         follow(options, rank, link)
     except EngineError as error:

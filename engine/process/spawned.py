@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Sequence
-from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from engine.device.environment import variables
 from engine.device.log_lines import LogStyle
 from engine.device.process_setup import set_up, start
 from engine.process.frames import FrameSender, frame_pipe
+from engine.process.imports import bring, sparing
 
 if TYPE_CHECKING:
     from engine.options import EngineOptions
@@ -67,9 +67,10 @@ def run_when_told(
     links: Sequence[Connection],
 ) -> None:
     """Body of the engine process."""
-    set_up(style)
-    with contextlib.suppress(Exception):  # what is wrong with it is told when it is loaded
-        bring(folder)
+    with sparing():
+        set_up(style)
+        with contextlib.suppress(Exception):  # what is wrong with it is told when it is loaded
+            bring(folder)
     try:
         options: EngineOptions = requests.recv()
     except EOFError:  # nobody wants an engine any more
@@ -77,11 +78,3 @@ def run_when_told(
     from engine.process.engine_process import run_process
 
     run_process(options, requests, outputs, links)
-
-
-def bring(folder: str) -> None:
-    """Import torch, the engine and transformers' class of a checkpoint, which takes seconds."""
-    import_module("engine.core")
-    from engine.models.registry import family_for
-
-    family_for(folder).model_class()

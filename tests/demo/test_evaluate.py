@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
 
+from bench.exam.questions import FOREIGN, Item
 from engine.models.family import VideoOptions
 from engine.models.qwen2_vl import Qwen2VL
 from tests.demo.blobs import Plain, blobs
@@ -132,12 +133,12 @@ def test_transformers_is_asked_what_the_training_shows(
     for picture in example.pictures:
         held = io.BytesIO()
         picture.save(held, "PNG")
-        items.append(exam.Item("image", held.getvalue(), "image/png"))
+        items.append(Item("image", held.getvalue(), "image/png"))
     if example.frames:
         frames = [frame for frame in example.frames for _ in range(5)]
         even = (example.frames[0].width // 2 * 2, example.frames[0].height // 2 * 2)
         frames = [frame.resize(even) for frame in frames]
-        items.append(exam.Item("video", exam.encoded(frames, 10), "video/mp4"))
+        items.append(Item("video", exam.encoded(frames, 10), "video/mp4"))
     chat = exam.Chat(kind, tuple(items), tuple(example.turns))
     inputs = made.inputs(chat, (255, 255, 255))
     asked = coded.ids[: coded.labels.index(next(t for t in coded.labels if t >= 0))]
@@ -152,9 +153,9 @@ def test_transformers_is_asked_what_the_training_shows(
 
 
 def test_foreign_pictures_are_small_and_all_asked_about() -> None:
-    asked = json.loads((exam.FOREIGN / "questions.json").read_text())
-    shown = {name for one in asked for name in one["pictures"]}
-    files = {file.name: file.stat().st_size for file in exam.FOREIGN.glob("*.png")}
+    asked = json.loads((FOREIGN / "questions.json").read_text())
+    shown = {name for one in asked for name in one["files"]}
+    files = {file.name: file.stat().st_size for file in FOREIGN.glob("*.png")}
     assert shown == set(files)
     assert len(files) >= 20
     assert max(files.values()) < 16_000

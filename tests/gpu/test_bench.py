@@ -57,6 +57,8 @@ def test_a_dry_run_does_every_part_and_writes_the_table(
         "tiny tower, flashinfer is faster from",
         "tiny gate and up, 32 rows",
         "tiny host, batch 2:",
+        "served: the exam",
+        "served: the exam, wrong pictures",
         "served: preemptions with few pages",
         "served: beginnings with few pages",
     ):

@@ -174,9 +174,13 @@ def wheel_of(checkout: Path, work: Path) -> Path:
 
 def benchmark(target: Path) -> Path:
     """`bench/`, which is no part of our wheel, without what was measured."""
+    left = {"results", "__pycache__"}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
-        for file in sorted((CHECKOUT / "bench").rglob("*.py")):
-            entry = zipfile.ZipInfo(str(file.relative_to(CHECKOUT)))
+        for file in sorted(filter(Path.is_file, (CHECKOUT / "bench").rglob("*"))):
+            inside = file.relative_to(CHECKOUT)
+            if left.intersection(inside.parts):
+                continue
+            entry = zipfile.ZipInfo(str(inside))
             made.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
     return target
 

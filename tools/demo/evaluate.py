@@ -29,13 +29,15 @@ from typing import Any
 
 import openai
 
+from bench.exam import questions as stored
+from bench.exam.questions import Item
 from bench.server_process import ServerCommand, ServerProcess, free_port
 from tools.demo import exam, judging, questions
-from tools.demo.exam import SKILLS, Chat, Item
+from tools.demo.exam import SKILLS, Chat
 from tools.demo.palette import Colour
 from tools.demo.reference import Reference
 
-BACKGROUNDS = ("255,255,255", "0,0,0", "0,128,0", "30,60,200")
+BACKGROUNDS = [",".join(map(str, laid_on)) for laid_on in stored.BACKGROUNDS.values()]
 START_SECONDS = 180.0
 MOST_TOKENS = 80
 LATER = "later turns"  # of chats of any skill
@@ -263,7 +265,7 @@ def arguments(told: Sequence[str] | None) -> argparse.Namespace:
         parser.error("a server that runs already takes no overrides")
     if options.model_path:
         options.overrides.append(f"model.path={options.model_path.resolve()}")
-    options.background = options.background or list(BACKGROUNDS)
+    options.background = options.background or BACKGROUNDS
     if options.base_url and len(options.background) > 1:
         options.background = options.background[:1]
     return options

@@ -7,17 +7,16 @@ their writing is in fonts and words that were kept back, and their clips are vid
 from __future__ import annotations
 
 import io
-import json
 import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from bench.exam.questions import FOREIGN, Item, stored
 from tools.demo import clip as clips
 from tools.demo import palette, questions, scene
 from tools.demo.clip import Clip
@@ -26,7 +25,6 @@ from tools.demo.palette import Colour
 from tools.demo.questions import Turn, spoken
 from tools.demo.scene import Scene
 
-FOREIGN = Path(__file__).parent / "foreign"
 SIZES = (90, 400)  # pixels a side; the training has 110 to 180
 # Each skill: its number in the list of what the model can do, and the kind of example that
 # opens with a question of it.
@@ -37,15 +35,6 @@ SKILLS: dict[str, tuple[int | str, str]] = {
     "first colour": (6, "video"), "distinct colours": (6, "video"), "no image": (7, "talk"),
     "talk": (7, "talk"), "foreign": ("", ""),
 }  # fmt: skip
-
-
-@dataclass(slots=True, frozen=True)
-class Item:
-    """A picture or a clip as a file."""
-
-    modality: str  # "image" or "video"
-    data: bytes
-    media_type: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,18 +81,10 @@ def chats(
 
 def foreign() -> list[Chat]:
     """Return the questions about pictures that the generator did not draw."""
-    found: list[Chat] = []
-    for asked in json.loads((FOREIGN / "questions.json").read_text(encoding="utf-8")):
-        items = tuple(_file(FOREIGN / name) for name in asked["pictures"])
-        answers = asked.get("answers") or {None: asked["answer"]}
-        for background, answer in answers.items():
-            turn = Turn(asked["skill"], asked["question"], answer)
-            found.append(Chat("foreign", items, (turn,), background))
-    return found
-
-
-def _file(path: Path) -> Item:
-    return Item("image", path.read_bytes(), "image/png")
+    return [
+        Chat("foreign", q.items, (Turn(q.skill, q.text, q.answer),), q.background)
+        for q in stored([FOREIGN])
+    ]
 
 
 def _chat(rng: random.Random, skill: str) -> Chat:

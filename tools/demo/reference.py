@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from bench.exam.questions import Item
 from tools.demo import batches, encoding
 from tools.demo.checkpoint import FRAME_PIXELS, MERGE
-from tools.demo.exam import Chat, Item
+from tools.demo.exam import Chat
 from tools.demo.generator import FRAMES
 from tools.demo.palette import Colour
 

@@ -1,19 +1,18 @@
 """Draw the foreign pictures, with everything but the demo's generator.
 
     pip install cairocffi resvg-py skia-python matplotlib blend2d-py aggdraw pillow
-    python tools/demo/foreign/draw.py
+    python -m tools.demo.draw_foreign
 
 Vector graphics by resvg (SVG), cairo, Skia, Agg (through matplotlib and aggdraw) and Blend2D, fonts
 that matplotlib brings along and the one of Pillow, and pixels set by hand. What is asked about them
-stands in questions.json and was written before the model first saw them; nothing was left out
-afterwards.
+stands beside them in questions.json and was written before the model first saw them; nothing was
+left out afterwards.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import aggdraw
 import blend2d
@@ -28,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import patches
 
-FOLDER = Path(__file__).parent
+from bench.exam.questions import FOREIGN
 
 
 def kept(name: str, picture: Image.Image) -> None:
@@ -36,7 +35,7 @@ def kept(name: str, picture: Image.Image) -> None:
     colours = picture.getcolors(256)
     if picture.mode == "RGB" and colours:
         picture = picture.quantize(len(colours), dither=Image.Dither.NONE)
-    picture.save(FOLDER / f"{name}.png", optimize=True)
+    picture.save(FOREIGN / f"{name}.png", optimize=True)
 
 
 def opaque(picture: Image.Image) -> Image.Image:

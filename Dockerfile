@@ -23,12 +23,17 @@ RUN { test -z "${TORCH_INDEX}" \
         || pip install --no-cache-dir --no-deps --retries 1 --index-url "${TORCH_INDEX}" --constraint requirements.lock torch \
         || echo "${TORCH_INDEX} cannot be reached: torch comes from pip's own index, maybe with CUDA" >&2; } \
     && pip install --no-cache-dir --constraint requirements.lock torch
+# What compiles the kernels for the CPU: the image has these and not the compiler.
+# hadolint ignore=DL3008
+RUN command -v cc > /dev/null \
+    || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY conf conf
 COPY recipes recipes
 COPY engine engine
 COPY appliance appliance
-RUN pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}"
+RUN pip install --no-cache-dir --no-build-isolation --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}" \
+    && python3 -c "from engine.native.loading import variants; print(variants(everywhere=True))"
 
 # For a card: the recipe's kernels, compiled here, so that the image has them and nothing that compiles.
 FROM build AS kernels

@@ -1,0 +1,1 @@
+"""Kernels of our own: C for the CPU in `cpu/`, CUDA beside it."""

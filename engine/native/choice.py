@@ -1,0 +1,48 @@
+"""Which variant of our library's kernels runs: `engine.native`. Light: the server asks as well."""
+
+from __future__ import annotations
+
+from engine.errors import EngineError
+from engine.native.loading import LibraryUnusable, variants
+from engine.options import EngineOptions
+
+DTYPES = ("bfloat16", "float32")  # that the library has kernels of
+
+
+class NativeUnusable(EngineError):
+    """A variant that was asked for is not there; one line with those that are."""
+
+    correctable = True
+
+
+def chosen(native: str) -> str | None:
+    """The variant that `engine.native` stands for; None: torch's operators.
+
+    Raises NativeUnusable where there is no library, or it or this processor lacks the variant.
+    """
+    if native == "torch":
+        return None
+    try:
+        found = variants()
+    except LibraryUnusable as error:
+        raise NativeUnusable(f"engine.native={native}: {error}") from error
+    if native == "auto" and found:
+        return found[0]
+    if native in found:
+        return native
+    there = ", ".join(found) or "none"
+    raise NativeUnusable(f"engine.native={native}: this processor has {there}, or set it to torch")
+
+
+def in_words(options: EngineOptions) -> str:
+    """Whose kernels compute the layers on a CPU, as far as the settings tell.
+
+    Layers of a pattern that is not known are torch's in any case; the engine's log says so.
+    """
+    try:
+        variant = chosen(options.native)
+    except NativeUnusable as error:
+        return f"torch's operators ({error})"
+    if not options.fuse or options.tensor_parallel > 1 or options.dtype not in DTYPES:
+        variant = None
+    return "torch's operators" if variant is None else f"our kernels for {variant}"

@@ -1,0 +1,65 @@
+/* What Python hands over: plain structs of pointers and sizes, all checked there (engine/native/library.py). */
+#ifndef APPLIANCE_INTERFACE_H
+#define APPLIANCE_INTERFACE_H
+
+#include <stdint.h>
+
+#define APPLIANCE_VERSION 1 /* another for each change of this file */
+
+enum { BLOCK = 16, PANEL = 64 }; /* columns of a product: of a vector register, of a panel of four */
+
+enum element { BFLOAT16, FLOAT32 };
+enum activation { SILU, GELU_TANH };
+
+/* A weight [out, in], packed by `appliance_pack`: panels of 64 outputs, in each the inputs in turn, of each the
+ * outputs side by side. Two bfloat16 inputs, or one float32, are a unit of 32 bits. */
+struct product {
+  const uint32_t *packed;
+  const void *bias; /* [out], or NULL */
+  int64_t out, in;
+};
+
+struct norm {
+  const void *weight; /* NULL: there is no such norm */
+  float epsilon;
+  int32_t from_one; /* by 1 + weight */
+};
+
+struct layer {
+  struct product qkv, output, gate_up, down; /* gate and up by turns, a block of each */
+  struct norm input, mlp, queries, keys, attended, gated;
+  void *key_pages, *value_pages; /* [pages, page_size, kv_heads, head_dim] */
+  int64_t window;                /* earlier keys that a token sees; -1: all */
+  int64_t rotary;                /* which of a step's angles */
+};
+
+struct decoder {
+  const struct layer *layers;
+  int64_t count, hidden, intermediate, heads, kv_heads, head_dim, value_dim, page_size;
+  float scale, soft_cap; /* soft_cap 0: none */
+  int32_t activation, element;
+};
+
+/* Sequences of a step, packed one after the other. */
+struct batch {
+  int64_t sequences, tokens;
+  const int32_t *query_start;  /* [sequences + 1] rows of the step */
+  const int32_t *page_start;   /* [sequences + 1] in page_indices */
+  const int32_t *page_indices;
+  const int32_t *lengths;      /* [sequences] keys, the step's own included */
+  const int64_t *slots;        /* [tokens] where keys and values are stored */
+  const int64_t *last_seen;    /* [tokens] last position that a token sees beyond its own, or NULL */
+};
+
+struct step {
+  const struct batch *batch;
+  void *residual;            /* [tokens, hidden]: in and out */
+  void *normed;              /* [tokens, hidden]: the final norm's result */
+  const float *cosines[2];   /* [tokens, head_dim] of each kind of layer */
+  const float *sines[2];
+  struct norm final;
+  int64_t first, last;       /* layers */
+  void *scratch;             /* as much as appliance_scratch says */
+};
+
+#endif

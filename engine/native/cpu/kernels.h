@@ -1,0 +1,87 @@
+/* What one variant does with elements of one kind: pieces of a layer's work. */
+#ifndef APPLIANCE_KERNELS_H
+#define APPLIANCE_KERNELS_H
+
+#include "interface.h"
+
+/* 32 bits of elements, two of bfloat16: they may lie anyhow, as a weight in a checkpoint's file does. */
+typedef uint32_t unit __attribute__((aligned(1), may_alias));
+
+/* What becomes of a product. */
+enum ending {
+  STORE, /* to `out` as elements */
+  ADD,   /* to the elements that are there */
+  GATE,  /* activation(left block) * right block: half as many columns */
+  WIDE   /* to `out` as float32 */
+};
+
+/* Some rows by some columns of a product. */
+struct multiplied {
+  const struct product *product;
+  const void *x; /* [rows, in] */
+  void *out;     /* [rows, out], or half as wide */
+  int64_t rows;
+  int32_t ending, activation;
+  int64_t row_step, block_step; /* of a piece: rows, and blocks of columns: 1, 2 or 4 */
+  int64_t ahead;                /* pieces from one to that which the same thread does next, as a rule */
+};
+
+struct normed {
+  struct norm norm;
+  const void *x;
+  void *out;
+  void *added; /* NULL, or what the result is added to, instead of `out` */
+  int64_t rows, width, step;
+};
+
+struct rotated {
+  const struct decoder *decoder;
+  const struct layer *layer;
+  const struct step *step;
+  void *qkv; /* [tokens, (heads + kv_heads) * head_dim + kv_heads * value_dim]: queries are rotated in place */
+  int64_t rows;
+};
+
+struct attended {
+  const struct decoder *decoder;
+  const struct layer *layer;
+  const struct batch *batch;
+  const struct share *shares; /* one a piece */
+  const void *queries;        /* rows `stride` elements apart, heads side by side */
+  void *out;                  /* [tokens, heads * value_dim] */
+  float *parts;               /* what is merged afterwards */
+  int64_t stride;
+};
+
+/* Queries of one sequence: of a prompt's tokens for one head of keys, or of one token for some, over some keys. */
+struct share {
+  int32_t sequence, head, heads; /* of keys */
+  int32_t first, last;    /* rows of the step */
+  int32_t key, keys;      /* of a single token: where its piece begins and how long it is; else -1 */
+  int32_t part;           /* where in `parts` it goes; -1: it is all there is */
+};
+
+/* Parts of one token's attention, to be put together. */
+struct merged {
+  const struct decoder *decoder;
+  const struct join *joins; /* one a piece */
+  const float *parts;
+  void *out;
+};
+
+struct join {
+  int32_t row, part, count;
+};
+
+enum { QUERY_ROWS = 192, KEY_BLOCK = 64, PART_KEYS = 256 };
+
+typedef void work(const void *context, int64_t piece, void *scratch);
+
+struct kernels {
+  work *multiply, *normalize, *rotate, *attend, *merge;
+};
+
+/* of floats, a part: largest score, sum, then the values of each head */
+static inline int64_t part_floats(const struct decoder *decoder) { return decoder->heads * (decoder->value_dim + 2); }
+
+#endif

@@ -1,0 +1,48 @@
+/* Queries and keys of a step: normed where the model does so, rotated, and keys and values stored in their pages. */
+
+/* A head, normed by `norm` if it has a weight, rotated by a token's angles into `to`. */
+static void rotate_head(const element *head, element *to, int64_t size, const struct norm *norm, const float *cosines,
+                        const float *sines) {
+  int64_t half = size / 2;
+  const element *weight = norm->weight;
+  float by = weight == NULL ? 1.0f : reciprocal_root(head, size, norm->epsilon);
+  float more = norm->from_one ? 1.0f : 0.0f;
+  int64_t i = 0;
+  for (; i + LANES <= half; i += LANES) {
+    floats left = load(head + i), right = load(head + half + i);
+    if (weight != NULL) {
+      left *= by * (load(weight + i) + more);
+      right *= by * (load(weight + half + i) + more);
+    }
+    store(to + i, left * load_floats(cosines + i) - right * load_floats(sines + i));
+    store(to + half + i, right * load_floats(cosines + half + i) + left * load_floats(sines + half + i));
+  }
+  for (; i < half; i++) {
+    float left = widen(head[i]), right = widen(head[half + i]);
+    if (weight != NULL) {
+      left *= by * (widen(weight[i]) + more);
+      right *= by * (widen(weight[half + i]) + more);
+    }
+    to[i] = narrow(left * cosines[i] - right * sines[i]);
+    to[half + i] = narrow(right * cosines[half + i] + left * sines[half + i]);
+  }
+}
+
+static void rotate(const void *context, int64_t row, void *scratch) {
+  const struct rotated *r = context;
+  (void)scratch;
+  const struct decoder *decoder = r->decoder;
+  const struct layer *layer = r->layer;
+  int64_t size = decoder->head_dim, values = decoder->value_dim, heads = decoder->heads, kept = decoder->kv_heads;
+  element *qkv = (element *)r->qkv + row * ((heads + kept) * size + kept * values);
+  const float *cosines = r->step->cosines[layer->rotary] + row * size;
+  const float *sines = r->step->sines[layer->rotary] + row * size;
+  int64_t slot = r->step->batch->slots[row];
+  element *keys = (element *)layer->key_pages + slot * kept * size;
+  element *stored = (element *)layer->value_pages + slot * kept * values;
+  for (int64_t head = 0; head < heads; head++)
+    rotate_head(qkv + head * size, qkv + head * size, size, &layer->queries, cosines, sines);
+  for (int64_t head = 0; head < kept; head++)
+    rotate_head(qkv + (heads + head) * size, keys + head * size, size, &layer->keys, cosines, sines);
+  memcpy(stored, qkv + (heads + kept) * size, (size_t)(kept * values) * sizeof(element));
+}

@@ -1,0 +1,146 @@
+"""The C library for the CPU with torch's tensors: what is checked before it gets a pointer.
+
+Nothing there looks at a shape: every address that it is given comes from `address`, which does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_double
+from pathlib import Path
+
+import torch
+
+from engine.native.loading import (
+    FILE,
+    MOST_PARTS,
+    PARTS,
+    Batch,
+    Decoder,
+    LibraryUnusable,
+    Product,
+    Step,
+    library,
+)
+
+BLOCK, PANEL = 16, 64
+ELEMENTS = {torch.bfloat16: 0, torch.float32: 1}
+UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+
+
+def address(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Where a tensor lies, which must be of this type and shape, without gaps, on the CPU.
+
+    Raises ValueError otherwise.
+    """
+    if (
+        tensor.dtype != dtype
+        or tuple(tensor.shape) != shape
+        or not tensor.is_contiguous()
+        or tensor.device.type != "cpu"
+    ):
+        raise ValueError(
+            f"a tensor {list(tensor.shape)} of {tensor.dtype} on {tensor.device} in place of "
+            f"{list(shape)} of {dtype}, without gaps on the CPU"
+        )
+    return tensor.data_ptr()
+
+
+class Machine:
+    """The processor: kernels of one variant, and the threads that work on them."""
+
+    def __init__(self, variant: str, threads: int, file: Path = FILE) -> None:
+        """Raises LibraryUnusable."""
+        self.variant, self.threads = variant, threads
+        self._library = library(file)
+        self._handle = self._library.appliance_machine(variant.encode(), threads)
+        if not self._handle:
+            raise LibraryUnusable(f"engine.native={variant} does not run here")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.appliance_machine_free(self._handle)
+
+    def reserve(self, decoder: Decoder) -> None:
+        """Give each thread what attention of this shape works in. Raises MemoryError."""
+        if not self._library.appliance_reserve(self._handle, decoder):
+            raise MemoryError("no memory for attention")
+
+    def seconds(self) -> dict[str, float]:
+        """What each part of the steps since the last call took; the first call begins it."""
+        taken = (c_double * MOST_PARTS)()
+        self._library.appliance_seconds(self._handle, taken)
+        return dict(zip(PARTS, taken, strict=False))
+
+    def multiply(self, weight: Packed, x: torch.Tensor, *, wide: bool = False) -> torch.Tensor:
+        """x `[rows, in]` times the weight, `[rows, out]` in x's type, or in float32 if `wide`."""
+        rows = len(x)
+        out = x.new_empty(rows, weight.out, dtype=torch.float32 if wide else x.dtype)
+        self._library.appliance_multiply(
+            self._handle,
+            ELEMENTS[weight.dtype],
+            weight.struct,
+            address(x, weight.dtype, rows, weight.in_),
+            rows,
+            out.data_ptr(),
+            wide,
+        )
+        return out
+
+    def scratch_bytes(self, decoder: Decoder, batch: Batch) -> int:
+        """Bytes that a step works in."""
+        return int(self._library.appliance_scratch(decoder, batch))
+
+    def attend(self, decoder: Decoder, layer: int, batch: Batch, *addresses: int) -> None:
+        """Store keys and values of a layer, and attend; queries, keys, values, out, scratch."""
+        self._library.appliance_attend(self._handle, decoder, layer, batch, *addresses)
+
+    def decode(self, decoder: Decoder, step: Step) -> None:
+        """Carry out a step."""
+        self._library.appliance_decode(self._handle, decoder, step)
+
+
+class Packed:
+    """A weight in the layout of the kernels, with a bias or none."""
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None = None,
+        *,
+        by_turns: bool = False,
+        file: Path = FILE,
+    ) -> None:
+        """Weights `[out, in]` one below the other, or a block of 16 outputs of each by turns.
+
+        Raises ValueError for sizes that are not whole blocks and units, and other types.
+        """
+        loaded = library(file)
+        self.dtype, self.in_ = weights[0].dtype, weights[0].shape[1]
+        self.out = sum(len(weight) for weight in weights)
+        unit = UNITS.get(self.dtype)
+        if unit is None:
+            raise ValueError(f"there are no kernels of {self.dtype}")
+        if by_turns and any(len(weight) != len(weights[0]) for weight in weights):
+            raise ValueError("weights that go by turns are of one size")  # or a place is outside
+        if self.in_ % unit or any(len(weight) % BLOCK for weight in weights):
+            raise ValueError(f"a weight of {self.out} x {self.in_} is not of whole blocks")
+        blocks, units = self.out // BLOCK, self.in_ // unit
+        self._packed = torch.empty(self.out * units, dtype=torch.int32)
+        first = 0
+        for index, weight in enumerate(weights):
+            rows, weight = len(weight), weight.contiguous()  # kept until it is read
+            place = (index, len(weights)) if by_turns else (first // BLOCK, 1)
+            loaded.appliance_pack(
+                self._packed.data_ptr(),
+                address(weight, self.dtype, rows, self.in_),
+                rows,
+                units,
+                blocks,
+                *place,
+            )
+            first += rows
+        self._bias = None if bias is None else bias.to(self.dtype).contiguous()
+        at = None if self._bias is None else address(self._bias, self.dtype, self.out)
+        self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_)

@@ -1,0 +1,173 @@
+"""The C library for the CPU as ctypes has it: its structs, its functions, its version."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_void_p,
+)
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # APPLIANCE_VERSION in cpu/interface.h
+FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
+
+
+class Product(Structure):
+    """`struct product`"""
+
+    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("out", c_int64), ("in_", c_int64))
+
+
+class Norm(Structure):
+    """`struct norm`"""
+
+    _fields_ = (("weight", c_void_p), ("epsilon", c_float), ("from_one", c_int32))
+
+
+class Layer(Structure):
+    """`struct layer`"""
+
+    _fields_ = (
+        *((name, Product) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, Norm) for name in ("input", "mlp", "queries", "keys", "attended", "gated")),
+        ("key_pages", c_void_p),
+        ("value_pages", c_void_p),
+        ("window", c_int64),
+        ("rotary", c_int64),
+    )
+
+
+class Decoder(Structure):
+    """`struct decoder`"""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        *(
+            (name, c_int64)
+            for name in (
+                "count",
+                "hidden",
+                "intermediate",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "value_dim",
+                "page_size",
+            )
+        ),
+        ("scale", c_float),
+        ("soft_cap", c_float),
+        ("activation", c_int32),
+        ("element", c_int32),
+    )
+
+
+class Batch(Structure):
+    """`struct batch`"""
+
+    _fields_ = (
+        ("sequences", c_int64),
+        ("tokens", c_int64),
+        ("query_start", c_void_p),
+        ("page_start", c_void_p),
+        ("page_indices", c_void_p),
+        ("lengths", c_void_p),
+        ("slots", c_void_p),
+        ("last_seen", c_void_p),
+    )
+
+
+class Step(Structure):
+    """`struct step`"""
+
+    _fields_ = (
+        ("batch", POINTER(Batch)),
+        ("residual", c_void_p),
+        ("normed", c_void_p),
+        ("cosines", c_void_p * 2),
+        ("sines", c_void_p * 2),
+        ("final", Norm),
+        ("first", c_int64),
+        ("last", c_int64),
+        ("scratch", c_void_p),
+    )
+
+
+FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "appliance_version": (c_int, ()),
+    "appliance_variant": (c_char_p, (c_int, c_int)),
+    "appliance_machine": (c_void_p, (c_char_p, c_int)),
+    "appliance_machine_free": (None, (c_void_p,)),
+    "appliance_reserve": (c_int, (c_void_p, POINTER(Decoder))),
+    "appliance_seconds": (None, (c_void_p, POINTER(c_double))),
+    "appliance_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)),
+    "appliance_multiply": (
+        None,
+        (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int),
+    ),
+    "appliance_scratch": (c_int64, (POINTER(Decoder), POINTER(Batch))),
+    "appliance_attend": (
+        None,
+        (c_void_p, POINTER(Decoder), c_int64, POINTER(Batch), *(c_void_p,) * 5),
+    ),
+    "appliance_decode": (None, (c_void_p, POINTER(Decoder), POINTER(Step))),
+}
+
+
+PARTS = ("products", "norms", "rotation", "attention", "head")  # of a step
+MOST_PARTS = 8
+AGAIN = "build it by `python -m engine.native.build`"
+
+
+class LibraryUnusable(Exception):
+    """There is no library, or not the one that this code was written for."""
+
+
+def _cut_off(file: Path) -> bool:
+    """Whether a file ends before the sections its ELF header tells of: loaded, it may end us."""
+    with file.open("rb") as opened:
+        header = opened.read(64)
+    sections = int.from_bytes(header[40:48], "little")
+    size, count = header[58:60], header[60:62]
+    end = sections + int.from_bytes(size, "little") * int.from_bytes(count, "little")
+    return end > file.stat().st_size
+
+
+@cache
+def library(file: Path = FILE) -> Any:
+    """The functions in `file`. Raises LibraryUnusable."""
+    try:
+        if _cut_off(file):
+            raise OSError("a part of it is missing")
+        loaded = ctypes.CDLL(str(file))
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        why = "cannot be loaded" if file.exists() else "was not built when this was installed"
+        raise LibraryUnusable(f"{file.name} {why}: {AGAIN}") from error
+    version = loaded.appliance_version()
+    if version != VERSION:
+        raise LibraryUnusable(
+            f"{file.name} is of version {version} of its interface, and this is {VERSION}: {AGAIN}"
+        )
+    return loaded
+
+
+def variants(*, everywhere: bool = False, file: Path = FILE) -> list[str]:
+    """Those that this processor runs, or that there are; fastest first. Raises LibraryUnusable."""
+    loaded = library(file)
+    found: list[str] = []
+    while (name := loaded.appliance_variant(len(found), everywhere)) is not None:
+        found.append(name.decode())
+    return found

@@ -10,6 +10,7 @@ from appliance.kernels import kernel_options
 from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
+from engine.native.choice import chosen
 from engine.options import EngineOptions
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
@@ -37,6 +38,11 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         raise PlanError(f"model.quantization={config.model.quantization} needs engine=cuda")
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
+    if engine.native not in ("auto", "torch") and (ranks > 1 or not engine.fuse):
+        raise PlanError(
+            f"engine.native={engine.native} is of fused layers in one process: set "
+            "engine.native=auto, or engine.fuse=true and parallelism.tensor=1"
+        )
     check_prefill_graphs(engine, ranks)
     check_tower_graphs(engine)
     return EngineOptions(
@@ -55,6 +61,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         kv_cache_gb=engine.kv_cache_gb,
         quantization=config.model.quantization,
         fuse=engine.fuse,
+        native=engine.native,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
         prefill_graphs=engine.prefill_graphs,
@@ -109,7 +116,9 @@ def how_to_switch_on(modalities: tuple[str, ...]) -> str:
 
 
 def check_device_keys(engine: EngineConfig) -> None:
-    """Raise PlanError for a key that asks a CPU for what only a card does.
+    """Raise PlanError for a key that asks a CPU for what only a card does, or the other way round.
+
+    NativeUnusable is raised for kernels by name that this CPU does not run.
 
     So it does for a card that has been given what a CPU gets: what a step takes, how many sequences
     run, no graphs.
@@ -120,7 +129,11 @@ def check_device_keys(engine: EngineConfig) -> None:
                 "engine.device=cuda alone keeps the settings for a CPU, without graphs and with "
                 "small steps: say engine=cuda, which sets them all"
             )
+        if engine.native != "auto":
+            raise PlanError(f"engine.native={engine.native} is for engine=cpu")
         return
+    if engine.native != "auto":
+        chosen(engine.native)
     asked = {
         "kv_dtype=fp8": engine.kv_dtype == "fp8",
         "graphs=true": engine.graphs,

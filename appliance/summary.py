@@ -12,6 +12,7 @@ from appliance.config.schema import (
     VideoConfig,
 )
 from engine.memory.plan import Plan, size
+from engine.native.choice import in_words
 
 
 def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
@@ -26,7 +27,7 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
     rows = [
         ("model", f"{config.model.name}  {plan.architecture}, {plan.parameters / 1e6:,.0f}M"),
         ("weights", f"{config.model.path}  {kinds(plan)}, {size(plan.weights_bytes)}"),
-        ("device", device(config)),
+        ("device", device(config, plan)),
         ("context", f"{plan.max_len:,} tokens, {plan.max_sequences} sequences at once"),
         (
             "KV cache",
@@ -60,12 +61,12 @@ def accepted_keys(server: ServerConfig) -> str:
     return f"{named + len(server.api_keys)} accepted{tenants}"
 
 
-def device(config: Config) -> str:
+def device(config: Config, plan: Plan) -> str:
     engine, ranks = config.engine, config.parallelism.tensor
     fused = "fused layers" if engine.fuse else "unfused layers"
     each = f", {ranks} processes" if ranks > 1 else ""
     if engine.device == "cpu":
-        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}"
+        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {in_words(plan.options)}"
     graphs = "decoding from graphs" if engine.graphs else "no graphs"
     return f"{engine.device} with FlashInfer{each}, {graphs}, {fused}"
 

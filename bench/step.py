@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from appliance.config.schema import NATIVE
 from bench.workload import Prompts, Workload
 from engine.core import Engine
 from engine.device.process_setup import keep_memory
@@ -57,6 +58,7 @@ class Row:
     seconds: float
     steps: int
     floor: Floor  # of all steps together
+    parts: dict[str, float]  # shares of the time; empty where torch's operators compute
 
 
 def best_seconds(work: Callable[[], object], rounds: int = 5) -> float:
@@ -107,6 +109,7 @@ class StepBench:
                 prefix_cache=False,
                 encoder_cache_bytes=0,
                 fuse=not options.no_fuse,
+                native=options.native,
             )
         )
         self.kv_bytes_per_token = planned.kv_bytes_per_token
@@ -119,16 +122,17 @@ class StepBench:
     def run(self, sequences: int, profiled: bool) -> list[Row]:
         """Prefill `sequences` prompts and decode them together; with a table of operators."""
         self._warm_up(sequences)
+        self._parts(1.0)
         start, steps = time.perf_counter(), self._prefill(sequences, self.decode_steps)
         prefill = time.perf_counter() - start
-        times: list[float] = []
+        prefill_parts = self._parts(prefill)
         if profiled:
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                times = self._decode()
+                times, parts = self._decode()
             print(f"\nDecode of {sequences}, {len(times)} steps (profiling slows them):")
             print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
         else:
-            times = self._decode()
+            times, parts = self._decode()
         rows = [
             Row(
                 "prefill",
@@ -137,6 +141,7 @@ class StepBench:
                 prefill,
                 steps,
                 self._prefill_floor(sequences, steps),
+                prefill_parts,
             )
         ]
         if times:
@@ -150,9 +155,19 @@ class StepBench:
                     middle,
                     len(times),
                     self._decode_floor(sequences, len(times)),
+                    parts,
                 )
             )
         return rows
+
+    def _parts(self, seconds: float) -> dict[str, float]:
+        """Shares of the time since the last call, by our kernels' own clock; the rest is Python."""
+        machine = getattr(self.engine._platform, "machine", None)
+        if machine is None:
+            return {}
+        parts: dict[str, float] = machine.seconds()
+        parts["the rest"] = seconds - sum(parts.values())
+        return {name: part / seconds for name, part in parts.items()}
 
     def _warm_up(self, sequences: int) -> None:
         self._prefill(sequences, 4)
@@ -171,17 +186,19 @@ class StepBench:
             steps += 1
         return steps
 
-    def _decode(self) -> list[float]:
-        """Step to the end; seconds of the steps in which every sequence still decoded."""
+    def _decode(self) -> tuple[list[float], dict[str, float]]:
+        """Step to the end; seconds and parts of the steps in which every sequence still decoded."""
         times: list[float] = []
+        parts: dict[str, float] = {}
         ended = False
         while self.engine.has_work():
             start = time.perf_counter()
             outputs = self.engine.step()
             if not ended:
                 times.append(time.perf_counter() - start)
-            ended = ended or any(output.finish_reason for output in outputs)
-        return times
+            if not ended and any(output.finish_reason for output in outputs):
+                ended, parts = True, self._parts(sum(times))
+        return times, parts
 
     def _floor(self, read_bytes: float, operations: float) -> Floor:
         reading = read_bytes / self.machine.bandwidth
@@ -237,6 +254,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(rows: list[Row]) -> str:
+    """Where the milliseconds of a step go: kernels by their kind, and what Python does."""
+    names = list(rows[0].parts)
+    heads = ["phase", "sequences", *names]
+    lines = [
+        f"| {' | '.join(heads)} |",
+        f"| --- | {' | '.join('---:' for _ in heads[1:])} |",
+    ]
+    for row in rows:
+        times = [1e3 * row.seconds / row.steps * share for share in row.parts.values()]
+        cells = [row.phase, str(row.sequences), *(f"{each:.2f}" for each in times)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.step", description=__doc__.splitlines()[0] if __doc__ else None
@@ -249,6 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--prompt-tokens", type=int, default=256)
     add("--steps", type=int, default=64, help="tokens decoded for each sequence (default: 64)")
     add("--max-tokens-per-step", type=int, default=1024)
+    add("--native", default="auto", choices=NATIVE, help="kernels, as engine.native has them")
     add("--no-fuse", action="store_true", help="the checkpoint's layers as they are")
     add("--profile", action="store_true", help="print the operators of each decode run")
     options = parser.parse_args(argv)
@@ -262,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = [row for batch in options.batch for row in bench.run(batch, options.profile)]
     print(table(rows))
+    if rows[0].parts:
+        print(f"\nMilliseconds of a step:\n\n{parts_table(rows)}")
     return 0
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence as Several
 from functools import partial
 from multiprocessing.connection import Connection
 
+import torch
+
 from engine.device.device import HostCopy
-from engine.device.threads import ThreadGovernor
 from engine.errors import DeviceLost, EngineError, RequestRefused
 from engine.memory.mapped import load_for_quantization
 from engine.models.item_tensors import FLOATS, fitting
@@ -48,7 +49,6 @@ class Engine:
         load: Load | None = None,
         links: Several[Connection] = (),
     ) -> None:
-        self._governor = ThreadGovernor(options.threads)
         self.options = options
         self._platform = platform_for(options.device) if platform is None else platform
         if len(links) != options.tensor_parallel - 1:
@@ -66,6 +66,7 @@ class Engine:
             )
         elif load is None:
             load = load_for_quantization if quantized else load_model
+        torch.set_num_threads(options.threads)
         prepared = prepare(options, self._platform, progress, load, self._ranks)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
         self._runner = prepared.runner
@@ -173,7 +174,7 @@ class Engine:
         host: what is returned then lags one step, and a token computed after a sequence's last one
         is dropped. Raises DeviceLost when the device has failed; then the engine is of no more use.
         """
-        with self._governor.step():
+        with self._platform.step():
             return self._step()
 
     def _step(self) -> list[Output]:

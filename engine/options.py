@@ -42,6 +42,7 @@ class EngineOptions:
     modalities: tuple[str, ...] = ()  # that requests may bring; empty loads no tower
     kv_cache_gb: float | None = None  # None: what the plan leaves, or a card has room for
     quantization: str | None = None  # fp8: the decoder's products in eight bits, on CUDA
+    native: str = "auto"  # our library's variant, or auto or torch, on the CPU
     fuse: bool = True
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA
     graphs: bool = False  # record decoding, on CUDA

@@ -14,6 +14,15 @@ from appliance.request_options import CEILINGS
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000")
 SCHEMES = ("https", "http", "data")
+NATIVE = (
+    "auto",
+    "torch",
+    "amx",
+    "avx512_bf16",
+    "avx512",
+    "avx2",
+    "neon",
+)  # engine/native
 TASKS = ("serve", "plan", "kernels")  # modules of `appliance.tasks`
 MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
@@ -343,6 +352,11 @@ class EngineConfig:
         choices=("auto", "fp8"),
     )
     fuse: bool = key("Fuse known layer patterns; false runs the checkpoint's layers as they are.")
+    native: str = key(
+        "Kernels of our own for the layers (cpu only): auto takes the fastest that the processor "
+        "has, torch leaves them to torch, a name takes that one or refuses.",
+        choices=NATIVE,
+    )
     graphs: bool = key("Decode by replaying recorded CUDA graphs (cuda only).")
     prefill_graphs: int = key(
         "Most tokens of a step with prompts whose layers are replayed from recordings, piece by "

@@ -30,6 +30,7 @@ from engine.memory.card_memory import usable_bytes
 from engine.memory.checkpoint import ITEMSIZE
 from engine.memory.plan import Plan, size
 from engine.models.registry import family_for
+from engine.native.choice import in_words as native_in_words
 
 
 def run(composed: Composed) -> int:
@@ -42,15 +43,16 @@ def run(composed: Composed) -> int:
             there = card() if config.engine.device == "cuda" else None
             plan = plan_recipe(config, folder, None if there is None else usable(config, there))
             off = switched_off(config, folder)
-            kernels = "" if there is None else kernels_in_words(plan, folder, there.capability)
+            kernels = f"  Layers: {native_in_words(plan.options)}."
+            if there is not None:
+                kernels = kernels_in_words(plan, folder, there.capability)
     except EngineError as error:
         raise ConfigurationError(str(error)) from error
     print(f"{config.model.name}  ({plan.architecture}, {plan.dtype}, recipe {composed.digest})\n")
     if plan.ranks > 1:
         print(f"  Rank 0 of {plan.ranks}; the others take less, since it alone has the towers.\n")
     print(table(plan))
-    if kernels:
-        print(f"\n{kernels}")
+    print(f"\n{kernels}")
     if config.recipe is None and off:
         print(f"\n  NB: {how_to_switch_on(off)}.")
     return 0

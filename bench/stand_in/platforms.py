@@ -94,6 +94,7 @@ def cuda_path(folder: Path, platform: Platform | None = None, **changes: object)
 # the paths through the engine, and what each needs of its options
 PATHS: dict[str, dict[str, object]] = {
     "cpu": {},
+    "cpu by torch": {"native": "torch"},
     "cpu unfused": {"fuse": False},
     "cuda": {},
     "cuda unfused": {"fuse": False},

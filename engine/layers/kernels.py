@@ -32,6 +32,9 @@ class Kernels(Protocol):
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """A product with this weight `[out, in]`, which it may keep in a layout of its own."""
 
+    def head(self, weight: torch.Tensor) -> Linear:
+        """The product that gives logits: in float32 where that costs nothing."""
+
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The norm of x."""
 
@@ -72,6 +75,9 @@ class TorchKernels:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         return torch_linear(weight, bias)
+
+    def head(self, weight: torch.Tensor) -> Linear:
+        return self.linear(weight, None)
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         weight = norm.weight
@@ -115,6 +121,9 @@ class FlashInferKernels:
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         return PlainLinear(weight, bias)
+
+    def head(self, weight: torch.Tensor) -> Linear:
+        return self.linear(weight, None)
 
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         kernel = self._library.gemma_rmsnorm if norm.from_one else self._library.rmsnorm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -11,14 +12,13 @@ import torch
 from torch import nn
 
 from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
-from engine.attention.cpu import CpuAttention
 from engine.attention.flashinfer import (
     FlashInferAttention,
     check_supported,
     hopper_unsupported,
 )
 from engine.device.cards import require_card
-from engine.device.device import Cuda, Device, Host
+from engine.device.device import Cuda, Device
 from engine.device.toolchain import environment
 from engine.errors import ModelUnsupported
 from engine.kernels.attention import PagedAttention
@@ -31,14 +31,17 @@ from engine.layers.decode_products import (
     CompiledProducts,
     DecodeProducts,
 )
+from engine.layers.decoder import Decoder
 from engine.layers.fp8 import Fp8Linear
-from engine.layers.kernels import FlashInferKernels, Kernels, TorchKernels
+from engine.layers.kernels import FlashInferKernels, Kernels
 from engine.layers.linear import MakeLinear
 from engine.layers.vision_attention import attend_with
 from engine.memory.quantization import card_unsupported
+from engine.models.loader import LoadedModel
 from engine.options import EngineOptions
+from engine.running.cpu_platform import CpuPlatform
 from engine.sampling.device_sampler import DeviceSampler
-from engine.sampling.sampler import HostSampler, Sampler
+from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,20 @@ class Platform(Device, Protocol):
 
     def kernels(self) -> Kernels:
         """The operations of fused layers."""
+
+    def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
+        """Choose what computes the layers of this model. Raises ModelUnsupported."""
+
+    def decoder(
+        self, stack: Any, shape: AttentionShape, backend: AttentionBackend
+    ) -> Decoder | None:
+        """A whole stack by kernels that know all of it; None: layer by layer."""
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Around the work of media towers."""
+
+    def step(self) -> AbstractContextManager[None]:
+        """Around a step of the engine."""
 
     def quantized(self, quantization: str) -> MakeLinear:
         """What makes products with weights of `model.quantization`. Raises ModelUnsupported."""
@@ -99,41 +116,6 @@ class Platform(Device, Protocol):
         """
 
 
-class CpuPlatform(Host):
-    """`Platform` of the CPU: torch's operators, one step after the other."""
-
-    overlaps = False
-    warms_up = False
-
-    def attention(
-        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
-    ) -> AttentionBackend:
-        return CpuAttention(shape, cache)
-
-    def kernels(self) -> Kernels:
-        return TorchKernels()
-
-    def quantized(self, quantization: str) -> MakeLinear:
-        raise ModelUnsupported(f"model.quantization={quantization} needs engine=cuda")
-
-    def products(
-        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
-    ) -> DecodeProducts | None:
-        return None
-
-    def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
-        return HostSampler(eos_ids, vocabulary)
-
-    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
-        return None
-
-    def seal_kernels(self, options: EngineOptions) -> None:
-        return None
-
-    def prepare_towers(self, model: nn.Module, least: int) -> None:
-        return None
-
-
 class FlashInferOffers:
     """What FlashInfer has of `Platform`, or a library with its interface, on any device."""
 
@@ -157,6 +139,20 @@ class FlashInferOffers:
 
     def quantized(self, quantization: str) -> MakeLinear:
         return Fp8Linear
+
+    def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
+        return None
+
+    def decoder(
+        self, stack: Any, shape: AttentionShape, backend: AttentionBackend
+    ) -> Decoder | None:
+        return None
+
+    def encoding(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def step(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def sampler(self: FlashInferPlatform, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return DeviceSampler(eos_ids, vocabulary, self, self.library.sampling)

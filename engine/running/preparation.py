@@ -97,6 +97,7 @@ def _prepare(
     )
     least = options.vision_attention_from if options.vision_attention == "auto" else 0
     platform.prepare_towers(loaded.model, ALL_BY_TORCH if by_torch else least)
+    platform.prepare_layers(loaded, options)
     progress("preparing", 0.0)
     pages = pages_needed(options) if platform.warms_up else options.pages
     runner = Runner(loaded, options, platform, pages, ranks)

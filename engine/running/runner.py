@@ -11,11 +11,9 @@ import torch
 
 from engine.attention.backend import KVCache, RecordableAttention
 from engine.device.device import Recorder
-from engine.errors import EngineError, ModelUnsupported
-from engine.layers.decoder import Decoder, DecoderInput, TransformersDecoder
-from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
-from engine.layers.kernels import Kernels
-from engine.layers.linear import MakeLinear
+from engine.errors import EngineError
+from engine.layers.decoder import DecoderInput
+from engine.layers.fuse import FusedDecoder
 from engine.memory.card_memory import tower_sizes
 from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
@@ -23,6 +21,7 @@ from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
 from engine.request import MediaItem
+from engine.running.decoders import decoder_for
 from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
 from engine.running.platform import Platform
@@ -30,8 +29,6 @@ from engine.running.prefill_graphs import PrefillGraphs
 from engine.running.tower_graphs import TowerGraphs
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
-
-NOT_OWN = "have no products of ours: set engine.decode_products=library"
 
 
 def no_progress(phase: str, fraction: float) -> None:
@@ -78,11 +75,10 @@ class Runner:
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
         )
-        kernels = platform.kernels()
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
-        self._decoder = self._make_decoder(kernels)
-        self._head = kernels.linear(loaded.model.get_output_embeddings().weight.data, None)
+        self._decoder = decoder_for(loaded, options, platform, self._backend, ranks)
+        self._head = platform.kernels().head(loaded.model.get_output_embeddings().weight.data)
 
     @property
     def vocabulary(self) -> int:
@@ -254,45 +250,6 @@ class Runner:
             logits = self._ranks.gather(logits)[:, : self.vocabulary]
         return logits
 
-    def _make_decoder(self, kernels: Kernels) -> Decoder:
-        loaded, options, ranks = self.loaded, self._options, self._ranks
-        stack, shape = loaded.stack, loaded.shape
-        own = options.decode_products == "own"
-        make: MakeLinear = kernels.linear
-        if options.prefill_graphs and (ranks is not None or not options.fuse or not fusible(stack)):
-            raise ModelUnsupported(
-                "prompts are recorded between attentions of fused layers, on a single card: set "
-                "engine.prefill_graphs=0"
-            )
-        if not options.fuse or not fusible(stack):
-            if options.quantization is not None:
-                raise ModelUnsupported(
-                    f"model.quantization={options.quantization} is of fused layers, and those of "
-                    "this model are not: set model.quantization=null"
-                )
-            if ranks is not None:
-                raise ModelUnsupported(
-                    f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
-                )
-            if own:
-                raise ModelUnsupported(f"layers that are not fused {NOT_OWN}")
-            return TransformersDecoder(stack, self._backend)
-        if options.quantization is not None:
-            make = self._platform.quantized(options.quantization)
-        if ranks is not None:
-            if own:
-                raise ModelUnsupported(f"layers that several cards share {NOT_OWN}")
-            return FusedDecoder(stack, shape, self._backend, kernels, make, ranks.sum)
-        products = None
-        if options.quantization is None and adds_plainly(stack):
-            config = stack.config
-            depths = (config.hidden_size, shape.heads * shape.head_dim, config.intermediate_size)
-            wanted = options.decode_products
-            products = self._platform.products(shape, loaded.dtype, depths, wanted)
-        elif own:
-            raise ModelUnsupported(f"layers that norm what they add {NOT_OWN}")
-        return FusedDecoder(stack, shape, self._backend, kernels, make, products=products)
-
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape
         dtype = getattr(torch, options.kv_dtype) if options.kv_dtype else self.loaded.dtype
@@ -328,7 +285,8 @@ class Runner:
             encoded = self._tower_graphs.encode(items)
         else:
             family, model = self.loaded.family, self.loaded.model
-            encoded = family.encode(model, items, self._platform.upload)
+            with self._platform.encoding():
+                encoded = family.encode(model, items, self._platform.upload)
         for item, embeddings in zip(items, encoded, strict=True):
             if len(embeddings) != item.length:
                 raise EngineError(

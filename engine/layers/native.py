@@ -1,0 +1,173 @@
+"""A whole decoder stack, and single products, by our library for the CPU."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import GELUTanh
+
+from engine.attention.backend import AttentionShape
+from engine.attention.native import NativeAttention
+from engine.layers.decoder import DecoderInput
+from engine.layers.fuse import norm_of, rotaries
+from engine.layers.kernels import Norm, TorchKernels, cos_and_sin
+from engine.layers.linear import Linear, torch_linear
+from engine.native import loading
+from engine.native.library import ACTIVATIONS, BLOCK, UNITS, Machine, Packed, address
+
+
+class NativeLinear(nn.Module):
+    """`Linear` by the library."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        wide: bool = False,
+    ) -> None:
+        """`wide`: the result is in float32."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._machine, self._packed, self._wide = machine, Packed([weight], bias), wide
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x `[tokens, in_features]` to `[tokens, out_features]`."""
+        return self._machine.multiply(self._packed, x.contiguous(), wide=self._wide)
+
+
+class NativeKernels(TorchKernels):
+    """`Kernels` of torch, but for the products."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        return self._product(weight, bias)
+
+    def head(self, weight: torch.Tensor) -> Linear:
+        return self._product(weight, None, wide=True)
+
+    def _product(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False
+    ) -> Linear:
+        out, depth = weight.shape
+        if out % BLOCK or depth % UNITS[weight.dtype]:
+            return torch_linear(weight, bias)
+        return NativeLinear(self._machine, weight, bias, wide=wide)
+
+
+class NativeDecoder:
+    """`Decoder`: a stack that `fusible` has let pass, all of its layers in one call."""
+
+    def __init__(self, stack: Any, shape: AttentionShape, backend: NativeAttention) -> None:
+        """The weights of the stack's products are emptied: the library has its own order of them.
+
+        Raises ValueError for sizes that it has no kernels for.
+        """
+        self._backend = backend
+        self._rotaries = rotaries(stack.rotary_emb)
+        kinds = list(self._rotaries)
+        self._hidden, self._head_dim = stack.config.hidden_size, shape.head_dim
+        self._dtype = backend.dtype
+        self._held: list[Any] = []  # what the library has addresses of
+        decoder, layers = backend.decoder, stack.layers
+        decoder.hidden = self._hidden
+        decoder.intermediate = layers[0].mlp.gate_proj.weight.shape[0]
+        gelu = isinstance(layers[0].mlp.act_fn, GELUTanh)
+        decoder.activation = ACTIVATIONS["gelu_tanh" if gelu else "silu"]
+        backend.machine.reserve(decoder)
+        if kinds != [None]:
+            for place, kind in zip(backend.layers, stack.config.layer_types, strict=True):
+                place.rotary = kinds.index(kind)
+        with ThreadPoolExecutor(backend.machine.threads) as pool:  # packing leaves Python alone
+            list(pool.map(self._fill, layers, backend.layers))
+        self._final = self._norm(stack.norm)
+
+    def __call__(self, batch: DecoderInput) -> torch.Tensor:
+        """Final hidden states `[tokens, hidden]`; the embeddings are overwritten."""
+        embeddings = batch.embeddings
+        tokens, dtype = len(embeddings), self._dtype
+        normed = torch.empty_like(embeddings)
+        step = self._backend.step()
+        step.residual = address(embeddings, dtype, tokens, self._hidden)
+        step.normed = address(normed, dtype, tokens, self._hidden)
+        step.final = self._final
+        like = embeddings.new_empty(0, dtype=torch.float32)
+        angles = [
+            [each.contiguous() for each in cos_and_sin(rotary, like, batch.positions)]
+            for rotary in self._rotaries.values()
+        ]
+        for kind, (cosines, sines) in enumerate(angles):
+            step.cosines[kind] = address(cosines, torch.float32, tokens, self._head_dim)
+            step.sines[kind] = address(sines, torch.float32, tokens, self._head_dim)
+        for layer in [*sorted(batch.features), self._backend.decoder.count - 1]:
+            step.last = layer + 1
+            self._backend.machine.decode(self._backend.decoder, step)
+            step.first = layer + 1
+            for feature in batch.features.get(layer, ()):
+                embeddings[feature.rows] += feature.values
+        return normed
+
+    def _fill(self, layer: Any, place: loading.Layer) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        place.qkv = self._product(attention.q_proj, attention.k_proj, attention.v_proj)
+        place.output = self._product(attention.o_proj)
+        place.gate_up = self._product(mlp.gate_proj, mlp.up_proj, by_turns=True)
+        place.down = self._product(mlp.down_proj)
+        place.input = self._norm(layer.input_layernorm)
+        place.mlp = self._norm(layer.post_attention_layernorm)
+        if hasattr(layer, "pre_feedforward_layernorm"):
+            place.attended = place.mlp
+            place.mlp = self._norm(layer.pre_feedforward_layernorm)
+            place.gated = self._norm(layer.post_feedforward_layernorm)
+        if hasattr(attention, "q_norm"):
+            place.queries = self._norm(attention.q_norm)
+            place.keys = self._norm(attention.k_norm)
+
+    def _product(self, *linears: nn.Linear, by_turns: bool = False) -> loading.Product:
+        weights, biases = [linear.weight.data for linear in linears], None
+        if any(linear.bias is not None for linear in linears):
+            biases = torch.cat(
+                [
+                    linear.weight.new_zeros(len(linear.weight))
+                    if linear.bias is None
+                    else linear.bias.data
+                    for linear in linears
+                ]
+            )
+            if by_turns:
+                biases = biases.view(len(linears), -1, BLOCK).transpose(0, 1).flatten()
+        packed = Packed(weights, biases, by_turns=by_turns)
+        for linear in linears:
+            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+        self._held.append(packed)
+        return packed.struct
+
+    def _norm(self, module: Any) -> loading.Norm:
+        norm: Norm = norm_of(module)
+        weight = norm.weight.to(self._dtype).contiguous()
+        self._held.append(weight)
+        return loading.Norm(
+            address(weight, self._dtype, len(weight)), norm.epsilon, int(norm.from_one)
+        )
+
+
+def unsupported(stack: Any, dtype: torch.dtype) -> str | None:
+    """Why the library cannot compute a fusible stack; None if it can."""
+    config, unit = stack.config, UNITS.get(dtype)
+    if unit is None:
+        return f"there are no kernels of {dtype}"
+    for layer in stack.layers:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and (
+                module.in_features % unit or module.out_features % BLOCK
+            ):
+                return f"{name} is not of whole blocks of {BLOCK}"
+    if len(rotaries(stack.rotary_emb)) > 2 or config.hidden_size % unit:
+        return "it has more than two kinds of layers"
+    return None

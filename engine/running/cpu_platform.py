@@ -1,0 +1,142 @@
+"""The CPU: our library for the layers that it has kernels for, torch's operators for all others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.attention import native as native_attention
+from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
+from engine.attention.cpu import CpuAttention
+from engine.attention.native import NativeAttention
+from engine.device.device import Host
+from engine.device.threads import ThreadGovernor
+from engine.errors import ModelUnsupported
+from engine.kernels.start import Progress
+from engine.layers import native as native_layers
+from engine.layers.decode_products import DecodeProducts
+from engine.layers.decoder import Decoder
+from engine.layers.fuse import fusible
+from engine.layers.kernels import Kernels, TorchKernels
+from engine.layers.linear import MakeLinear
+from engine.layers.native import NativeDecoder, NativeKernels
+from engine.models.loader import LoadedModel
+from engine.native.choice import NativeUnusable, chosen
+from engine.native.library import Machine
+from engine.options import EngineOptions
+from engine.sampling.sampler import HostSampler, Sampler
+
+logger = logging.getLogger(__name__)
+
+
+class CpuPlatform(Host):
+    """`Platform` of the CPU: one step after the other."""
+
+    overlaps = False
+    warms_up = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine: Machine | None = None  # what our library runs on; None: torch has it all
+        self._governor: ThreadGovernor | None = None  # of torch's threads, where they do the work
+
+    def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
+        """Torch computes what our library does not, unless a variant was asked for by name."""
+        self.machine = machine_for(loaded, options)
+        if self.machine is None:
+            self._governor = ThreadGovernor(options.threads)
+        else:
+            torch.set_num_threads(1)  # what is left to torch in a step is small
+
+    def step(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._governor is None else self._governor.step()
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Towers are torch's, and large enough for all threads; none of ours work meanwhile."""
+        if self.machine is None:
+            yield
+            return
+        torch.set_num_threads(self.machine.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
+
+    def attention(
+        self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"
+    ) -> AttentionBackend:
+        if self.machine is None:
+            return CpuAttention(shape, cache)
+        return NativeAttention(shape, cache, self.machine)
+
+    def decoder(
+        self, stack: Any, shape: AttentionShape, backend: AttentionBackend
+    ) -> Decoder | None:
+        if not isinstance(backend, NativeAttention):
+            return None
+        return NativeDecoder(stack, shape, backend)
+
+    def kernels(self) -> Kernels:
+        return TorchKernels() if self.machine is None else NativeKernels(self.machine)
+
+    def quantized(self, quantization: str) -> MakeLinear:
+        raise ModelUnsupported(f"model.quantization={quantization} needs engine=cuda")
+
+    def products(
+        self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
+    ) -> DecodeProducts | None:
+        return None
+
+    def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
+        return HostSampler(eos_ids, vocabulary)
+
+    def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
+        return None
+
+    def seal_kernels(self, options: EngineOptions) -> None:
+        return None
+
+    def prepare_towers(self, model: nn.Module, least: int) -> None:
+        return None
+
+
+def machine_for(loaded: LoadedModel, options: EngineOptions) -> Machine | None:
+    """What our library runs a model's layers on; None: it does not.
+
+    Raises NativeUnusable or ModelUnsupported where a variant was asked for by name.
+    """
+    named = options.native != "auto"
+    try:
+        variant = chosen(options.native)
+    except NativeUnusable as error:
+        if named:
+            raise
+        logger.warning("torch's operators compute the layers, slower: %s", error)
+        return None
+    if variant is None:
+        return None
+    reason = unsuited(loaded, options)
+    if reason is None:
+        return Machine(variant, options.threads)
+    if named:
+        raise ModelUnsupported(f"engine.native={options.native}: {reason}: set it to auto")
+    logger.info("torch's operators compute the layers: %s", reason)
+    return None
+
+
+def unsuited(loaded: LoadedModel, options: EngineOptions) -> str | None:
+    """Why our library does not compute a model's layers; None if it does."""
+    if options.tensor_parallel > 1:
+        return "several processes share each layer"
+    if not options.fuse or not fusible(loaded.stack):
+        return "they are not fused"
+    return native_attention.unsupported(loaded.shape, loaded.dtype) or native_layers.unsupported(
+        loaded.stack, loaded.dtype
+    )

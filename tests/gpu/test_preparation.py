@@ -41,6 +41,7 @@ from engine.memory import plan as planning
 from engine.memory.card_memory import measured_pages
 from engine.memory.plan import Plan, PlanError, plan, size
 from engine.models.registry import family_for
+from engine.native.loading import variants
 from engine.request import MediaItem, Request
 from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
 from engine.running.runner import Computed, Runner
@@ -332,7 +333,20 @@ def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
     check_device_keys(compose(["recipe=smollm2"]).config.engine)
 
 
+@pytest.mark.parametrize("key", ["engine.fuse=false", "parallelism.tensor=2"])
+def test_kernels_by_name_are_of_fused_layers_in_one_process(key: str, tmp_path: Path) -> None:
+    folder, variant = seven(tmp_path), variants()[0]
+    told = [f"model.path={folder}", "media.image.limit=0", f"engine.native={variant}"]
+    plan_recipe(compose(told).config, folder)
+    with pytest.raises(PlanError, match=f"engine.native={variant} is of fused layers in one"):
+        plan_recipe(compose([*told, key]).config, folder)
+
+
 def test_a_card_is_not_given_what_is_meant_for_a_cpu() -> None:
+    with pytest.raises(PlanError, match=r"engine\.native=avx2 is for engine=cpu"):
+        check_device_keys(
+            compose(["recipe=smollm2", "engine=cuda", "engine.native=avx2"]).config.engine
+        )
     with pytest.raises(PlanError, match="say engine=cuda"):
         check_device_keys(compose(["recipe=smollm2", "engine.device=cuda"]).config.engine)
     for told in (["engine=cuda"], ["engine=cuda", "engine.graphs=false"]):

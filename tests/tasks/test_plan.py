@@ -26,6 +26,7 @@ from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
+from engine.native.loading import variants
 from engine.scheduling.admission import admission
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
 from tests.conftest import Launch
@@ -319,6 +320,7 @@ def test_task_plan_prints_one_screen(launch: Launch, tmp_path: Path) -> None:
         "encoder cache",
         "sequences of     512 tokens",
         "sequences of   2,048 tokens",
+        f"Layers: our kernels for {variants()[0]}.",
     ):
         assert expected in ran.stdout
 

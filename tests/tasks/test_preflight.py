@@ -28,6 +28,7 @@ MISTAKES = [
     ("engine.kv_cache_gb=0.001", r"raise engine\.kv_cache_gb or lower model\.max_len"),
     ("engine=cuda", r"^engine=cuda: .*engine=cpu runs without a card"),
     ("engine.kv_dtype=fp8", r"engine\.kv_dtype=fp8 needs engine=cuda"),
+    ("engine.native=neon", r"engine\.native=neon: this processor has .*, or set it to torch"),
     ("model.quantization=fp8", r"model\.quantization=fp8 needs engine=cuda"),
     ("engine.graphs=true", r"engine\.graphs=true needs engine=cuda"),
     ("parallelism.tensor=3", r"parallelism\.tensor=3 does not divide"),

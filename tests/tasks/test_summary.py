@@ -7,6 +7,7 @@ from pathlib import Path
 from appliance.config.compose import compose
 from appliance.planning import plan_recipe
 from appliance.summary import render
+from engine.native.loading import variants
 from tests.checkpoints import write_qwen2_vl, write_ultravox
 
 
@@ -25,7 +26,7 @@ def test_it_names_everything_an_operator_asks(tmp_path: Path) -> None:
         "eyes",
         "Qwen2VLForConditionalGeneration",
         "float32",
-        "cpu",
+        f"cpu, all threads, fused layers, our kernels for {variants()[0]}",
         f"{plan.pages:,} pages of 16 = {plan.tokens:,} tokens",
         "up to 3 a request",
         "remote media",
@@ -60,3 +61,9 @@ def test_the_address_is_the_one_that_was_bound(tmp_path: Path) -> None:
     assert "http://127.0.0.1:4711" in summary(folder, address="http://127.0.0.1:4711")
     assert "unix:/run/appliance" in summary(folder, "server.uds=/run/appliance")
     assert "http://[::1]:8000" in summary(folder, "server.host='::1'")
+
+
+def test_whose_kernels_compute_is_said(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    assert "fused layers, torch's operators" in summary(folder, "engine.native=torch")
+    assert "unfused layers, torch's operators" in summary(folder, "engine.fuse=false")

@@ -139,6 +139,8 @@ def test_a_wrong_mask_is_noticed(
             backend.plan = causal  # type: ignore[method-assign]
         case "no windows":
             backend._window_of = [-1] * 4
+            for layer in getattr(backend, "layers", ()):
+                layer.window = -1
         case "cut":
             engine._scheduler.__class__ = Uncut
     tokens, media = prompt_with_images(folder, [words(30, 1), picture(60, 90, 1), words(9, 2)])

@@ -66,7 +66,10 @@ class CpuAttention:
     def __init__(self, shape: AttentionShape, cache: KVCache) -> None:
         """Raises ModelUnsupported for a score cap."""
         if shape.soft_cap is not None:
-            raise ModelUnsupported("attention with a score cap runs on a card only: engine=cuda")
+            raise ModelUnsupported(
+                "torch has no attention with a score cap: it takes engine.native=auto with kernels "
+                "for this processor, or engine=cuda"
+            )
         self.shape = shape
         self.store(cache)
         # kept from step to step: fresh memory of this size costs a page fault every 4 KiB

@@ -35,13 +35,26 @@ Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]
 
 
-def test_a_score_cap_is_refused_on_the_cpu(tmp_path: Path, checkpoint: Folder) -> None:
+def test_a_score_cap_is_ours_or_flashinfers(tmp_path: Path, checkpoint: Folder) -> None:
     folder = shutil.copytree(checkpoint("gemma3_text"), tmp_path / "capped")
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"attn_logit_softcapping": 20.0}))
     assert cuda_path(folder)._runner.loaded.shape.soft_cap == 20.0
-    with pytest.raises(ModelUnsupported, match="engine=cuda"):
-        Engine(engine_options(folder))
+    with pytest.raises(ModelUnsupported, match=r"engine\.native=auto .* or engine=cuda"):
+        Engine(engine_options(folder, native="torch"))
+    request = Request("r", words(100, 1), greedy(4))
+    found = []
+    for engine in (
+        cuda_path(folder),
+        Engine(engine_options(folder)),
+        Engine(engine_options(checkpoint("gemma3_text"))),
+    ):
+        recorder = Recorder(engine)
+        recorder.run(request)
+        found.append(recorder.rows["r", 0, 99])
+    card, capped, plain = found
+    assert (card - capped).abs().max() < 3 * TOLERANCE  # two roundings apart
+    assert (plain - capped).abs().max() > 100 * TOLERANCE
 
 
 def test_float8_pages_are_near_and_not_equal(checkpoint: Folder, reference: Model) -> None:

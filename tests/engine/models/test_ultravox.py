@@ -18,7 +18,7 @@ from transformers import WhisperFeatureExtractor
 from bench.reference import TOLERANCE, Recorder, compare, engine_options, greedy
 from engine.core import Engine
 from engine.errors import ModelUnsupported
-from engine.layers.fuse import FusedDecoder
+from engine.layers.native import NativeDecoder
 from engine.models.log_mel import LogMel
 from engine.models.ultravox import Ultravox
 from engine.models.ultravox_model import Tower
@@ -107,7 +107,7 @@ def test_a_packed_batch_of_clips_of_many_lengths_agrees_with_transformers(
     fuse: bool, folder: Path, reference: ComposedUltravox
 ) -> None:
     recorder = Recorder(Engine(engine_options(folder, fuse=fuse, max_tokens_per_step=512)))
-    assert isinstance(recorder.engine._runner._decoder, FusedDecoder) == fuse
+    assert isinstance(recorder.engine._runner._decoder, NativeDecoder) == fuse
     requests = requests_for(folder)
     recorder.run(*requests)
     assert max(len(batch.slices) for batch in recorder.batches) == len(requests)

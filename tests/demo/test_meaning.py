@@ -274,13 +274,15 @@ def test_sixteen_at_once_are_answered_as_one_at_a_time(server: Server) -> None:
 
 
 def test_a_stream_says_what_the_whole_answer_says(server: Server) -> None:
+    counts = []
     for text, parts in mixed()[::3]:
         stream = server.client.chat.completions.create(
             model="demo", messages=asking(text, *parts), max_tokens=60, stream=True
         )
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
-        assert len([piece for piece in pieces if piece]) > 1
+        counts.append(len([piece for piece in pieces if piece]))
         assert "".join(pieces) == said(server, text, *parts)
+    assert max(counts) > 1  # a server that is held up says what has come meanwhile at once
 
 
 def test_a_second_question_is_answered_from_the_first_ones_picture(server: Server) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.native.build import VARIANTS, NotBuilt, build
+from engine.native.build import VARIANTS, WARNINGS, NotBuilt, build
 from engine.native.library import Machine
 from engine.native.loading import variants
-from tests.engine.native.tampered import LIBRARY
+from tests.engine.native.tampered import LIBRARY, copied, library_of, with_one_variant
 
+PLAIN = "four_lanes"  # as aarch64 has them, of whatever vectors the compiler takes
 THREADS = (1, 2, 5)  # five are more than some machines have cores
 
 
@@ -30,17 +31,27 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get(LIBRARY):
         return Path(given)
     try:
-        return build(tmp_path_factory.mktemp("native"), emulation())
+        return build(tmp_path_factory.mktemp("native"), (*WARNINGS, *emulation()))
     except NotBuilt as error:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", params=VARIANTS.get(platform.machine(), {"none": ()}))
-def machines(request: pytest.FixtureRequest, built: Path) -> dict[int, Machine]:
+@pytest.fixture(scope="session", params=[*VARIANTS.get(platform.machine(), {}), PLAIN])
+def machines(
+    request: pytest.FixtureRequest, built: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Machine]:
     """Machines of one variant by their threads."""
-    if request.param not in variants(file=built):
-        pytest.skip(f"this processor does not run {request.param}")
-    return {threads: Machine(request.param, threads, built) for threads in THREADS}
+    name, file = request.param, built
+    if name == PLAIN:
+        if LIBRARY in os.environ or platform.machine() != "x86_64":
+            pytest.skip("aarch64 has no other vectors")
+        sources = copied(tmp_path_factory.mktemp("plain"))
+        with pytest.MonkeyPatch.context() as patch:
+            name = with_one_variant(patch, sources, options=())
+            file = library_of(patch, sources, sources.parent, ("-O2",))
+    if name not in variants(file=file):
+        pytest.skip(f"this processor does not run {name}")
+    return {threads: Machine(name, threads, file) for threads in THREADS}
 
 
 @pytest.fixture(scope="session", params=["bfloat16", "float32"])

@@ -2,6 +2,7 @@
  *
  *   pool_trial any SEED POOLS RUNS THREADS   runs of many phases with pieces of any number and length
  *   pool_trial wake RUNS THREADS SECONDS     runs that end only if every thread takes part, after pauses
+ *   pool_trial late POOLS THREADS            runs with pieces and without in turn, and then no more
  *   pool_trial long PHASES THREADS           one run of so many phases
  *
  * What pieces leave is plain memory: a sanitizer of threads sees what is not ordered. */
@@ -142,6 +143,22 @@ static void try_waking(int runs, int threads, int seconds) {
   pool_free(pool);
 }
 
+static void linger(const void *context, int64_t piece, void *scratch) {
+  (void)context, (void)scratch;
+  sleep_for(piece == 0 ? 200 : piece == 1 ? 900 : 20);
+}
+
+/* Whoever is late with what it does behind its last piece finds another run, or none. */
+static void try_late(int pools, int threads) {
+  struct phase some = {linger, NULL, threads + 2, 0}, none = {linger, NULL, 0, 0};
+  for (int n = 0; n < pools; n++) {
+    struct pool *pool = pool_new(threads);
+    if (pool == NULL) exit(2);
+    for (int run = 0; run < 4; run++) pool_run(pool, run % 2 ? &none : &some, 1);
+    pool_free(pool);
+  }
+}
+
 static void count_up(const void *context, int64_t piece, void *scratch) {
   (void)piece, (void)scratch;
   ++*(int *)(uintptr_t)context;
@@ -166,6 +183,8 @@ int main(int count, char **words) {
   } else if (count == 5 && strcmp(words[1], "wake") == 0) {
     state = 1;
     try_waking(atoi(words[2]), atoi(words[3]), atoi(words[4]));
+  } else if (count == 4 && strcmp(words[1], "late") == 0) {
+    try_late(atoi(words[2]), atoi(words[3]));
   } else if (count == 4 && strcmp(words[1], "long") == 0) {
     try_long(atoi(words[2]), atoi(words[3]));
   } else {

@@ -27,15 +27,18 @@ def copied(folder: Path, *changes: tuple[str, str, str]) -> Path:
     return sources
 
 
-def with_one_variant(monkeypatch: pytest.MonkeyPatch, sources: Path) -> None:
-    """Leave but the plainest variant: compiling all of them takes its time."""
+def with_one_variant(
+    monkeypatch: pytest.MonkeyPatch, sources: Path, options: Sequence[str] | None = None
+) -> str:
+    """Leave but the plainest variant: compiling all of them takes its time. Returns its name."""
     machine = platform.machine()
-    name, options = next(iter(build.VARIANTS.get(machine, {"none": ()}).items()))
-    monkeypatch.setattr(build, "VARIANTS", {machine: {name: options}})
-    monkeypatch.setattr(build, "WARNINGS", ("-Wall", "-Wno-unused-function"))
+    name, own = next(iter(build.VARIANTS.get(machine, {"none": ()}).items()))
+    kept = {name: own if options is None else tuple(options)}
+    monkeypatch.setattr(build, "VARIANTS", {machine: kept})
     text = (sources / "dispatch.c").read_text()
     changed = re.sub(r"VARIANTS\[\] = \{.*?\};", f"VARIANTS[] = {{VARIANT_OF({name})}};", text)
     (sources / "dispatch.c").write_text(changed)
+    return name
 
 
 def library_of(

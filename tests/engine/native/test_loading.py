@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from engine.native.build import SOURCES
 from engine.native.choice import NativeUnusable, chosen
 from engine.native.library import ACTIVATIONS, BLOCK, ELEMENTS, PANEL, Machine, address
 from engine.native.loading import LibraryUnusable, library, variants
+from tests.engine.native.conftest import emulation
 from tests.engine.native.tampered import copied, library_of, program, with_one_variant
 
+CPUINFO = Path("/proc/cpuinfo")
 ADVICE = "build it by `python -m engine.native.build`"
 STRUCTS = {
     "product": loading.Product,
@@ -156,6 +160,19 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
     for name in ("auto", here[0]):
         with pytest.raises(NativeUnusable, match="this processor has none, or set it to"):
             chosen(name)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="others have but one variant")
+def test_variants_are_those_that_the_system_says_the_processor_has(built: Path) -> None:
+    flags = set(re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), re.M)[1].split())
+    needed = {
+        "avx2": {"avx2", "fma"},
+        "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    }
+    needed["avx512_bf16"] = needed["avx512"] | {"avx512_bf16"}
+    needed["amx"] = needed["avx512_bf16"] | ({"amx_tile", "amx_bf16"} if not emulation() else set())
+    there = variants(everywhere=True, file=built)
+    assert variants(file=built) == [name for name in there if needed[name] <= flags]
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -22,13 +22,13 @@ def trial(folder: Path, flags: Sequence[str], sources: Path = SOURCES) -> Path:
     return program(folder, [TRIAL, sources / "pool.c"], flags, sources)
 
 
-def run(made: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def run(made: Path, *words: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(made), *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=timeout,
         env={"TSAN_OPTIONS": "halt_on_error=1"},
     )
 
@@ -76,6 +76,30 @@ def test_threads_that_sleep_are_woken(fast: Path, watched: Path) -> None:
 @pytest.mark.parametrize("phases", [1, 4095, 4096, 4097, 10_000])
 def test_a_run_may_have_any_number_of_phases(fast: Path, phases: int) -> None:
     holds(fast, "long", phases, 3)
+
+
+BEHIND = "if (pieces_in(atomic_fetch_add(&counter->done, 1)) + 1 == pieces && "
+HELD_UP = BEHIND.replace("if (", "int last = ").replace(" && ", "; usleep(500); if (last && ")
+
+
+def test_who_is_late_behind_the_last_piece_holds_nobody_up(tmp_path: Path) -> None:
+    """The next run may be over by then, and there may be no other."""
+    made = trial(tmp_path, ("-O3",), copied(tmp_path, ("pool.c", BEHIND, HELD_UP)))
+    holds(made, "late", 80, 4)
+    holds(made, "any", 1, 6, 6, 6)
+    never = HELD_UP.replace("== pieces", "== counter->pieces + 1")
+    (tmp_path / "hung").mkdir()
+    sources = copied(tmp_path / "hung", ("pool.c", BEHIND, never))
+    with pytest.raises(subprocess.TimeoutExpired):  # who waits for it is not woken
+        run(trial(tmp_path / "hung", ("-O3",), sources), "late", 80, 4, timeout=2)
+
+
+def test_threads_that_dawdle_at_every_step_lose_nothing(tmp_path: Path) -> None:
+    made = trial(tmp_path, ("-O2", f"-include{TRIAL.with_name('dawdle.h')}"))
+    for seed in range(3):
+        holds(made, "any", seed, 10, 10, 6)
+    holds(made, "late", 80, 4)
+    holds(made, "wake", 50, 6, 20)
 
 
 FAULTS = {

@@ -11,14 +11,14 @@ import torch
 from engine.native.library import Machine, Packed
 
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 31, 32, 49, 192, 193, 400)
-SIZES = [  # inputs and outputs: panels of 64 outputs that are whole, and of one to three blocks
-    (2, 16),
-    (66, 48),
-    (66, 80),
-    (66, 960),
-    (1536, 48),
-    (1536, 176),
-    (1536, 960),
+SIZES = [  # inputs, outputs, a bias: panels of 64 outputs that are whole, and of fewer blocks
+    (2, 16, False),
+    (66, 48, False),
+    (66, 48, True),
+    (66, 80, True),
+    (66, 960, False),
+    (1536, 176, False),
+    (1536, 960, True),
 ]
 Machines = dict[int, Machine]
 
@@ -38,8 +38,7 @@ def excess(found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: tor
     return ((found.double() - exact).abs() / allowed).max().item() if len(x) else 0.0
 
 
-@pytest.mark.parametrize(("depth", "out"), SIZES)
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("depth", "out", "biased"), SIZES)
 def test_products_are_those_of_float64_up_to_rounding(
     machines: Machines, dtype: torch.dtype, built: Path, depth: int, out: int, biased: bool
 ) -> None:

@@ -10,7 +10,7 @@ from appliance.kernels import kernel_options
 from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
-from engine.native.choice import chosen
+from engine.native.choice import chosen, left_to_torch
 from engine.options import EngineOptions
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
@@ -38,14 +38,9 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         raise PlanError(f"model.quantization={config.model.quantization} needs engine=cuda")
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
-    if engine.native not in ("auto", "torch") and (ranks > 1 or not engine.fuse):
-        raise PlanError(
-            f"engine.native={engine.native} is of fused layers in one process: set "
-            "engine.native=auto, or engine.fuse=true and parallelism.tensor=1"
-        )
     check_prefill_graphs(engine, ranks)
     check_tower_graphs(engine)
-    return EngineOptions(
+    options = EngineOptions(
         model_path=str(folder),
         dtype=resolve_dtype(config.model.dtype, folder, engine.device),
         device=engine.device,
@@ -76,6 +71,10 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         step_seconds=engine.step_seconds,
         tensor_parallel=ranks,
     )
+    reason = left_to_torch(options)
+    if engine.native not in ("auto", "torch") and reason is not None:
+        raise PlanError(f"engine.native={engine.native}: {reason}: set it to auto")
+    return options
 
 
 def plan_recipe(config: Config, folder: Path, available_bytes: int | None = None) -> Plan:
@@ -118,10 +117,8 @@ def how_to_switch_on(modalities: tuple[str, ...]) -> str:
 def check_device_keys(engine: EngineConfig) -> None:
     """Raise PlanError for a key that asks a CPU for what only a card does, or the other way round.
 
-    NativeUnusable is raised for kernels by name that this CPU does not run.
-
     So it does for a card that has been given what a CPU gets: what a step takes, how many sequences
-    run, no graphs.
+    run, no graphs. NativeUnusable is raised for kernels by name that this CPU does not run.
     """
     if engine.device == "cuda":
         if engine.gpu_memory_fraction is None and not engine.graphs:

@@ -12,10 +12,8 @@ from engine.native.library import BLOCK, ELEMENTS, Machine, address
 from engine.scheduling.batch import Batch
 
 
-def unsupported(shape: AttentionShape, dtype: torch.dtype) -> str | None:
+def unsupported(shape: AttentionShape) -> str | None:
     """Why attention of this shape is not for the library; None if it is."""
-    if dtype not in ELEMENTS:
-        return f"there are no kernels of {dtype}"
     if any(size % BLOCK for _, size in shape.stored):
         return f"heads are not of whole blocks of {BLOCK}"
     if len(set(shape.windows)) > 2:

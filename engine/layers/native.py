@@ -14,51 +14,34 @@ from engine.attention.native import NativeAttention
 from engine.layers.decoder import DecoderInput
 from engine.layers.fuse import norm_of, rotaries
 from engine.layers.kernels import Norm, TorchKernels, cos_and_sin
-from engine.layers.linear import Linear, torch_linear
+from engine.layers.linear import Linear
 from engine.native import loading
 from engine.native.library import ACTIVATIONS, BLOCK, UNITS, Machine, Packed, address
 
 
-class NativeLinear(nn.Module):
-    """`Linear` by the library."""
+class NativeHead:
+    """`Linear` by the library: logits in float32."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        *,
-        wide: bool = False,
-    ) -> None:
-        """`wide`: the result is in float32."""
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self._machine, self._packed, self._wide = machine, Packed([weight], bias), wide
+    def __init__(self, machine: Machine, weight: torch.Tensor) -> None:
+        self.out_features = len(weight)
+        self._machine, self._packed = machine, Packed([weight])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x `[tokens, in_features]` to `[tokens, out_features]`."""
-        return self._machine.multiply(self._packed, x.contiguous(), wide=self._wide)
+        return self._machine.multiply(self._packed, x.contiguous(), wide=True)
 
 
 class NativeKernels(TorchKernels):
-    """`Kernels` of torch, but for the products."""
+    """`Kernels` beside a `NativeDecoder`: of what it does not do itself, the head."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        return self._product(weight, bias)
-
     def head(self, weight: torch.Tensor) -> Linear:
-        return self._product(weight, None, wide=True)
-
-    def _product(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool = False
-    ) -> Linear:
         out, depth = weight.shape
         if out % BLOCK or depth % UNITS[weight.dtype]:
-            return torch_linear(weight, bias)
-        return NativeLinear(self._machine, weight, bias, wide=wide)
+            return super().head(weight)
+        return NativeHead(self._machine, weight)
 
 
 class NativeDecoder:
@@ -158,16 +141,14 @@ class NativeDecoder:
 
 
 def unsupported(stack: Any, dtype: torch.dtype) -> str | None:
-    """Why the library cannot compute a fusible stack; None if it can."""
-    config, unit = stack.config, UNITS.get(dtype)
-    if unit is None:
-        return f"there are no kernels of {dtype}"
+    """Why the library cannot compute a fusible stack of a type that it has; None if it can."""
+    unit = UNITS[dtype]
     for layer in stack.layers:
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear) and (
                 module.in_features % unit or module.out_features % BLOCK
             ):
                 return f"{name} is not of whole blocks of {BLOCK}"
-    if len(rotaries(stack.rotary_emb)) > 2 or config.hidden_size % unit:
-        return "it has more than two kinds of layers"
+    if len(rotaries(stack.rotary_emb)) > 2:
+        return "they are of more than two kinds"
     return None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from engine.errors import EngineError
-from engine.native.loading import LibraryUnusable, variants
+from engine.native.loading import DTYPES, LibraryUnusable, variants
 from engine.options import EngineOptions
-
-DTYPES = ("bfloat16", "float32")  # that the library has kernels of
 
 
 class NativeUnusable(EngineError):
@@ -34,6 +32,15 @@ def chosen(native: str) -> str | None:
     raise NativeUnusable(f"engine.native={native}: this processor has {there}, or set it to torch")
 
 
+def left_to_torch(options: EngineOptions) -> str | None:
+    """Why layers are torch's whatever they are, by the settings; None if they need not be."""
+    if options.tensor_parallel > 1:
+        return "several processes share each layer"
+    if not options.fuse:
+        return "they are not fused"
+    return None if options.dtype in DTYPES else f"there are no kernels of {options.dtype}"
+
+
 def in_words(options: EngineOptions) -> str:
     """Whose kernels compute the layers on a CPU, as far as the settings tell.
 
@@ -43,6 +50,5 @@ def in_words(options: EngineOptions) -> str:
         variant = chosen(options.native)
     except NativeUnusable as error:
         return f"torch's operators ({error})"
-    if not options.fuse or options.tensor_parallel > 1 or options.dtype not in DTYPES:
-        variant = None
-    return "torch's operators" if variant is None else f"our kernels for {variant}"
+    by_torch = variant is None or left_to_torch(options) is not None
+    return "torch's operators" if by_torch else f"our kernels for {variant}"

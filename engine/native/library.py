@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.native.loading import (
+    DTYPES,
     FILE,
     MOST_PARTS,
     PARTS,
@@ -24,7 +25,7 @@ from engine.native.loading import (
 )
 
 BLOCK, PANEL = 16, 64
-ELEMENTS = {torch.bfloat16: 0, torch.float32: 1}
+ELEMENTS = {getattr(torch, name): element for element, name in enumerate(DTYPES)}
 UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 
@@ -56,7 +57,7 @@ class Machine:
         self._library = library(file)
         self._handle = self._library.appliance_machine(variant.encode(), threads)
         if not self._handle:
-            raise LibraryUnusable(f"engine.native={variant} does not run here")
+            raise LibraryUnusable(f"{variant} does not run here, or its threads are refused")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1  # APPLIANCE_VERSION in cpu/interface.h
+DTYPES = ("bfloat16", "float32")  # as `enum element` has them
 FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
 
 

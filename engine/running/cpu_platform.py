@@ -27,8 +27,9 @@ from engine.layers.kernels import Kernels, TorchKernels
 from engine.layers.linear import MakeLinear
 from engine.layers.native import NativeDecoder, NativeKernels
 from engine.models.loader import LoadedModel
-from engine.native.choice import NativeUnusable, chosen
+from engine.native.choice import NativeUnusable, chosen, left_to_torch
 from engine.native.library import Machine
+from engine.native.loading import LibraryUnusable
 from engine.options import EngineOptions
 from engine.sampling.sampler import HostSampler, Sampler
 
@@ -124,7 +125,10 @@ def machine_for(loaded: LoadedModel, options: EngineOptions) -> Machine | None:
         return None
     reason = unsuited(loaded, options)
     if reason is None:
-        return Machine(variant, options.threads)
+        try:
+            return Machine(variant, options.threads)
+        except LibraryUnusable as error:
+            reason = str(error)
     if named:
         raise ModelUnsupported(f"engine.native={options.native}: {reason}: set it to auto")
     logger.info("torch's operators compute the layers: %s", reason)
@@ -133,10 +137,11 @@ def machine_for(loaded: LoadedModel, options: EngineOptions) -> Machine | None:
 
 def unsuited(loaded: LoadedModel, options: EngineOptions) -> str | None:
     """Why our library does not compute a model's layers; None if it does."""
-    if options.tensor_parallel > 1:
-        return "several processes share each layer"
-    if not options.fuse or not fusible(loaded.stack):
-        return "they are not fused"
-    return native_attention.unsupported(loaded.shape, loaded.dtype) or native_layers.unsupported(
+    reason = left_to_torch(options)
+    if reason is not None:
+        return reason
+    if not fusible(loaded.stack):
+        return "they are of no pattern that is known"
+    return native_attention.unsupported(loaded.shape) or native_layers.unsupported(
         loaded.stack, loaded.dtype
     )

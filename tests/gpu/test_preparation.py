@@ -333,12 +333,21 @@ def test_what_only_a_card_does_is_refused_on_the_cpu(key: str) -> None:
     check_device_keys(compose(["recipe=smollm2"]).config.engine)
 
 
-@pytest.mark.parametrize("key", ["engine.fuse=false", "parallelism.tensor=2"])
-def test_kernels_by_name_are_of_fused_layers_in_one_process(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("engine.fuse=false", "they are not fused"),
+        ("parallelism.tensor=2", "several processes share each layer"),
+        ("model.dtype=float16", "there are no kernels of float16"),
+    ],
+)
+def test_kernels_by_name_are_of_fused_layers_in_one_process(
+    key: str, reason: str, tmp_path: Path
+) -> None:
     folder, variant = seven(tmp_path), variants()[0]
     told = [f"model.path={folder}", "media.image.limit=0", f"engine.native={variant}"]
     plan_recipe(compose(told).config, folder)
-    with pytest.raises(PlanError, match=f"engine.native={variant} is of fused layers in one"):
+    with pytest.raises(PlanError, match=f"engine.native={variant}: {reason}: set it to auto"):
         plan_recipe(compose([*told, key]).config, folder)
 
 

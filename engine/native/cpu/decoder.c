@@ -7,7 +7,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { FEW = 8, ROWS_AT_ONCE = 192, NORM_ELEMENTS = 8192, PHASES = 9 };
+enum { ROWS_AT_ONCE = 192, NORM_ELEMENTS = 8192, PHASES = 9 };
 
 enum part { PRODUCTS, NORMS, ROTATION, ATTENTION, HEAD }; /* of a step, as `appliance_seconds` tells them */
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config.schema import NATIVE
 from engine.native import build
 from engine.native.build import SOURCES, VARIANTS, NotBuilt
 from engine.native.loading import variants
@@ -26,6 +27,11 @@ def test_variants_are_those_that_the_library_chooses_from(built: Path) -> None:
     named = [re.findall(r"VARIANT_OF\((\w+)\)", found) for found in lists]
     assert [set(found) for found in named] == [set(VARIANTS["x86_64"]), set(VARIANTS["aarch64"])]
     assert variants(everywhere=True, file=built) == named[list(VARIANTS).index(platform.machine())]
+
+
+def test_the_key_names_all_of_them() -> None:
+    everywhere = {name for machine in VARIANTS.values() for name in machine}
+    assert set(NATIVE) == {"auto", "torch", *everywhere}
 
 
 def script(folder: Path, *lines: str) -> Path:

@@ -149,7 +149,7 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
             chosen(name)
         said = f"engine.native={name}: this processor has {', '.join(here)}, or set it to "
         assert one_line(refused).startswith(said)
-        with pytest.raises(LibraryUnusable, match=f"engine.native={name} does not run here"):
+        with pytest.raises(LibraryUnusable, match=f"{name} does not run here"):
             Machine(name, 1, built)
     assert [chosen(name) for name in here] == here
     assert chosen("auto") == here[0]

@@ -91,13 +91,13 @@ def test_what_is_not_for_it_is_torchs(
     folder = checkpoint("llama")
     with caplog.at_level(logging.INFO):
         for changes, reason in (
-            ({"dtype": "float16"}, "there are no kernels of torch.float16"),
+            ({"dtype": "float16"}, "there are no kernels of float16"),
             ({"fuse": False}, "they are not fused"),
         ):
             engine = Engine(engine_options(folder, **changes))
             assert isinstance(engine._runner._backend, CpuAttention)
             assert f"torch's operators compute the layers: {reason}" in caplog.messages[-1]
-    with pytest.raises(ModelUnsupported, match=r"no kernels of torch\.float16: set it to auto"):
+    with pytest.raises(ModelUnsupported, match="no kernels of float16: set it to auto"):
         Engine(engine_options(folder, dtype="float16", native=variants()[0]))
     engine = Engine(engine_options(folder, native="torch"))
     assert isinstance(engine._runner._decoder, FusedDecoder)
@@ -128,6 +128,21 @@ def test_a_machine_without_the_library_runs_by_torch_and_says_so(
     assert in_words(options) == f"torch's operators ({said})"
     with pytest.raises(NativeUnusable, match="was not built"):
         Engine(replace(options, native="avx2"))
+
+
+def test_threads_that_the_system_refuses_leave_the_layers_to_torch(
+    checkpoint: Folder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(variant: str, threads: int) -> None:
+        raise LibraryUnusable(f"{variant} does not run here, or its threads are refused")
+
+    monkeypatch.setattr("engine.running.cpu_platform.Machine", refused)
+    options = engine_options(checkpoint("llama"))
+    with caplog.at_level(logging.INFO):
+        assert isinstance(Engine(options)._runner._decoder, FusedDecoder)
+    assert "or its threads are refused" in caplog.messages[-1]
+    with pytest.raises(ModelUnsupported, match="or its threads are refused: set it to auto"):
+        Engine(replace(options, native=variants()[0]))
 
 
 def test_the_settings_tell_whose_kernels_compute(checkpoint: Folder) -> None:

@@ -56,7 +56,7 @@ serve: install
 	@$(BIN)/appliance $(if $(findstring recipe=,$(ARGS))$(findstring model.path=,$(ARGS)),,recipe=$(RECIPE)) $(ARGS)
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 kernels: $(VENV)/.tested
 	$(PIP) install --quiet "$(TORCH)" --editable ".[cuda-build]"

@@ -115,7 +115,7 @@ REQUIRED = {"model", "messages", "prompt"}
 
 
 def cases(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    return [(name, value) for name, values in table.items() for value in (None, *values)]
+    return [(name, value) for name, values in sorted(table.items()) for value in (None, *values)]
 
 
 def seen(kitchen: Kitchen) -> tuple[list[int], SamplingOptions, int, int, bytes]:

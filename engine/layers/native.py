@@ -136,7 +136,7 @@ class NativeDecoder:
         weight = norm.weight.to(self._dtype).contiguous()
         self._held.append(weight)
         return loading.Norm(
-            address(weight, self._dtype, len(weight)), norm.epsilon, int(norm.from_one)
+            address(weight, self._dtype, len(weight)), None, norm.epsilon, int(norm.from_one)
         )
 
 

@@ -27,7 +27,7 @@ from engine.native.loading import (
 BLOCK, PANEL = 16, 64
 ELEMENTS = {getattr(torch, name): element for element, name in enumerate(DTYPES)}
 UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "quick_gelu": 3}
 
 
 def address(tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> int:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # APPLIANCE_VERSION in cpu/interface.h
+VERSION = 2  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
 FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
 
@@ -32,7 +32,12 @@ class Product(Structure):
 class Norm(Structure):
     """`struct norm`"""
 
-    _fields_ = (("weight", c_void_p), ("epsilon", c_float), ("from_one", c_int32))
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("epsilon", c_float),
+        ("from_one", c_int32),
+    )
 
 
 class Layer(Structure):
@@ -70,6 +75,7 @@ class Decoder(Structure):
         ("soft_cap", c_float),
         ("activation", c_int32),
         ("element", c_int32),
+        ("ungated", c_int32),
     )
 
 

@@ -26,6 +26,7 @@ from engine.layers.fuse import fusible
 from engine.layers.kernels import Kernels, TorchKernels
 from engine.layers.linear import MakeLinear
 from engine.layers.native import NativeDecoder, NativeKernels
+from engine.layers.native_towers import compute_towers
 from engine.models.loader import LoadedModel
 from engine.native.choice import NativeUnusable, chosen, left_to_torch
 from engine.native.library import Machine
@@ -45,6 +46,7 @@ class CpuPlatform(Host):
     def __init__(self) -> None:
         super().__init__()
         self.machine: Machine | None = None  # what our library runs on; None: torch has it all
+        self._towers = False  # whether it has all of the towers' layers
         self._governor: ThreadGovernor | None = None  # of torch's threads, where they do the work
 
     def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
@@ -54,14 +56,15 @@ class CpuPlatform(Host):
             self._governor = ThreadGovernor(options.threads)
         else:
             torch.set_num_threads(1)  # what is left to torch in a step is small
+            self._towers = compute_towers(loaded.model, loaded.stack, self.machine)
 
     def step(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if self._governor is None else self._governor.step()
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:
-        """Towers are torch's, and large enough for all threads; none of ours work meanwhile."""
-        if self.machine is None:
+        """A tower that is torch's is large enough for all threads; none of ours work meanwhile."""
+        if self.machine is None or self._towers:
             yield
             return
         torch.set_num_threads(self.machine.threads)

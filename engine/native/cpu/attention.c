@@ -11,10 +11,10 @@ struct walk {
   int64_t left, page_size, step; /* keys left on the page, and elements from one to the next */
 };
 
-INLINE struct walk walk_from(const struct attended *a, const void *pages, int64_t sequence, int64_t position,
-                             int64_t head, int64_t size) {
+INLINE struct walk walk_from(const struct attended *a, const void *pages, int64_t step, int64_t sequence,
+                             int64_t position, int64_t head, int64_t size) {
   const struct batch *batch = a->batch;
-  int64_t page_size = a->decoder->page_size, step = a->decoder->kv_heads * size, offset = position % page_size;
+  int64_t page_size = a->decoder->page_size, offset = position % page_size;
   const int32_t *table = batch->page_indices + batch->page_start[sequence] + position / page_size;
   const element *from = (const element *)pages + head * size;
   return (struct walk){from + (*table * page_size + offset) * step, table + 1, from, page_size - offset, page_size, step};
@@ -147,8 +147,8 @@ static void attend_one(const struct attended *a, const struct share *share, floa
   int64_t all = share->heads * group, first_head = share->head * group;
   struct seen seen = {scratch, scratch + all, scratch + (2 * all + LANES - 1) / LANES * LANES};
   const element *queries = (const element *)a->queries + share->first * a->stride + first_head * size;
-  struct walk keys = walk_from(a, a->layer->key_pages, share->sequence, share->key, share->head, size);
-  struct walk values = walk_from(a, a->layer->value_pages, share->sequence, share->key, share->head, wide);
+  struct walk keys = walk_from(a, a->keys, a->key_stride, share->sequence, share->key, share->head, size);
+  struct walk values = walk_from(a, a->values, a->value_stride, share->sequence, share->key, share->head, wide);
   struct walk next_keys = keys, next_values = values;
   int64_t ahead = 0; /* keys that have been asked for: memory is slower than what is done with it */
   for (int64_t h = 0; h < all; h++) seen.largest[h] = -INFINITY, seen.sum[h] = 0;
@@ -209,7 +209,7 @@ static void merge(const void *context, int64_t piece, void *scratch) {
 static void pack_block(const struct attended *a, const struct share *share, int64_t first, int64_t count,
                        uint32_t *keys, uint32_t *values) {
   int64_t size = a->decoder->head_dim, wide = a->decoder->value_dim, units = size / UNIT;
-  struct walk from = walk_from(a, a->layer->key_pages, share->sequence, first, share->head, size);
+  struct walk from = walk_from(a, a->keys, a->key_stride, share->sequence, first, share->head, size);
   if (count < KEY_BLOCK) {
     memset(keys, 0, (size_t)(units * KEY_BLOCK) * 4);
     memset(values, 0, (size_t)(KEY_BLOCK / UNIT * wide) * 4);
@@ -218,7 +218,7 @@ static void pack_block(const struct attended *a, const struct share *share, int6
     const element *key = walk_on(&from);
     for (int64_t u = 0; u < units; u++) keys[u * KEY_BLOCK + k] = unit_at(key, u);
   }
-  from = walk_from(a, a->layer->value_pages, share->sequence, first, share->head, wide);
+  from = walk_from(a, a->values, a->value_stride, share->sequence, first, share->head, wide);
   for (int64_t k = 0; k < count; k += UNIT) {
     const element *value[UNIT];
     for (int64_t u = 0; u < UNIT; u++) value[u] = k + u < count ? walk_on(&from) : NULL;

@@ -217,7 +217,9 @@ EXPORTED void appliance_attend(struct machine *machine, const struct decoder *d,
     memcpy((char *)layer->value_pages + batch->slots[row] * value, (const char *)values + row * value, (size_t)value);
   }
   share_out(d, batch, layer->window, pool_threads(machine->pool), p.shares, &count, p.joins, &joined);
-  struct attended attended = {d, layer, batch, p.shares, queries, out, p.parts, d->heads * d->head_dim};
+  struct attended attended = {d, layer, batch, p.shares, queries, layer->key_pages, layer->value_pages,
+                              d->kv_heads * d->head_dim, d->kv_heads * d->value_dim, out, p.parts,
+                              d->heads * d->head_dim};
   struct merged merged = {d, p.joins, p.parts, out};
   struct phase phases[2] = {{kernels->attend, &attended, count, ATTENTION}, {kernels->merge, &merged, joined, ATTENTION}};
   pool_run(machine->pool, phases, joined > 0 ? 2 : 1);
@@ -247,9 +249,18 @@ EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d,
     }
     *phase++ = norm_phase(kernels, &w->input, (struct normed){layer->input, step->residual, step->normed, NULL, rows, d->hidden, 0});
     *phase++ = product_phase(kernels, &w->qkv, (struct multiplied){&layer->qkv, step->normed, p.qkv, rows, STORE, 0, 0, 0, 0}, threads);
-    w->rotated = (struct rotated){d, layer, step, p.qkv, rows};
-    *phase++ = (struct phase){kernels->rotate, &w->rotated, rows, ROTATION};
-    w->attended = (struct attended){d, layer, batch, shares, p.qkv, p.attended, p.parts, stride};
+    if (step->cosines[layer->rotary] != NULL) {
+      w->rotated = (struct rotated){d, layer, step, p.qkv, rows};
+      *phase++ = (struct phase){kernels->rotate, &w->rotated, rows, ROTATION};
+    }
+    int64_t bytes = element_bytes(d->element);
+    w->attended = (struct attended){d, layer, batch, shares, p.qkv, layer->key_pages, layer->value_pages,
+                                    d->kv_heads * d->head_dim, d->kv_heads * d->value_dim, p.attended, p.parts, stride};
+    if (layer->key_pages == NULL) {
+      w->attended.keys = p.qkv + d->heads * d->head_dim * bytes;
+      w->attended.values = p.qkv + (d->heads + d->kv_heads) * d->head_dim * bytes;
+      w->attended.key_stride = w->attended.value_stride = stride;
+    }
     *phase++ = (struct phase){kernels->attend, &w->attended, share_count[kind], ATTENTION};
     if (join_count[kind] > 0) {
       w->merged = (struct merged){d, joins, p.parts, p.attended};
@@ -260,14 +271,14 @@ EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d,
     if (inner)
       *phase++ = norm_phase(kernels, &w->attended_norm, (struct normed){layer->attended, p.added, NULL, step->residual, rows, d->hidden, 0});
     *phase++ = norm_phase(kernels, &w->mlp, (struct normed){layer->mlp, step->residual, step->normed, NULL, rows, d->hidden, 0});
-    *phase++ = product_phase(kernels, &w->gate_up, (struct multiplied){&layer->gate_up, step->normed, p.gated, rows, GATE, d->activation, 0, 0, 0}, threads);
+    *phase++ = product_phase(kernels, &w->gate_up, (struct multiplied){&layer->gate_up, step->normed, p.gated, rows, d->ungated ? ACTIVATE : GATE, d->activation, 0, 0, 0}, threads);
     inner = layer->gated.weight != NULL;
     *phase++ = product_phase(kernels, &w->down, (struct multiplied){&layer->down, p.gated, inner ? p.added : step->residual, rows, inner ? STORE : ADD, 0, 0, 0, 0}, threads);
     if (inner)
       *phase++ = norm_phase(kernels, &w->gated_norm, (struct normed){layer->gated, p.added, NULL, step->residual, rows, d->hidden, 0});
   }
   struct normed last;
-  if (step->last == d->count)
+  if (step->last == d->count && step->final.weight != NULL)
     *phase++ = norm_phase(kernels, &last, (struct normed){step->final, step->residual, step->normed, NULL, rows, d->hidden, 0});
   pool_run(machine->pool, p.phases, (int)(phase - p.phases));
 }

@@ -192,9 +192,25 @@ INLINE floats two_to(floats x) {
 
 #define LOG2_E 1.44269504f
 
+/* The Gauss error function, to 1.5e-7. Source: Abramowitz and Stegun 1964, 7.1.26. */
+INLINE floats error_function(floats x) {
+  ints sign = (ints)x & (ints)(words)broadcast(-0.0f);
+  floats size = (floats)((ints)x ^ sign), t = 1.0f / (1.0f + 0.3275911f * size);
+  floats sum = broadcast(1.061405429f);
+  sum = sum * t - 1.453152027f;
+  sum = sum * t + 1.421413741f;
+  sum = sum * t - 0.284496736f;
+  sum = sum * t + 0.254829592f;
+  floats value = 1.0f - sum * t * two_to(size * size * -LOG2_E);
+  return (floats)((ints)value | sign);
+}
+
 INLINE floats activated(floats x, int activation) {
+  if (activation == GELU) return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
   /* x / (1 + e^-y): y is x of SiLU, and of GELU's tanh 2 * sqrt(2 / pi) * (x + 0.044715 x^3) */
-  floats y = activation == SILU ? x : x * 1.5957691216f * (1.0f + 0.044715f * x * x);
+  floats y = activation == SILU         ? x
+             : activation == QUICK_GELU ? x * 1.702f
+                                        : x * 1.5957691216f * (1.0f + 0.044715f * x * x);
   return x / (1.0f + two_to(smaller(y * -LOG2_E, broadcast(126.0f))));
 }
 

@@ -4,12 +4,12 @@
 
 #include <stdint.h>
 
-#define APPLIANCE_VERSION 1 /* another for each change of this file */
+#define APPLIANCE_VERSION 2 /* another for each change of this file */
 
 enum { BLOCK = 16, PANEL = 64 }; /* columns of a product: of a vector register, of a panel of four */
 
 enum element { BFLOAT16, FLOAT32 };
-enum activation { SILU, GELU_TANH };
+enum activation { SILU, GELU_TANH, GELU, QUICK_GELU };
 
 /* A weight [out, in], packed by `appliance_pack`: panels of 64 outputs, in each the inputs in turn, of each the
  * outputs side by side. Two bfloat16 inputs, or one float32, are a unit of 32 bits. */
@@ -21,23 +21,25 @@ struct product {
 
 struct norm {
   const void *weight; /* NULL: there is no such norm */
+  const void *bias;   /* NULL: by the root mean square alone; else of the difference from the mean, and this added */
   float epsilon;
   int32_t from_one; /* by 1 + weight */
 };
 
 struct layer {
-  struct product qkv, output, gate_up, down; /* gate and up by turns, a block of each */
+  struct product qkv, output, gate_up, down; /* gate and up by turns, a block of each, or up alone */
   struct norm input, mlp, queries, keys, attended, gated;
-  void *key_pages, *value_pages; /* [pages, page_size, kv_heads, head_dim] */
+  void *key_pages, *value_pages; /* [pages, page_size, kv_heads, head_dim]; NULL: nothing is stored, a tower's */
   int64_t window;                /* earlier keys that a token sees; -1: all */
   int64_t rotary;                /* which of a step's angles */
 };
 
+/* A stack of layers, a tower's among them: each row of its batch is a page, as rows of the step lie. */
 struct decoder {
   const struct layer *layers;
   int64_t count, hidden, intermediate, heads, kv_heads, head_dim, value_dim, page_size;
   float scale, soft_cap; /* soft_cap 0: none */
-  int32_t activation, element;
+  int32_t activation, element, ungated;
 };
 
 /* Sequences of a step, packed one after the other. */
@@ -55,9 +57,9 @@ struct step {
   const struct batch *batch;
   void *residual;            /* [tokens, hidden]: in and out */
   void *normed;              /* [tokens, hidden]: the final norm's result */
-  const float *cosines[2];   /* [tokens, head_dim] of each kind of layer */
+  const float *cosines[2];   /* [tokens, head_dim] of each kind of layer; NULL: a tower's that rotates nothing */
   const float *sines[2];
-  struct norm final;
+  struct norm final;         /* a tower has none */
   int64_t first, last;       /* layers */
   void *scratch;             /* as much as appliance_scratch says */
 };

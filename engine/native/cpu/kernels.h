@@ -9,10 +9,11 @@ typedef uint32_t unit __attribute__((aligned(1), may_alias));
 
 /* What becomes of a product. */
 enum ending {
-  STORE, /* to `out` as elements */
-  ADD,   /* to the elements that are there */
-  GATE,  /* activation(left block) * right block: half as many columns */
-  WIDE   /* to `out` as float32 */
+  STORE,    /* to `out` as elements */
+  ADD,      /* to the elements that are there */
+  ACTIVATE, /* as STORE, of the activation */
+  GATE,     /* activation(left block) * right block: half as many columns */
+  WIDE      /* to `out` as float32 */
 };
 
 /* Some rows by some columns of a product. */
@@ -38,7 +39,8 @@ struct rotated {
   const struct decoder *decoder;
   const struct layer *layer;
   const struct step *step;
-  void *qkv; /* [tokens, (heads + kv_heads) * head_dim + kv_heads * value_dim]: queries are rotated in place */
+  void *qkv; /* [tokens, (heads + kv_heads) * head_dim + kv_heads * value_dim]: queries are rotated in place, and
+              * keys that go to no page */
   int64_t rows;
 };
 
@@ -48,6 +50,8 @@ struct attended {
   const struct batch *batch;
   const struct share *shares; /* one a piece */
   const void *queries;        /* rows `stride` elements apart, heads side by side */
+  const void *keys, *values;  /* in pages */
+  int64_t key_stride, value_stride; /* elements from one to the next */
   void *out;                  /* [tokens, heads * value_dim] */
   float *parts;               /* what is merged afterwards */
   int64_t stride;

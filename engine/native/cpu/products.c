@@ -81,6 +81,11 @@ static void end_row(const struct multiplied *m, int64_t row, int64_t column, int
       for (int64_t i = 0; i < width; i += LANES) store(to + i, load(to + i) + load_floats(sums + i));
       break;
     }
+    case ACTIVATE: {
+      element *to = (element *)m->out + row * out + column;
+      for (int64_t i = 0; i < width; i += LANES) store(to + i, activated(load_floats(sums + i), m->activation));
+      break;
+    }
     case GATE: {
       element *to = (element *)m->out + row * (out / 2) + column / 2;
       for (int64_t pair = 0; pair < width; pair += 2 * BLOCK, to += BLOCK)

@@ -1,4 +1,5 @@
-/* Queries and keys of a step: normed where the model does so, rotated, and keys and values stored in their pages. */
+/* Queries and keys of a step: normed where the model does so, rotated, and keys and values stored in their pages,
+ * where there are such. */
 
 /* A head, normed by `norm` if it has a weight, rotated by a token's angles into `to`. */
 static void rotate_head(const element *head, element *to, int64_t size, const struct norm *norm, const float *cosines,
@@ -37,12 +38,17 @@ static void rotate(const void *context, int64_t row, void *scratch) {
   element *qkv = (element *)r->qkv + row * ((heads + kept) * size + kept * values);
   const float *cosines = r->step->cosines[layer->rotary] + row * size;
   const float *sines = r->step->sines[layer->rotary] + row * size;
-  int64_t slot = r->step->batch->slots[row];
-  element *keys = (element *)layer->key_pages + slot * kept * size;
-  element *stored = (element *)layer->value_pages + slot * kept * values;
+  element *keys = qkv + heads * size;
   for (int64_t head = 0; head < heads; head++)
     rotate_head(qkv + head * size, qkv + head * size, size, &layer->queries, cosines, sines);
+  int64_t slot = 0;
+  if (layer->key_pages != NULL) {
+    slot = r->step->batch->slots[row];
+    keys = (element *)layer->key_pages + slot * kept * size;
+  }
   for (int64_t head = 0; head < kept; head++)
     rotate_head(qkv + (heads + head) * size, keys + head * size, size, &layer->keys, cosines, sines);
+  if (layer->key_pages == NULL) return;
+  element *stored = (element *)layer->value_pages + slot * kept * values;
   memcpy(stored, qkv + (heads + kept) * size, (size_t)(kept * values) * sizeof(element));
 }

@@ -170,7 +170,7 @@ class Decoder:
 
     def norm(self, weight: torch.Tensor) -> loading.Norm:
         return loading.Norm(
-            address(weight, self.dtype, len(weight)), EPSILON, int(self.model.from_one)
+            address(weight, self.dtype, len(weight)), None, EPSILON, int(self.model.from_one)
         )
 
     def step(self, slices: list[Slice], embeddings: torch.Tensor, *cuts: int) -> torch.Tensor:

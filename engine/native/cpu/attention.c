@@ -224,8 +224,7 @@ static void pack_block(const struct attended *a, const struct share *share, int6
     for (int64_t u = 0; u < UNIT; u++) value[u] = k + u < count ? walk_on(&from) : NULL;
     element *to = (element *)(values + k / UNIT * wide);
     if (value[UNIT - 1] != NULL)
-      for (int64_t i = 0; i < wide; i++)
-        for (int64_t u = 0; u < UNIT; u++) to[i * UNIT + u] = value[u][i];
+      for (int64_t i = 0; i < wide; i += LANES) by_turns(to + i * UNIT, value[0] + i, value[UNIT - 1] + i);
     else
       for (int64_t i = 0; i < wide; i++) to[i * UNIT] = value[0][i];
   }

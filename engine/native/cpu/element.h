@@ -130,6 +130,15 @@ INLINE void store(element *to, floats value) {
 #endif
 }
 
+/* Elements of two rows by turns. */
+INLINE void by_turns(element *to, const element *first, const element *second) {
+  halves one, other;
+  memcpy(&one, first, sizeof one);
+  memcpy(&other, second, sizeof other);
+  words both = __builtin_convertvector(one, words) | __builtin_convertvector(other, words) << 16;
+  memcpy(to, &both, sizeof both);
+}
+
 /* sum + the two products of the halves of each word by those of x */
 INLINE floats multiply_add(floats sum, words weight, uint32_t x) {
 #if defined(__AVX512BF16__)
@@ -161,6 +170,10 @@ INLINE float widen(element value) { return value; }
 INLINE element narrow(float value) { return value; }
 INLINE floats load(const element *from) { return load_floats(from); }
 INLINE void store(element *to, floats value) { store_floats(to, value); }
+INLINE void by_turns(element *to, const element *first, const element *second) {
+  (void)second; /* the same: a unit is one row's */
+  store_floats(to, load_floats(first));
+}
 INLINE floats multiply_add(floats sum, words weight, uint32_t x) { return sum + (floats)weight * as_float(x); }
 INLINE floats multiply_add_lanes(floats sum, words a, words b) { return sum + (floats)a * (floats)b; }
 

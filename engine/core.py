@@ -174,10 +174,6 @@ class Engine:
         host: what is returned then lags one step, and a token computed after a sequence's last one
         is dropped. Raises DeviceLost when the device has failed; then the engine is of no more use.
         """
-        with self._platform.step():
-            return self._step()
-
-    def _step(self) -> list[Output]:
         slices = self._scheduler.schedule()
         if not slices:
             return self._land_previous()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
 from engine.attention.cpu import CpuAttention
 from engine.attention.native import NativeAttention
 from engine.device.device import Host
-from engine.device.threads import ThreadGovernor
 from engine.errors import ModelUnsupported
 from engine.kernels.start import Progress
 from engine.layers import native as native_layers
@@ -47,19 +45,13 @@ class CpuPlatform(Host):
         super().__init__()
         self.machine: Machine | None = None  # what our library runs on; None: torch has it all
         self._towers = False  # whether it has all of the towers' layers
-        self._governor: ThreadGovernor | None = None  # of torch's threads, where they do the work
 
     def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
         """Torch computes what our library does not, unless a variant was asked for by name."""
         self.machine = machine_for(loaded, options)
-        if self.machine is None:
-            self._governor = ThreadGovernor(options.threads)
-        else:
+        if self.machine is not None:
             torch.set_num_threads(1)  # what is left to torch in a step is small
             self._towers = compute_towers(loaded.model, loaded.stack, self.machine)
-
-    def step(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._governor is None else self._governor.step()
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:

@@ -82,9 +82,6 @@ class Platform(Device, Protocol):
     def encoding(self) -> AbstractContextManager[None]:
         """Around the work of media towers."""
 
-    def step(self) -> AbstractContextManager[None]:
-        """Around a step of the engine."""
-
     def quantized(self, quantization: str) -> MakeLinear:
         """What makes products with weights of `model.quantization`. Raises ModelUnsupported."""
 
@@ -149,9 +146,6 @@ class FlashInferOffers:
         return None
 
     def encoding(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def step(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def sampler(self: FlashInferPlatform, eos_ids: frozenset[int], vocabulary: int) -> Sampler:

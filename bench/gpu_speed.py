@@ -185,7 +185,7 @@ class ShapeBench:
         found = {}
         for side in self.sizes.sides:
             items = images(engine.options, family, side)
-            seconds = self.clock.best(partial(engine._runner.encode, items), rounds=3)
+            seconds = self.clock.best(partial(engine._runner.media.encode, items), rounds=3)
             found[items[0].length * MERGED] = seconds / len(items)
         return found
 
@@ -196,7 +196,8 @@ class ShapeBench:
         found = {}
         for side in self.sizes.sides:
             one = images(engine.options, family, side)[:1]
-            found[one[0].length * MERGED] = self.clock.best(partial(engine._runner.encode, one))
+            encode = partial(engine._runner.media.encode, one)
+            found[one[0].length * MERGED] = self.clock.best(encode)
         return found
 
     def busy_seconds(self, engine: Engine, batch: int) -> float:

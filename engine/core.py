@@ -179,6 +179,9 @@ class Engine:
             return self._land_previous()
         self._steps += 1
         try:
+            slices = self._runner.media.ready(slices)
+            if not slices:
+                return self._land_previous()
             flight = self._launch(slices)
         except Exception as error:
             return self._land_previous() + self._one_by_one(slices, error)
@@ -188,11 +191,12 @@ class Engine:
 
     def encodes(self) -> list[tuple[str, float]]:
         """Modality and seconds of each item that went through its tower since the last call."""
-        done, self._runner.encodes = self._runner.encodes, []
+        media = self._runner.media
+        done, media.encodes = media.encodes, []
         return done
 
     def stats(self) -> EngineStats:
-        cache = self._runner.encoder_cache
+        cache = self._runner.media.cache
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),

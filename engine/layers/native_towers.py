@@ -23,11 +23,13 @@ from engine.native.library import ACTIVATIONS, BLOCK, ELEMENTS, UNITS, Machine, 
 Forward = Callable[..., torch.Tensor]
 
 
-def compute_towers(model: Any, stack: nn.Module, machine: Machine) -> bool:
+def compute_towers(
+    model: Any, stack: nn.Module, machine: Machine, between: Callable[[], None] = lambda: None
+) -> bool:
     """Have the library compute what `model` has beside its text `stack`, where it has kernels.
 
-    The weights of what it computes are emptied: it has its own order of them. Returns whether no
-    layer is left to torch.
+    The weights of what it computes are emptied: it has its own order of them. `between` is called
+    behind each layer. Returns whether no layer is left to torch.
     """
     text = {id(module) for module in stack.modules()}
     text |= {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
@@ -38,7 +40,7 @@ def compute_towers(model: Any, stack: nn.Module, machine: Machine) -> bool:
         if (parts := parts_of(module)) is not None and all(_suits(parts))
     ]
     for _, alike in groupby(layers, lambda layer: layer[1].sizes):
-        NativeTower(list(alike), machine)
+        NativeTower(list(alike), machine, between)
     for module in others:
         if isinstance(module, nn.Linear) and len(module.weight):
             _multiply(module, module.weight.data, machine, lambda x: x)
@@ -51,10 +53,15 @@ def compute_towers(model: Any, stack: nn.Module, machine: Machine) -> bool:
 class NativeTower:
     """Layers of one size, each of them a call of the library."""
 
-    def __init__(self, layers: list[tuple[nn.Module, Parts]], machine: Machine) -> None:
+    def __init__(
+        self,
+        layers: list[tuple[nn.Module, Parts]],
+        machine: Machine,
+        between: Callable[[], None],
+    ) -> None:
         parts = layers[0][1]
         weight = parts.output.weight
-        self._machine, self._dtype = machine, weight.dtype
+        self._machine, self._dtype, self._between = machine, weight.dtype, between
         self._hidden, self._heads = len(weight), parts.heads
         self._size = weight.shape[1] // parts.heads
         self._padded = -(-self._size // BLOCK) * BLOCK
@@ -118,6 +125,7 @@ class NativeTower:
         self._machine.decode(self._decoder, step)
         if index + 1 == self._decoder.count:
             self._scratch = self._scratch.new_empty(0)  # large pictures take much
+        self._between()
         return states
 
     def _place(self, segments: Segments) -> int:
@@ -173,16 +181,17 @@ class Segments:
         sizes = torch.tensor(lengths, dtype=torch.int32)
         starts = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
         pages = torch.arange(self.rows, dtype=torch.int32)
-        last = (torch.tensor(seen) - 1).repeat_interleave(sizes.long())
+        keys = torch.tensor(seen, dtype=torch.int32)
+        last = (keys.long() - 1).repeat_interleave(sizes.long())
         count, int32 = len(sizes), torch.int32
-        self._held = sizes, starts, pages, last
+        self._held = keys, starts, pages, last
         self.batch = loading.Batch(
             sequences=count,
             tokens=self.rows,
             query_start=address(starts, int32, count + 1),
             page_start=address(starts, int32, count + 1),
             page_indices=address(pages, int32, self.rows),
-            lengths=address(sizes, int32, count),
+            lengths=address(keys, int32, count),  # rows behind them see these too
             last_seen=address(last, torch.int64, self.rows),
         )
 

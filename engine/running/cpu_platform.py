@@ -30,6 +30,7 @@ from engine.native.choice import NativeUnusable, chosen, left_to_torch
 from engine.native.library import Machine
 from engine.native.loading import LibraryUnusable
 from engine.options import EngineOptions
+from engine.running.turns import Turns
 from engine.sampling.sampler import HostSampler, Sampler
 
 logger = logging.getLogger(__name__)
@@ -44,19 +45,21 @@ class CpuPlatform(Host):
     def __init__(self) -> None:
         super().__init__()
         self.machine: Machine | None = None  # what our library runs on; None: torch has it all
-        self._towers = False  # whether it has all of the towers' layers
+        self._turns: Turns[list[torch.Tensor]] | None = None  # of towers that it has all layers of
 
     def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
         """Torch computes what our library does not, unless a variant was asked for by name."""
         self.machine = machine_for(loaded, options)
         if self.machine is not None:
             torch.set_num_threads(1)  # what is left to torch in a step is small
-            self._towers = compute_towers(loaded.model, loaded.stack, self.machine)
+            turns: Turns[list[torch.Tensor]] = Turns()
+            if compute_towers(loaded.model, loaded.stack, self.machine, turns.give_way):
+                self._turns = turns
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:
         """A tower that is torch's is large enough for all threads; none of ours work meanwhile."""
-        if self.machine is None or self._towers:
+        if self.machine is None or self._turns is not None:
             yield
             return
         torch.set_num_threads(self.machine.threads)
@@ -64,6 +67,9 @@ class CpuPlatform(Host):
             yield
         finally:
             torch.set_num_threads(1)
+
+    def tower_turns(self) -> Turns[list[torch.Tensor]] | None:
+        return self._turns
 
     def attention(
         self, shape: AttentionShape, cache: KVCache, dtype: torch.dtype, prefill: str = "fa2"

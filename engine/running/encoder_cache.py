@@ -17,6 +17,9 @@ class EncoderCache:
         self.misses = 0
         self._entries: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._entries
+
     def get(self, digest: bytes) -> torch.Tensor | None:
         entry = self._entries.get(digest)
         if entry is None:

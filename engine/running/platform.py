@@ -40,6 +40,7 @@ from engine.memory.quantization import card_unsupported
 from engine.models.loader import LoadedModel
 from engine.options import EngineOptions
 from engine.running.cpu_platform import CpuPlatform
+from engine.running.turns import Turns
 from engine.sampling.device_sampler import DeviceSampler
 from engine.sampling.sampler import Sampler
 
@@ -81,6 +82,9 @@ class Platform(Device, Protocol):
 
     def encoding(self) -> AbstractContextManager[None]:
         """Around the work of media towers."""
+
+    def tower_turns(self) -> Turns[list[torch.Tensor]] | None:
+        """By what towers give way to steps between their layers; None: they do not."""
 
     def quantized(self, quantization: str) -> MakeLinear:
         """What makes products with weights of `model.quantization`. Raises ModelUnsupported."""
@@ -147,6 +151,9 @@ class FlashInferOffers:
 
     def encoding(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def tower_turns(self) -> None:
+        return None
 
     def sampler(self: FlashInferPlatform, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
         return DeviceSampler(eos_ids, vocabulary, self, self.library.sampling)

@@ -125,7 +125,7 @@ def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None
     runner, family = prepared.runner, prepared.loaded.family
     for modality in options.modalities:
         if items := first_items(modality, options, family):
-            runner.encode(items)
+            runner.media.encode(items)
     prefill, decode = largest_prefill(options, family), largest_decode(options, family)
     rows = min(options.max_prompt_rows, prefill.tokens)
     steps = [(with_prompt_rows(prefill, rows), rows), (decode, 0)]
@@ -151,7 +151,7 @@ def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured
     for modality in options.modalities:
         items = LARGEST[modality](options, prepared.loaded.family)
         if items:
-            peak = max(peak, platform.peak_bytes(partial(runner.encode, items)))
+            peak = max(peak, platform.peak_bytes(partial(runner.media.encode, items)))
     recordings = 0
     if options.graphs:
         free = platform.free_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,9 @@ from engine.options import EngineOptions
 from engine.parallel import orders
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
-from engine.request import MediaItem
 from engine.running.decoders import decoder_for
-from engine.running.encoder_cache import EncoderCache
 from engine.running.graphs import DecodeGraphs
+from engine.running.media import Media, media_places
 from engine.running.platform import Platform
 from engine.running.prefill_graphs import PrefillGraphs
 from engine.running.tower_graphs import TowerGraphs
@@ -44,7 +42,7 @@ class Computed:
 
 
 class Runner:
-    """Owns the loaded model, the key-value cache and the encoder cache.
+    """Owns the loaded model and the key-value cache.
 
     Of several ranks each has one. What rank 0's does, the others' do by its orders.
     """
@@ -58,8 +56,7 @@ class Runner:
         ranks: Ranks | None = None,
     ) -> None:
         self.loaded = loaded
-        self.encoder_cache = EncoderCache(options.encoder_cache_bytes)
-        self.encodes: list[tuple[str, float]] = []  # modality, seconds
+        self.media = Media(loaded, platform, options.encoder_cache_bytes)
         self.latest = torch.zeros(  # tokens chosen last; those in flight refer to its rows
             options.max_sequences, dtype=torch.int64, device=platform.device
         )
@@ -70,7 +67,6 @@ class Runner:
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
         self._prefill_graphs: PrefillGraphs | None = None
-        self._tower_graphs: TowerGraphs | None = None
         self._cache = self._new_cache(pages)
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
@@ -129,8 +125,8 @@ class Runner:
             self._prefill_graphs = self._graphs_of_prompts(self._backend, pool)
             kinds.append(self._prefill_graphs)
         if options.tower_graphs and not self._follows:  # rank 0 alone has towers
-            self._tower_graphs = self._graphs_of_towers(self._platform, pool)
-            kinds.append(self._tower_graphs)
+            self.media.graphs = self._graphs_of_towers(self._platform, pool)
+            kinds.append(self.media.graphs)
         for done, kind in enumerate(kinds):
 
             def progressed(fraction: float, done: int = done) -> None:
@@ -173,13 +169,14 @@ class Runner:
     def forget(self) -> None:
         """Drop what was recorded."""
         self._order(orders.order(orders.Kind.FORGET))
-        self._graphs = self._prefill_graphs = self._tower_graphs = None
+        self._graphs = self._prefill_graphs = self.media.graphs = None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Computed:
         """Store the batch's keys and values, and compute what is wanted of its rows."""
         places = media_places(batch)
-        media = self._embed_media(places)  # before the other ranks start: it may fail alone
+        # before the other ranks start: it may fail alone
+        media = self.media.embeddings(places, self._embed.weight)
         if self._ranks is None:
             return self._run(batch, media)
         token_ids = batch.token_ids.clone()
@@ -254,64 +251,3 @@ class Runner:
         options, shape = self._options, self.loaded.shape
         dtype = getattr(torch, options.kv_dtype) if options.kv_dtype else self.loaded.dtype
         return KVCache(shape, pages, options.page_size, dtype, self._platform.device)
-
-    def _embed_media(self, places: list[MediaPlace]) -> list[tuple[slice, torch.Tensor]]:
-        """Rows of a batch and the embeddings of media in them, as far as each slice reaches."""
-        table, upload = self._embed.weight, self._platform.upload
-        wanted = {place.media.digest: place.media for place in places}
-        known = {
-            digest: upload(media.tensors["embeds"]).to(table)  # need no tower and no cache
-            for digest, media in wanted.items()
-            if "embeds" in media.tensors
-        }
-        for digest in wanted:
-            cached = None if digest in known else self.encoder_cache.get(digest)
-            if cached is not None:
-                known[digest] = cached
-        missing = [media for digest, media in wanted.items() if digest not in known]
-        if missing:
-            begun = time.perf_counter()
-            tower = self.encode(missing)
-            share = (time.perf_counter() - begun) / len(missing)
-            self.encodes += [(media.modality, share) for media in missing]
-            for media, encoded in zip(missing, tower, strict=True):
-                known[media.digest] = encoded
-                self.encoder_cache.put(media.digest, encoded)
-        return [(place.rows, known[place.media.digest][place.part]) for place in places]
-
-    @torch.inference_mode()
-    def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
-        if self._tower_graphs is not None:
-            encoded = self._tower_graphs.encode(items)
-        else:
-            family, model = self.loaded.family, self.loaded.model
-            with self._platform.encoding():
-                encoded = family.encode(model, items, self._platform.upload)
-        for item, embeddings in zip(items, encoded, strict=True):
-            if len(embeddings) != item.length:
-                raise EngineError(
-                    f"an item of {item.length} placeholders gave {len(embeddings)} embeddings"
-                )
-        return encoded
-
-
-@dataclass(slots=True, frozen=True)
-class MediaPlace:
-    """A part of a media item's embeddings and the rows of a batch that they belong in."""
-
-    media: MediaItem
-    part: slice
-    rows: slice
-
-
-def media_places(batch: Batch) -> list[MediaPlace]:
-    """Where a batch's slices reach into media."""
-    places = []
-    for item, offset in zip(batch.slices, batch.query_start.tolist(), strict=False):
-        for media in item.sequence.media:
-            if media.start < item.end and media.end > item.start:
-                first, last = max(media.start, item.start), min(media.end, item.end)
-                part = slice(first - media.start, last - media.start)
-                rows = slice(offset + first - item.start, offset + last - item.start)
-                places.append(MediaPlace(media, part, rows))
-    return places

@@ -48,7 +48,7 @@ def recorded(folder: Path, platform: Recording | None = None, **changes: object)
 
 
 def graphs_of(engine: Engine) -> TowerGraphs:
-    graphs = engine._runner._tower_graphs
+    graphs = engine._runner.media.graphs
     assert graphs is not None
     return graphs
 
@@ -91,7 +91,7 @@ def test_pictures_agree_with_transformers_whatever_a_step_has_of_them(
     for count in range(1, 5):
         items = items_of(folder, *sizes[:count])
         platform.log.clear()
-        found = engine._runner.encode(items)
+        found = engine._runner.media.encode(items)
         assert replays(platform) == 1
         assert [len(one) for one in found] == [item.length for item in items]
         assert furthest(found, alone(reference(family), items)) < TOLERANCE
@@ -123,7 +123,7 @@ def test_videos_are_recorded_frame_by_frame(checkpoint: Folder, reference: Model
     frames = [picture(60, 90, seed) for seed in range(6)]
     items = prompt_of(folder, [frames, picture(200, 120, 9)])[1]
     platform.log.clear()
-    found = engine._runner.encode(items)
+    found = engine._runner.media.encode(items)
     assert replays(platform) == 1
     assert furthest(found, alone(reference("qwen2_vl"), items)) < TOLERANCE
 
@@ -153,7 +153,7 @@ def test_as_much_as_is_recorded_is_replayed_and_not_one_place_more(
     assert kind.places(fitting) == most
     for items, expected in ((fitting, 1), ([*fitting, fitting[0]], 0)):
         platform.log.clear()
-        found = engine._runner.encode(items)
+        found = engine._runner.media.encode(items)
         assert replays(platform) == expected
         assert furthest(found, alone(reference(family), items)) < TOLERANCE
 
@@ -163,13 +163,13 @@ def test_a_picture_owes_nothing_to_those_before(family: str, checkpoint: Folder)
     """To the last bit; what a replay gave is not what the next one overwrites."""
     folder = checkpoint(family)
     small, *large = items_of(folder, (56, 56), (200, 120), (120, 200), (60, 90))
-    fresh = recorded(folder)._runner.encode([small])
+    fresh = recorded(folder)._runner.media.encode([small])
     engine = recorded(folder)
-    before = engine._runner.encode(large)
+    before = engine._runner.media.encode(large)
     kept = [one.clone() for one in before]
     with torch.inference_mode():
         graphs_of(engine)._inputs[0].fill_(torch.nan)
-    found = engine._runner.encode([small])
+    found = engine._runner.media.encode([small])
     assert torch.equal(found[0], fresh[0])
     assert all(map(torch.equal, before, kept))
 
@@ -182,10 +182,10 @@ def test_a_tower_that_is_not_fed_is_noticed(
     folder = checkpoint(family)
     engine = recorded(folder)
     first, second = (items_of(folder, (60, 90)), items_of(folder, (60, 90), (60, 90))[1:])
-    engine._runner.encode(first)
+    engine._runner.media.encode(first)
     graphs = graphs_of(engine)
     monkeypatch.setattr(graphs, "_inputs", tuple(map(torch.clone, graphs._inputs)))
-    assert furthest(engine._runner.encode(second), alone(reference(family), second)) > (
+    assert furthest(engine._runner.media.encode(second), alone(reference(family), second)) > (
         100 * TOLERANCE
     )
 
@@ -201,7 +201,7 @@ def test_pictures_that_see_each_other_are_noticed(
     )
     folder = checkpoint("qwen2_vl")
     engine, items = recorded(folder), items_of(folder, (60, 90), (200, 120))
-    found = engine._runner.encode(items)
+    found = engine._runner.media.encode(items)
     assert furthest(found, alone(reference("qwen2_vl"), items)) > 100 * TOLERANCE
 
 
@@ -293,7 +293,7 @@ def test_a_tower_for_largest_pictures_still_takes_them(
     engine = recorded(folder, platform)
     items = images(engine._runner._options, family_for(folder), 224)
     platform.log.clear()
-    found = engine._runner.encode(items)
+    found = engine._runner.media.encode(items)
     assert family_for(folder).places(items) > 1024
     assert replays(platform) == 0
     assert furthest(found, alone(reference("qwen2_vl"), items)) < TOLERANCE

@@ -48,7 +48,7 @@ def fresh() -> Iterator[None]:
 def engine_and_items(family: str, folder: Path) -> tuple[Engine, list[MediaItem]]:
     modalities = family_for(folder).available
     engine = cuda_path(folder, StandIn(), modalities=modalities, max_len=400)
-    engine._runner._platform = Watched()
+    engine._runner.media._platform = Watched()
     items = [
         item
         for modality in modalities
@@ -62,7 +62,7 @@ def engine_and_items(family: str, folder: Path) -> tuple[Engine, list[MediaItem]
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "gemma3", "ultravox"])
 def test_encoding_waits_for_nothing(family: str, checkpoint: Callable[[str], Path]) -> None:
     engine, items = engine_and_items(family, checkpoint(family))
-    encoded = engine._runner.encode(items)
+    encoded = engine._runner.media.encode(items)
     assert len(encoded) == len(items)
     assert all(type(embeddings) is OnCard for embeddings in encoded)  # all that is large was sent
     assert OnCard.waits == []

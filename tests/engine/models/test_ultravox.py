@@ -164,7 +164,7 @@ def test_embeddings_of_many_clips_equal_those_of_each_alone(
     engine = Engine(engine_options(folder))
     family = Ultravox(folder)
     items = [sound_item(family, one) for one in SOUNDS * 2]
-    embedded = engine._runner.encode(items)
+    embedded = engine._runner.media.encode(items)
     for samples, ours in zip(SOUNDS * 2, embedded, strict=True):
         torch.testing.assert_close(ours, reference.embeddings(samples), rtol=0, atol=1e-4)
 
@@ -238,7 +238,7 @@ def test_the_largest_sound_of_a_prompt_fits_in_it(folder: Path) -> None:
     options = engine_options(folder, max_len=300)
     (item,) = largest_sounds(options, Ultravox(folder))
     assert 250 < item.length <= 300
-    (embedded,) = Engine(options)._runner.encode([item])
+    (embedded,) = Engine(options)._runner.media.encode([item])
     assert len(embedded) == item.length
 
 

@@ -17,6 +17,7 @@ from engine.native.loading import (
     MOST_PARTS,
     PARTS,
     Batch,
+    Choice,
     Decoder,
     LibraryUnusable,
     Product,
@@ -88,6 +89,29 @@ class Machine:
             wide,
         )
         return out
+
+    def reserve_choice(self, vocabulary: int) -> None:
+        """Give each thread what it takes to choose out of that many tokens. Raises MemoryError."""
+        if not self._library.appliance_reserve_choice(self._handle, vocabulary):
+            raise MemoryError("no memory for choosing tokens")
+
+    def choose(self, logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+        """Tokens `[rows]` from logits `[rows, vocabulary]`, float32, by a choice for each row.
+
+        Of as many tokens as were reserved for, or fewer.
+        """
+        rows, vocabulary = logits.shape
+        logits = logits.contiguous()
+        tokens = torch.empty(rows, dtype=torch.int64)
+        self._library.appliance_choose(
+            self._handle,
+            address(logits, torch.float32, rows, vocabulary),
+            (Choice * rows)(*choices),
+            rows,
+            vocabulary,
+            tokens.data_ptr(),
+        )
+        return tokens
 
     def scratch_bytes(self, decoder: Decoder, batch: Batch) -> int:
         """Bytes that a step works in."""

@@ -94,6 +94,18 @@ class Batch(Structure):
     )
 
 
+class Choice(Structure):
+    """`struct choice`"""
+
+    _fields_ = (
+        ("point", c_double),
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int32),
+    )
+
+
 class Step(Structure):
     """`struct step`"""
 
@@ -116,6 +128,11 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "appliance_machine": (c_void_p, (c_char_p, c_int)),
     "appliance_machine_free": (None, (c_void_p,)),
     "appliance_reserve": (c_int, (c_void_p, POINTER(Decoder))),
+    "appliance_reserve_choice": (c_int, (c_void_p, c_int64)),
+    "appliance_choose": (
+        None,
+        (c_void_p, c_void_p, POINTER(Choice), c_int64, c_int64, c_void_p),
+    ),
     "appliance_seconds": (None, (c_void_p, POINTER(c_double))),
     "appliance_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)),
     "appliance_multiply": (
@@ -131,7 +148,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
-PARTS = ("products", "norms", "rotation", "attention", "head")  # of a step
+PARTS = ("products", "norms", "rotation", "attention", "head", "choice")  # of a step
 MOST_PARTS = 8
 AGAIN = "build it by `python -m engine.native.build`"
 

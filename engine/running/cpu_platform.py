@@ -31,6 +31,7 @@ from engine.native.library import Machine
 from engine.native.loading import LibraryUnusable
 from engine.options import EngineOptions
 from engine.running.turns import Turns
+from engine.sampling.native_sampler import NativeSampler
 from engine.sampling.sampler import HostSampler, Sampler
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ class CpuPlatform(Host):
         return None
 
     def sampler(self, eos_ids: frozenset[int], vocabulary: int) -> Sampler:
-        return HostSampler(eos_ids, vocabulary)
+        if self.machine is None:
+            return HostSampler(eos_ids, vocabulary)
+        return NativeSampler(eos_ids, vocabulary, self.machine)
 
     def prepare_kernels(self, options: EngineOptions, progress: Progress) -> None:
         return None

@@ -39,11 +39,7 @@ class HostSampler:
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
     ) -> torch.Tensor:
-        """`sample` as a tensor. `latest` is of no use: no token is in flight here."""
-        return torch.tensor(self.sample(logits, sequences))
-
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """The next token of each sequence from logits `[sequences, vocabulary]` (float32)."""
+        """As `Sampler` has it. `latest` is of no use: no token is in flight here."""
         adjusted = logits
         for row, sequence in enumerate(sequences):
             if _adjusts(sequence):
@@ -51,13 +47,16 @@ class HostSampler:
                     adjusted = logits.clone()
                 self._adjust(adjusted[row], sequence)
         adjusted = constrained(adjusted, sequences, _stay)
-        chosen = adjusted.argmax(dim=-1)
+        return self._pick(adjusted, sequences)
+
+    def _pick(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+        chosen = logits.argmax(dim=-1)
         rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0]
         if rows:
             index = torch.tensor(rows, device=logits.device)
-            picked = self._draw(adjusted[index], [sequences[i] for i in rows])
+            picked = self._draw(logits[index], [sequences[i] for i in rows])
             chosen = chosen.index_copy(0, index, picked)
-        return chosen.tolist()
+        return chosen
 
     def _adjust(self, row: torch.Tensor, sequence: Sequence) -> None:
         options, output = sequence.sampling, sequence.output

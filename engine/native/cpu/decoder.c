@@ -9,7 +9,7 @@
 
 enum { ROWS_AT_ONCE = 192, NORM_ELEMENTS = 8192, PHASES = 9 };
 
-enum part { PRODUCTS, NORMS, ROTATION, ATTENTION, HEAD }; /* of a step, as `appliance_seconds` tells them */
+enum part { PRODUCTS, NORMS, ROTATION, ATTENTION, HEAD, CHOICE }; /* of a step, as `appliance_seconds` tells them */
 
 struct machine {
   struct pool *pool;
@@ -77,6 +77,20 @@ EXPORTED void appliance_seconds(struct machine *machine, double *seconds) {
 /* Gives each thread the memory that attention of this shape takes; 0 if there is none. */
 EXPORTED int appliance_reserve(struct machine *machine, const struct decoder *decoder) {
   return pool_reserve(machine->pool, (size_t)thread_bytes(decoder));
+}
+
+/* Gives each thread what it takes to choose out of that many tokens; 0 if there is no memory. */
+EXPORTED int appliance_reserve_choice(struct machine *machine, int64_t vocabulary) {
+  enum { MOST_LANES = 16, BYTES = 4 + 8 }; /* how likely each is, and each as a candidate */
+  return pool_reserve(machine->pool, (size_t)((vocabulary + MOST_LANES) * BYTES));
+}
+
+/* Tokens [rows] from logits [rows, vocabulary], each as its own choice says. */
+EXPORTED void appliance_choose(struct machine *machine, const float *logits, const struct choice *choices, int64_t rows,
+                               int64_t vocabulary, int64_t *tokens) {
+  struct chosen chosen = {logits, choices, tokens, vocabulary};
+  struct phase phase = {machine->of[FLOAT32]->choose, &chosen, rows, CHOICE};
+  if (rows > 0) pool_run(machine->pool, &phase, 1);
 }
 
 /* Rows of a weight, in units of 32 bits, into their places of the packed one; every `stride`th block is theirs. */

@@ -53,6 +53,14 @@ struct batch {
   const int64_t *last_seen;    /* [tokens] last position that a token sees beyond its own, or NULL */
 };
 
+/* How a row's token is chosen. */
+struct choice {
+  double point;      /* in [0, 1): where in the distribution */
+  float temperature; /* 0: the likeliest */
+  float top_p, min_p;
+  int32_t top_k; /* 0: all */
+};
+
 struct step {
   const struct batch *batch;
   void *residual;            /* [tokens, hidden]: in and out */

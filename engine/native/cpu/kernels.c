@@ -7,6 +7,7 @@
 #include "norms.c"
 #include "rotation.c"
 #include "attention.c"
+#include "choice.c"
 
 #define JOINED(a, b, c) a##_##b##_##c
 #define NAMED(a, b, c) JOINED(a, b, c)
@@ -16,4 +17,4 @@
 #define KIND float32
 #endif
 
-const struct kernels NAMED(kernels, VARIANT, KIND) = {multiply, normalize, rotate, attend, merge};
+const struct kernels NAMED(kernels, VARIANT, KIND) = {multiply, normalize, rotate, attend, merge, choose};

@@ -77,12 +77,19 @@ struct join {
   int32_t row, part, count;
 };
 
+struct chosen {
+  const float *logits; /* [rows, vocabulary] */
+  const struct choice *choices;
+  int64_t *tokens;
+  int64_t vocabulary;
+};
+
 enum { QUERY_ROWS = 192, KEY_BLOCK = 64, PART_KEYS = 256 };
 
 typedef void work(const void *context, int64_t piece, void *scratch);
 
 struct kernels {
-  work *multiply, *normalize, *rotate, *attend, *merge;
+  work *multiply, *normalize, *rotate, *attend, *merge, *choose;
 };
 
 /* of floats, a part: largest score, sum, then the values of each head */

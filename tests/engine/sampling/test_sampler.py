@@ -15,7 +15,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from engine.native.library import Machine
+from engine.native.loading import variants
 from engine.request import Request, SamplingOptions
+from engine.sampling.native_sampler import NativeSampler
 from engine.sampling.sampler import HostSampler
 from engine.scheduling.sequence import Sequence
 
@@ -37,8 +40,28 @@ def rows(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def sampler(eos: frozenset[int] = frozenset()) -> HostSampler:
-    return HostSampler(eos, VOCABULARY)
+class Choose:
+    """Tokens by one of the samplers."""
+
+    def __init__(self, variant: str | None) -> None:
+        self._machine = None if variant is None else Machine(variant, 2)
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        sequences: list[Sequence],
+        eos: frozenset[int] = frozenset(),
+    ) -> list[int]:
+        if self._machine is None:
+            chosen = HostSampler(eos, VOCABULARY)
+        else:
+            chosen = NativeSampler(eos, VOCABULARY, self._machine)
+        return chosen.choose(logits, sequences, torch.empty(0)).tolist()
+
+
+@pytest.fixture(scope="module", params=[None, *variants()], ids=lambda name: name or "torch")
+def sample(request: pytest.FixtureRequest) -> Choose:
+    return Choose(request.param)
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,7 +73,7 @@ def sampler(eos: frozenset[int] = frozenset()) -> HostSampler:
     seed=st.integers(0, 1000),
 )
 def test_drawn_tokens_are_those_that_transformers_keeps(
-    temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+    sample: Choose, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
     logits = rows(1, seed)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
@@ -66,7 +89,7 @@ def test_drawn_tokens_are_those_that_transformers_keeps(
     drawn = {
         token
         for s in many
-        for token in sampler().sample(
+        for token in sample(
             logits,
             [
                 Sequence(
@@ -78,48 +101,48 @@ def test_drawn_tokens_are_those_that_transformers_keeps(
     assert drawn <= kept
 
 
-def test_frequencies_follow_the_distribution() -> None:
+def test_frequencies_follow_the_distribution(sample: Choose) -> None:
     logits = rows(1).expand(4000, -1)
     many = [sequence(options(seed=5), index=i) for i in range(4000)]
-    counts = torch.bincount(torch.tensor(sampler().sample(logits, many)), minlength=VOCABULARY)
+    counts = torch.bincount(torch.tensor(sample(logits, many)), minlength=VOCABULARY)
     expected = logits[0].softmax(-1)
     assert (counts / 4000 - expected).abs().max() < 0.03
     uniform = torch.full((VOCABULARY,), 1 / VOCABULARY)
     assert (counts / 4000 - uniform).abs().max() > 0.1  # control
 
 
-def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch() -> None:
+def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch(sample: Choose) -> None:
     logits = rows(6)
     wanted = sequence(options(seed=42, top_p=0.9))
-    alone = sampler().sample(logits[2:3], [wanted])[0]
+    alone = sample(logits[2:3], [wanted])[0]
     others = [sequence(options(temperature=t, top_k=3)) for t in (0.0, 0.5, 1.0, 1.5, 2.0)]
     batch = [*others[:2], wanted, *others[2:]]
-    assert sampler().sample(logits, batch)[2] == alone
+    assert sample(logits, batch)[2] == alone
     plain = sequence(options(seed=42))  # no filter of its own, in the company of filters
-    alone = sampler().sample(logits[2:3], [plain])[0]
-    assert sampler().sample(logits, [*others[:2], plain, *others[2:]])[2] == alone
+    alone = sample(logits[2:3], [plain])[0]
+    assert sample(logits, [*others[:2], plain, *others[2:]])[2] == alone
     flat = torch.zeros(40, VOCABULARY)
     seeds = [sequence(options(seed=s)) for s in range(40)]
-    assert len(set(sampler().sample(flat, seeds))) > 10  # control: seeds differ
+    assert len(set(sample(flat, seeds))) > 10  # control: seeds differ
 
 
-def test_repetition_penalty_is_that_of_transformers() -> None:
+def test_repetition_penalty_is_that_of_transformers(sample: Choose) -> None:
     logits = rows(1)
     s = sequence(options(temperature=0.0, repetition_penalty=1.7), output=[4, 5])
     penalised = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([s.tokens]), logits.clone())
     forced = logits.clone()
     forced[0, 4] = logits.max() + 1  # would win without the penalty
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([s.tokens]), forced.clone())
-    assert sampler().sample(logits, [s]) == penalised.argmax(-1).tolist()
-    assert sampler().sample(forced, [s]) == expected.argmax(-1).tolist()
+    assert sample(logits, [s]) == penalised.argmax(-1).tolist()
+    assert sample(forced, [s]) == expected.argmax(-1).tolist()
 
 
-def test_frequency_and_presence_penalties_count_generated_tokens_only() -> None:
+def test_frequency_and_presence_penalties_count_generated_tokens_only(sample: Choose) -> None:
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 1], logits[0, 7], logits[0, 8] = 1.0, 3.0, 2.0
 
     def best(output: list[int], **values: float) -> int:
-        return sampler().sample(logits, [sequence(options(temperature=0.0, **values), output)])[0]
+        return sample(logits, [sequence(options(temperature=0.0, **values), output)])[0]
 
     assert best([7], frequency_penalty=0.9) == 7
     assert best([7, 7], frequency_penalty=0.9) == 8
@@ -128,21 +151,23 @@ def test_frequency_and_presence_penalties_count_generated_tokens_only() -> None:
     assert best([7, 8], frequency_penalty=2.0, presence_penalty=1.0) == 1  # 1 is in the prompt
 
 
-def test_bias_and_min_tokens() -> None:
+def test_bias_and_min_tokens(sample: Choose) -> None:
     logits = rows(1)
     best = int(logits.argmax())
     biased = sequence(options(temperature=0.0, logit_bias={best: -100.0, 9: 50.0}))
-    assert sampler().sample(logits, [biased]) == [9]
+    assert sample(logits, [biased]) == [9]
     second = int(logits[0].topk(2).indices[1])
     early = sequence(options(temperature=0.0, min_tokens=2), output=[5])
-    assert sampler(frozenset({best})).sample(logits, [early]) == [second]
+    assert sample(logits, [early], frozenset({best})) == [second]
     late = sequence(options(temperature=0.0, min_tokens=2), output=[5, 5])
-    assert sampler(frozenset({best})).sample(logits, [late]) == [best]
+    assert sample(logits, [late], frozenset({best})) == [best]
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-40, 1e-6])
-def test_a_temperature_that_would_leave_float32_is_greedy(temperature: float) -> None:
+def test_a_temperature_that_would_leave_float32_is_greedy(
+    sample: Choose, temperature: float
+) -> None:
     logits = rows(4)
-    drawn = sampler().sample(logits, [sequence(options(temperature=temperature))] * 4)
+    drawn = sample(logits, [sequence(options(temperature=temperature))] * 4)
     assert drawn == logits.argmax(dim=-1).tolist()
     assert not (logits / torch.tensor(1e-40)).isfinite().all()  # what it would have come to

@@ -83,7 +83,7 @@ class Engine:
             options.max_tokens_per_step,
             options.max_sequences,
             options.max_prompt_rows,
-            options.speculation_tokens if options.speculation else 0,
+            options.speculation_tokens if options.speculation is not None else 0,
         )
         self._flight: Flight | None = None
         self._sequences: dict[str, list[Sequence]] = {}
@@ -296,6 +296,7 @@ class Engine:
             outputs += self._landed(following)
         for draft in flight.drafts:
             if draft.sequence.finish_reason is None:
+                draft.sequence.learn(len(draft.tokens), draft.kept)
                 self._scheduler.settle(draft.sequence)
         return outputs
 

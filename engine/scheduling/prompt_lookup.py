@@ -6,73 +6,90 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-FEWEST = 2  # tokens that have to be the same
-MOST = 4  # tokens that are compared
-PLACES = 16  # where the last two tokens stood, latest first, that are looked at
+PAIR = 2  # tokens that have to be the same
+MOST_SAME = 8  # tokens that are compared
+PLACES = 16  # where the last pair stood, latest first, that are looked at
+
+# measured with SmolLM2 (docs/decisions.md)
+TRUST = 0.5  # of a sequence of which nothing was drafted yet
+LEARNING = 0.2  # part of it that one draft decides
+WORTHWHILE = 0.25  # least chance of a draft, beside the first, to be kept
 
 
 class PromptLookup:
     """Prompt lookup decoding (Saxena 2023; vLLM and SGLang call it n-gram speculation).
 
-    Of the latest places where the last tokens of a sequence stood before, that counts where the
-    most are the same, and of equals the latest. Pairs of tokens are indexed as they come, a chain
-    of places for each, so a token costs the same however long the sequence is: an entry of a
-    dictionary at most, and one number.
+    Of the places where the last tokens of a sequence stood before, that counts where the most are
+    the same, and of equals the latest. Pairs of tokens are indexed as they come, a chain of places
+    for each, so a token costs the same however long the sequence is: at most an entry of a
+    dictionary, and a number.
 
     `hidden` are the parts (start, end) of the prompt whose tokens stand for media: none of them is
     ever proposed, nor looked for.
     """
 
     def __init__(self, hidden: Sequence[tuple[int, int]] = ()) -> None:
-        self._walls = sorted(hidden)
-        self._starts = [start for start, _ in self._walls]
-        self._ends = [end for _, end in self._walls]
+        spans = sorted(hidden)
+        self._starts = [start for start, _ in spans]
+        self._ends = [end for _, end in spans]
         self._latest: dict[int, int] = {}  # of a pair of tokens: the place behind it
         self._before = array("i")  # of a place: one before it behind the same pair; 0: none
+        self._trust = TRUST  # how likely a token is kept if all before it are
 
     def propose(self, tokens: list[int], most: int) -> tuple[int, ...]:
         """Up to `most` tokens that may come next. `tokens` are those of the last call and more."""
-        count = len(tokens)
         self._index(tokens)
-        if count < FEWEST or self._wall_before(count) > count - FEWEST:
+        count = len(tokens)
+        if count < PAIR or self._hidden_end(count - 1) > count - PAIR:
             return ()
+        found, longest = 0, 0
         place = self._latest.get(_pair(tokens, count), 0)
-        found, longest = 0, FEWEST - 1
         for _ in range(PLACES):
-            if not place or longest == MOST:
+            if not place or longest == MOST_SAME:
                 break
-            same = _same(tokens, place, count)
+            same = _same(tokens, place)
             if same > longest:
                 found, longest = place, same
             place = self._before[place]
-        return self._following(tokens, found, most) if found else ()
+        return self._following(tokens, found, min(most, self._worthwhile(most))) if found else ()
+
+    def learn(self, drafted: int, kept: int) -> None:
+        """Trust a sequence more or less: of so many tokens so many were kept."""
+        for place in range(min(drafted, kept + 1)):
+            self._trust += LEARNING * ((place < kept) - self._trust)
+
+    def _worthwhile(self, most: int) -> int:
+        """How many tokens are likely enough to be kept; one may always be tried."""
+        count, chance = 1, self._trust**2
+        while count < most and chance > WORTHWHILE:
+            count += 1
+            chance *= self._trust
+        return count
 
     def _index(self, tokens: list[int]) -> None:
         """Note every place that has a token behind it."""
         before, latest = self._before, self._latest
         for place in range(len(before), len(tokens)):
-            if place < FEWEST or (
-                self._walls
-                and (self._wall_before(place + 1) > place - FEWEST or place in self._starts)
-            ):
+            if place < PAIR or self._hidden_end(place) > place - PAIR:
                 before.append(0)
                 continue
             pair = _pair(tokens, place)
             before.append(latest.get(pair, 0))
             latest[pair] = place
 
-    def _wall_before(self, place: int) -> int:
-        """Where the last media item that begins before a place ends; 0: there is none."""
-        index = bisect_right(self._starts, place - 1)
+    def _hidden_end(self, place: int) -> int:
+        """Where the last media item ends that begins at a place or before it; 0: there is none."""
+        index = bisect_right(self._starts, place)
         return self._ends[index - 1] if index else 0
 
     def _following(self, tokens: list[int], place: int, most: int) -> tuple[int, ...]:
-        """The tokens from a place on, up to a media item; beyond the last, what repeats itself."""
+        """The tokens from a place on, up to a media item; behind the last one they begin anew."""
         count = len(tokens)
         index = bisect_right(self._starts, place)
-        wall = self._starts[index] if index < len(self._starts) else count + most
-        found = tokens[place : min(place + most, count, wall)]
-        while len(found) < min(most, wall - place):
+        if index < len(self._starts):
+            most = min(most, self._starts[index] - place)
+        found = tokens[place : min(place + most, count)]
+        while len(found) < most:
             found.append(found[len(found) - (count - place)])
         return tuple(found)
 
@@ -82,9 +99,9 @@ def _pair(tokens: list[int], place: int) -> int:
     return tokens[place - 2] << 32 | tokens[place - 1]
 
 
-def _same(tokens: list[int], place: int, count: int) -> int:
-    """How many tokens before a place are the last ones of all; the first two are."""
-    same = FEWEST
-    while same < min(MOST, place) and tokens[place - 1 - same] == tokens[count - 1 - same]:
+def _same(tokens: list[int], place: int) -> int:
+    """How many tokens before a place are the last ones of all, its pair being the last pair."""
+    same = PAIR
+    while same < min(MOST_SAME, place) and tokens[place - 1 - same] == tokens[-1 - same]:
         same += 1
     return same

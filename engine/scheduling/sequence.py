@@ -115,6 +115,11 @@ class Sequence:
             self.lookup = PromptLookup([(item.start, item.end) for item in self.media])
         return self.lookup.propose(self.tokens, most)
 
+    def learn(self, drafted: int, kept: int) -> None:
+        """Note how many of its drafts came."""
+        if self.lookup is not None:
+            self.lookup.learn(drafted, kept)
+
     def wants_prompt_logprobs(self, start: int) -> bool:
         """Whether the logits of all tokens of a slice from `start` on are wanted."""
         return self.sampling.prompt_logprobs is not None and start < self.prompt_length

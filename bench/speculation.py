@@ -92,10 +92,11 @@ def prompts(checkpoint: Path, work: str, count: int) -> list[list[int]]:
     return found
 
 
-def run(engine: Engine, asked: list[list[int]], sampling: SamplingOptions) -> Turn:
+def run(engine: Engine, asked: list[list[int]], tokens: int, temperature: float) -> Turn:
     """Answer all prompts together; the clock starts when each has its first token."""
     answers: dict[str, list[int]] = {str(index): [] for index in range(len(asked))}
     for index, ids in enumerate(asked):
+        sampling = SamplingOptions(tokens, temperature, seed=index)
         engine.add(Request(str(index), ids, sampling))
     while not all(answers.values()):
         for output in engine.step():
@@ -149,13 +150,13 @@ class SpeculationBench:
     def row(self, work: str, count: int) -> list[str]:
         """One line of the table."""
         asked = prompts(self.checkpoint, work, count)
-        sampling = SamplingOptions(self.output_tokens, TEMPERATURES[work], seed=0)
+        wanted = self.output_tokens, TEMPERATURES[work]
         for engine in self.engines.values():
-            run(engine, asked, sampling)
+            run(engine, asked, *wanted)
         best: dict[bool, Turn] = {}
         for _ in range(self.turns):
             for drafts, engine in self.engines.items():
-                turn = run(engine, asked, sampling)
+                turn = run(engine, asked, *wanted)
                 if drafts not in best or turn.rate > best[drafts].rate:
                     best[drafts] = turn
         plain, drafted = best[False], best[True]

@@ -125,6 +125,22 @@ def test_answers_are_those_without_drafts_to_the_last_bit(
     assert (one.pages_cached, one.generated_tokens) == (other.pages_cached, other.generated_tokens)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_so_they_are_where_keys_are_attended_to_in_several_parts(
+    family: str, threads: int, checkpoint: Folder
+) -> None:
+    """Parts are of 256 keys: prompts before the end of the first, of the second, and beyond."""
+    folder = checkpoint(family)
+    settings = {"threads": threads, "dtype": "bfloat16", "max_len": 1024}
+    plain, drafting = (recorder(folder, s, **settings) for s in (None, "ngram"))
+    for each in (plain, drafting):
+        prompts = {"one": words(40, 7) * 6, "two": words(40, 8) * 12, "three": words(40, 9) * 16}
+        each.run(*(Request(name, prompt, greedy(60)) for name, prompt in prompts.items()))
+    assert_same(plain, drafting)
+    assert drafting.engine.stats().accepted_tokens > 0
+
+
 @pytest.mark.parametrize("native", EXACT[1:])
 def test_so_they_are_by_every_variant(native: str, checkpoint: Folder) -> None:
     folder = checkpoint("llama")

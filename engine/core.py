@@ -296,7 +296,6 @@ class Engine:
             outputs += self._landed(following)
         for draft in flight.drafts:
             if draft.sequence.finish_reason is None:
-                draft.sequence.learn(len(draft.tokens), draft.kept)
                 self._scheduler.settle(draft.sequence)
         return outputs
 

@@ -10,10 +10,8 @@ PAIR = 2  # tokens that have to be the same
 MOST_SAME = 8  # tokens that are compared
 PLACES = 16  # where the last pair stood, latest first, that are looked at
 
-# measured with SmolLM2 (docs/decisions.md)
-TRUST = 0.5  # of a sequence of which nothing was drafted yet
-LEARNING = 0.2  # part of it that one draft decides
-WORTHWHILE = 0.25  # least chance of a draft, beside the first, to be kept
+TRUST = 0.5  # in guesses of a sequence that none was made for yet
+LEARNING = 0.2  # part of it that one guess decides
 
 
 class PromptLookup:
@@ -34,11 +32,33 @@ class PromptLookup:
         self._ends = [end for _, end in spans]
         self._latest: dict[int, int] = {}  # of a pair of tokens: the place behind it
         self._before = array("i")  # of a place: one before it behind the same pair; 0: none
-        self._trust = TRUST  # how likely a token is kept if all before it are
+        self._trust = TRUST  # how likely a token comes as guessed if all before it do
+        self._guess: tuple[int, ...] = ()
+        self._guessed_at = 0  # the place of the guess, until it is told right or wrong
 
-    def propose(self, tokens: list[int], most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may come next. `tokens` are those of the last call and more."""
+    def propose(self, tokens: list[int], most: int, worthwhile: float = 0.0) -> tuple[int, ...]:
+        """Up to `most` tokens that may come next, each with more than a chance of `worthwhile`.
+
+        `tokens` are those of the last call and more. Guesses that are not likely enough are kept
+        here, to see how likely the next ones are.
+        """
+        self._learn(tokens)
         self._index(tokens)
+        self._guess, self._guessed_at = self._found(tokens, most), len(tokens)
+        count, chance = 0, self._trust
+        while count < len(self._guess) and chance > worthwhile:
+            count += 1
+            chance *= self._trust
+        return self._guess[:count]
+
+    def _learn(self, tokens: list[int]) -> None:
+        """Hold the last guess against what has come."""
+        for guess, came in zip(self._guess, tokens[self._guessed_at :], strict=False):
+            self._trust += LEARNING * ((guess == came) - self._trust)
+            if guess != came:
+                break
+
+    def _found(self, tokens: list[int], most: int) -> tuple[int, ...]:
         count = len(tokens)
         if count < PAIR or self._hidden_end(count - 1) > count - PAIR:
             return ()
@@ -51,20 +71,7 @@ class PromptLookup:
             if same > longest:
                 found, longest = place, same
             place = self._before[place]
-        return self._following(tokens, found, min(most, self._worthwhile(most))) if found else ()
-
-    def learn(self, drafted: int, kept: int) -> None:
-        """Trust a sequence more or less: of so many tokens so many were kept."""
-        for place in range(min(drafted, kept + 1)):
-            self._trust += LEARNING * ((place < kept) - self._trust)
-
-    def _worthwhile(self, most: int) -> int:
-        """How many tokens are likely enough to be kept; one may always be tried."""
-        count, chance = 1, self._trust**2
-        while count < most and chance > WORTHWHILE:
-            count += 1
-            chance *= self._trust
-        return count
+        return self._following(tokens, found, most) if found else ()
 
     def _index(self, tokens: list[int]) -> None:
         """Note every place that has a token behind it."""

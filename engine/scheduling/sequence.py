@@ -109,16 +109,11 @@ class Sequence:
         """Order of service: priority, then arrival, then number of the answer."""
         return (self.request.priority, self.arrival, self.index)
 
-    def draft(self, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may come next; all of `tokens` are known."""
+    def draft(self, most: int, worthwhile: float) -> tuple[int, ...]:
+        """Up to `most` tokens that come next with more than this chance; all before are known."""
         if self.lookup is None:
             self.lookup = PromptLookup([(item.start, item.end) for item in self.media])
-        return self.lookup.propose(self.tokens, most)
-
-    def learn(self, drafted: int, kept: int) -> None:
-        """Note how many of its drafts came."""
-        if self.lookup is not None:
-            self.lookup.learn(drafted, kept)
+        return self.lookup.propose(self.tokens, most, worthwhile)
 
     def wants_prompt_logprobs(self, start: int) -> bool:
         """Whether the logits of all tokens of a slice from `start` on are wanted."""

@@ -28,6 +28,7 @@ from engine.native.loading import variants
 from engine.request import Output, Request, SamplingOptions
 from engine.running.flight import Draft
 from engine.sampling import sampler
+from engine.scheduling import scheduler
 from tests.engine.running.test_constraint import CHOICES, END, OneOf, OneOfSource
 from tests.engine.running.test_oracle import VISION, words
 
@@ -35,6 +36,12 @@ Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]
 EXACT = [name for name in variants() if name != "amx"]  # which multiplies few rows otherwise
 FEW = {400: 60.0, 401: 60.0, 402: 59.0}  # a bias for so few tokens that any draft may be right
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft whatever may come, however many sequences there are."""
+    monkeypatch.setattr(scheduler, "READING", 1e9)
 
 
 def recorder(folder: Path, speculation: str | None, **changes: object) -> Recorder:

@@ -6,6 +6,7 @@ import torch
 
 from engine.request import Request, SamplingOptions
 from engine.scheduling.page_pool import PagePool
+from engine.scheduling.prompt_lookup import PromptLookup
 from engine.scheduling.scheduler import Scheduler, Slice
 from engine.scheduling.sequence import Sequence
 
@@ -32,9 +33,8 @@ def decoding(
     for item in scheduler.schedule():
         scheduler.computed(item)
         item.sequence.tokens.append(7)
-        item.sequence.draft(1)
-        for _ in range(20):  # whose drafts are trusted
-            item.sequence.learn(4, 4)
+        lookup = item.sequence.lookup = PromptLookup()
+        lookup._trust = 1.0
     scheduler.max_tokens = tokens
     return scheduler
 
@@ -107,3 +107,14 @@ def test_no_draft_is_made_where_somebody_was_preempted() -> None:
     slices = scheduler.schedule()  # each needs a fourth page
     assert scheduler.preemptions == 1
     assert [item.sequence.request.id for item in slices] == ["0"]
+
+
+def test_the_more_a_step_computes_the_likelier_a_draft_has_to_be() -> None:
+    drafted = []
+    for count in (1, 4, 16):
+        scheduler = decoding(PagePool(200), count)
+        for sequence in scheduler.running:
+            assert sequence.lookup is not None
+            sequence.lookup._trust = 0.6
+        drafted.append(len(drafts(scheduler.schedule())) / count)
+    assert drafted == [4, 2, 1]

@@ -48,7 +48,6 @@ def test_a_draft_is_what_a_search_finds(seed: int, kinds: int, media: int) -> No
     lookup = PromptLookup(hidden)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PLACES", 1000)
-        patch.setattr(PromptLookup, "_worthwhile", lambda self, most: most)
         while len(tokens) < 60:
             most = chance.randint(1, 6)
             assert lookup.propose(tokens, most) == searched(tokens, most, hidden)
@@ -65,16 +64,21 @@ def test_what_stands_for_media_is_never_drafted() -> None:
     assert PromptLookup([(3, 7)]).propose(tokens, 4) == (3,)
 
 
-def test_more_is_drafted_for_whom_drafts_are_right() -> None:
+def test_as_many_are_drafted_as_are_likely_to_come() -> None:
+    chance = random.Random(1)
     lookup, tokens = PromptLookup(), [1, 2, 3] * 10
     for _ in range(20):
-        lookup.learn(len(lookup.propose(tokens, 8)), 0)
-    assert len(lookup.propose(tokens, 8)) == 1
-    for _ in range(20):
-        draft = lookup.propose(tokens, 8)
-        lookup.learn(len(draft), len(draft))
-    assert lookup.propose(tokens, 8) == (1, 2, 3, 1, 2, 3, 1, 2)
-    assert lookup.propose(tokens, 3) == (1, 2, 3)
+        assert len(lookup.propose(tokens, 8, 0.0)) == 8
+        tokens += [*chance.choices(range(100, 200), k=3), 1, 2]
+    assert lookup.propose(tokens, 8, 0.4) == ()
+    guesses = []
+    for step in range(20):  # what is guessed and not drafted is learnt from too
+        guesses.append(len(lookup.propose(tokens, 8, 0.4)))
+        tokens.append(1 + step % 3)
+    assert guesses == sorted(guesses)
+    assert (guesses[0], guesses[-1]) == (0, 8)
+    assert len(lookup.propose(tokens, 3, 0.4)) == 3
+    assert 0 < len(lookup.propose(tokens, 8, 0.9)) < 8
 
 
 @pytest.mark.parametrize("kinds", [1, 20, 50_000])

@@ -60,6 +60,8 @@ COUNTERS = (
     ("encoder_cache_hits", "encoder_cache_hits", "Items whose tower output was cached."),
     ("encoder_cache_misses", "encoder_cache_misses", "Items that went through their tower."),
     ("steps", "engine_steps", "Steps of the engine."),
+    ("draft_tokens", "spec_decode_num_draft_tokens", "Tokens guessed by engine.speculation."),
+    ("accepted_tokens", "spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
 )
 
 

@@ -69,6 +69,8 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         vision_attention_from=engine.vision_attention_from,
         kernels=kernel_options(config) if engine.device == "cuda" else None,
         step_seconds=engine.step_seconds,
+        speculation=engine.speculation,
+        speculation_tokens=engine.speculation_tokens,
         tensor_parallel=ranks,
     )
     reason = left_to_torch(options)
@@ -128,6 +130,11 @@ def check_device_keys(engine: EngineConfig) -> None:
             )
         if engine.native != "auto":
             raise PlanError(f"engine.native={engine.native} is for engine=cpu")
+        if engine.speculation is not None:
+            raise PlanError(
+                f"engine.speculation={engine.speculation} is for engine=cpu: a card computes the "
+                "next step before the tokens of the last one are known; set it to null"
+            )
         return
     if engine.native != "auto":
         chosen(engine.native)

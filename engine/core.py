@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from engine.device.device import HostCopy
-from engine.errors import DeviceLost, EngineError, RequestRefused
+from engine.errors import DeviceLost, EngineError, ModelUnsupported, RequestRefused
 from engine.memory.mapped import load_for_quantization
 from engine.models.item_tensors import FLOATS, fitting
 from engine.models.loader import Progress, load_model
@@ -66,6 +66,11 @@ class Engine:
             )
         elif load is None:
             load = load_for_quantization if quantized else load_model
+        if options.speculation is not None and self._platform.overlaps:
+            raise ModelUnsupported(
+                f"engine.speculation={options.speculation} needs engine=cpu: elsewhere a step is "
+                "launched before the tokens of the one before are known"
+            )
         torch.set_num_threads(options.threads)
         prepared = prepare(options, self._platform, progress, load, self._ranks)
         self._family, self._eos_ids = prepared.loaded.family, prepared.loaded.eos_ids
@@ -78,11 +83,13 @@ class Engine:
             options.max_tokens_per_step,
             options.max_sequences,
             options.max_prompt_rows,
+            options.speculation_tokens if options.speculation is not None else 0,
         )
         self._flight: Flight | None = None
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
         self._steps = self._prompt_tokens = self._generated_tokens = self._hit_tokens = 0
+        self._draft_tokens = self._accepted_tokens = 0
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestRefused if it can never run; then nothing is queued."""
@@ -211,6 +218,8 @@ class Engine:
             encoder_cache_hits=cache.hits,
             encoder_cache_misses=cache.misses,
             steps=self._steps,
+            draft_tokens=self._draft_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def _one_by_one(self, slices: list[Slice], error: Exception) -> list[Output]:
@@ -221,6 +230,8 @@ class Engine:
         )
         outputs = []
         for item in slices:
+            if item.draft is not None:
+                continue  # nothing is lost without it
             if item.sequence.finish_reason is not None:
                 continue  # its last token was in flight when the step was planned
             try:
@@ -245,10 +256,15 @@ class Engine:
         """Start computing slices. Afterwards their sequences hold tokens in flight."""
         flight = self._launcher.launch(slices)
         for item in slices:
-            self._scheduler.computed(item)
+            if item.draft is None:
+                self._scheduler.computed(item)
+        self._await(flight)
+        return flight
+
+    def _await(self, flight: Flight) -> None:
+        """Let sequences hold what was chosen for them, before it is known."""
         for choice in flight.choices:
             choice.sequence.tokens.append(in_flight(choice.row))
-        return flight
 
     def _land_previous(self) -> list[Output]:
         flight, self._flight = self._flight, None
@@ -261,7 +277,29 @@ class Engine:
             raise
 
     def _land(self, flight: Flight) -> list[Output]:
-        """Wait for a step and hand out what it chose."""
+        """Wait for a step and hand out what it chose, an output for each token."""
+        outputs = self._landed(flight)
+        drafts = flight.drafts
+        self._draft_tokens += sum(len(draft.tokens) for draft in drafts)
+        while drafts := [draft for draft in drafts if draft.goes_on]:
+            assert flight.logits is not None
+            try:
+                following = self._launcher.follow(drafts, flight.logits)
+            except Exception:  # it happens again in a step, which finds out whose fault it is
+                logger.exception("drafts could not be followed")
+                break
+            self._await(following)
+            for draft in drafts:
+                draft.kept += 1
+                self._scheduler.keep(draft.sequence)
+            self._accepted_tokens += len(drafts)
+            outputs += self._landed(following)
+        for draft in flight.drafts:
+            if draft.sequence.finish_reason is None:
+                self._scheduler.settle(draft.sequence)
+        return outputs
+
+    def _landed(self, flight: Flight) -> list[Output]:
         for item, found in flight.prompts:
             sequence = item.sequence
             if sequence.finish_reason is None:

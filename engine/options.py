@@ -56,6 +56,8 @@ class EngineOptions:
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer
     kernels: KernelOptions | None = None  # on CUDA; None: FlashInfer compiles when it needs one
     step_seconds: float = 300.0  # longest silence of an engine that is not taken for hung
+    speculation: str | None = None  # ngram: drafts from a sequence's own tokens, on the CPU
+    speculation_tokens: int = 8  # most that are drafted for one sequence in one step
     tensor_parallel: int = 1  # processes (ranks) that share the model
 
     @property

@@ -22,3 +22,5 @@ class EngineStats:
     encoder_cache_hits: int = 0
     encoder_cache_misses: int = 0
     steps: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0

@@ -23,6 +23,7 @@ NATIVE = (
     "avx2",
     "neon",
 )  # engine/native
+SPECULATION = ("ngram",)
 TASKS = ("serve", "plan", "kernels")  # modules of `appliance.tasks`
 MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
@@ -356,6 +357,18 @@ class EngineConfig:
         "Kernels of our own for the layers (cpu only): auto takes the fastest that the processor "
         "has, torch leaves them to torch, a name takes that one or refuses.",
         choices=NATIVE,
+    )
+    speculation: str | None = key(
+        "Tokens guessed ahead and checked together in one step (cpu only): ngram guesses what "
+        "followed where an answer's last tokens stood before, in its prompt or itself. Answers "
+        "stay as they are without it; those that repeat their prompt come sooner. Null guesses "
+        "nothing.",
+        choices=SPECULATION,
+    )
+    speculation_tokens: int = key(
+        "Most tokens that `engine.speculation` guesses for one sequence in one step.",
+        low=1,
+        high=32,
     )
     graphs: bool = key("Decode by replaying recorded CUDA graphs (cuda only).")
     prefill_graphs: int = key(

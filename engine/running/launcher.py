@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.device.device import Device
-from engine.running.flight import Choice, Flight
+from engine.running.flight import Choice, Draft, Flight
 from engine.running.runner import Runner
 from engine.sampling.logprobs import LogprobRows
 from engine.sampling.pooling import Pool
@@ -40,15 +40,40 @@ class Launcher:
             if item.wants_prompt_logprobs:
                 self._score_prompt(flight, item, logits[row : row + item.count])
                 row += item.count
+            elif item.draft is not None:
+                self._await(flight, item, row)
+                row += 1
             elif item.samples:
                 row += 1
             if item.samples:
                 choice = Choice(sequence, len(sequence.tokens), len(rows))
                 flight.choices.append(choice)
                 rows.append(row - 1)
+        if flight.drafts:
+            flight.logits = logits
         if flight.choices:
             self._choose(flight, self._pick(logits, rows))
         return flight
+
+    def follow(self, drafts: list[Draft], logits: torch.Tensor) -> Flight:
+        """Choose the tokens behind the next one of each draft, which is its sequence's last token.
+
+        Each is chosen as in a step of its own: by the same logits, when all before it are known.
+        """
+        flight = Flight()
+        flight.choices = [
+            Choice(draft.sequence, len(draft.sequence.tokens), row)
+            for row, draft in enumerate(drafts)
+        ]
+        self._choose(flight, self._pick(logits, [draft.row for draft in drafts]))
+        return flight
+
+    def _await(self, flight: Flight, item: Slice, row: int) -> None:
+        """Note a draft, which follows what it is a draft of."""
+        assert item.draft is not None
+        if not flight.drafts or flight.drafts[-1].sequence is not item.sequence:
+            flight.drafts.append(Draft(item.sequence, [], row))
+        flight.drafts[-1].tokens.append(item.draft)
 
     def _pool(self, flight: Flight, pooled: list[Slice], hidden: torch.Tensor) -> None:
         """Add rows of hidden states to the vectors that they are part of."""

@@ -64,14 +64,16 @@ def build_batch(slices: list[Slice], page_size: int) -> Batch:
     hidden_rows: list[int] = []
     for item in slices:
         sequence, end, first = item.sequence, item.end, len(token_ids)
-        if item.count == 1:
+        if item.draft is not None:
+            token_ids.append(item.draft)
+        elif item.count == 1:
             token_ids.append(sequence.tokens[item.start])
         else:
             token_ids += sequence.tokens[item.start : end]
         tables.append(_table(sequence, -(-end // page_size)))
         if item.wants_prompt_logprobs:
             logit_rows += range(first, first + item.count)
-        elif item.samples:
+        elif item.samples or item.draft is not None:
             logit_rows.append(first + item.count - 1)
         if sequence.request.pooling is not None:
             hidden_rows += [first + row for row in item.pooled]

@@ -9,14 +9,25 @@ from dataclasses import dataclass
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.sequence import Sequence, no_pages
 
+# Rows that are computed in the time in which a step reads all weights, about (SmolLM2, two cores).
+# With r rows a step's token takes 1/r of that and a row's time, a draft only the latter: it has to
+# be kept with a chance of r / (r + READING) to save what it takes.
+READING = 12
+
 
 @dataclass(slots=True, frozen=True)
 class Slice:
-    """Tokens `start`..`end` of a sequence, computed in one step."""
+    """Tokens `start`..`end` of a sequence, computed in one step.
+
+    A `draft` is a token that is not the sequence's, but may come to stand at `start`; those of a
+    sequence follow the slice of its last token, one each, so that attention does for each what it
+    would do for that token alone. All keys of a step are stored before any is read.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    draft: int | None = None
 
     @property
     def count(self) -> int:
@@ -25,7 +36,7 @@ class Slice:
     @property
     def samples(self) -> bool:
         """Whether the step yields this sequence's next token."""
-        return self.last and self.sequence.request.pooling is None
+        return self.last and self.draft is None and self.sequence.request.pooling is None
 
     @property
     def last(self) -> bool:
@@ -47,7 +58,7 @@ class Slice:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether the logits of all its tokens are wanted."""
-        return self.sequence.wants_prompt_logprobs(self.start)
+        return self.draft is None and self.sequence.wants_prompt_logprobs(self.start)
 
 
 @dataclass(slots=True)
@@ -76,6 +87,10 @@ class Scheduler:
     in progress, then waiting ones, in order of service, in chunks of what is left of the budget.
     When pages run out the last in order is preempted: its pages go back (and stay findable) and it
     waits to be computed again.
+
+    With `draft_tokens` what is left after all of them goes to drafts of decoding sequences. The
+    pages that these take go back as soon as it is known how many were kept (`settle`), so that no
+    draft ever costs another sequence a page.
     """
 
     def __init__(
@@ -85,12 +100,14 @@ class Scheduler:
         max_tokens: int,
         max_sequences: int,
         max_prompt_rows: int,
+        draft_tokens: int = 0,
     ) -> None:
         self.pool = pool
         self.page_size = page_size
         self.max_tokens = max_tokens
         self.max_sequences = max_sequences
         self.max_prompt_rows = max_prompt_rows
+        self.draft_tokens = draft_tokens  # of one sequence in one step, at most
         self.running: list[Sequence] = []  # in order of service
         self.waiting: list[Sequence] = []  # in order of service
         self.preemptions = 0
@@ -167,7 +184,25 @@ class Scheduler:
                 break
             slices.append(Slice(sequence, sequence.computed, end))
             budget.take(slices[-1])
+        if self.draft_tokens and not preempted:
+            rows = sum(item.count for item in slices)
+            worthwhile = rows / (rows + READING)
+            return [
+                part for item in slices for part in (item, *self._drafts(item, budget, worthwhile))
+            ]
         return slices
+
+    def keep(self, sequence: Sequence) -> None:
+        """Note that the next draft of a sequence is the token that came, so it is computed too."""
+        sequence.computed += 1
+
+    def settle(self, sequence: Sequence) -> None:
+        """Give back the pages that a sequence took for drafts and none of which was kept."""
+        held = self._pages_for(sequence.computed)
+        if held < len(sequence.pages):
+            self.pool.release(sequence.pages[held:])
+            del sequence.pages[held:]
+        self.publish(sequence)
 
     def computed(self, item: Slice) -> None:
         """Note that a slice's keys and values are in its pages; full pages become findable."""
@@ -228,6 +263,28 @@ class Scheduler:
                     return item.start
                 images -= item.length
         return end
+
+    def _drafts(self, item: Slice, budget: Budget, worthwhile: float) -> list[Slice]:
+        """What is proposed to come behind a slice, if it decodes and there is room.
+
+        Each draft is a row of logits, for as many of which memory is planned as for those of
+        prompts. The token behind the last one is still one that was asked for.
+        """
+        sequence, place = item.sequence, item.end
+        most = min(
+            self.draft_tokens,
+            budget.tokens,
+            budget.prompt_rows,
+            sequence.sampling.max_tokens - sequence.generated - 1,
+        )
+        if most <= 0 or item.start < sequence.prompt_length or not item.last:
+            return []
+        draft = sequence.draft(most, worthwhile)
+        if not self._grow(sequence, place + len(draft)):
+            draft = draft[: len(sequence.pages) * self.page_size - place]
+        budget.tokens -= len(draft)
+        budget.prompt_rows -= len(draft)
+        return [Slice(sequence, at, at + 1, token) for at, token in enumerate(draft, place)]
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

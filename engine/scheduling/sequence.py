@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
+from engine.scheduling.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
     from engine.sampling.constraint import Constraint
@@ -51,6 +52,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     constraint: Constraint | None = None
     pool: Pool | None = None  # of the slices computed since the first
+    lookup: PromptLookup | None = None  # once something was to be drafted
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -106,6 +108,12 @@ class Sequence:
     def rank(self) -> tuple[int, int, int]:
         """Order of service: priority, then arrival, then number of the answer."""
         return (self.request.priority, self.arrival, self.index)
+
+    def draft(self, most: int, worthwhile: float) -> tuple[int, ...]:
+        """Up to `most` tokens that come next with more than this chance; all before are known."""
+        if self.lookup is None:
+            self.lookup = PromptLookup([(item.start, item.end) for item in self.media])
+        return self.lookup.propose(self.tokens, most, worthwhile)
 
     def wants_prompt_logprobs(self, start: int) -> bool:
         """Whether the logits of all tokens of a slice from `start` on are wanted."""

@@ -325,6 +325,16 @@ def test_task_plan_prints_one_screen(launch: Launch, tmp_path: Path) -> None:
         assert expected in ran.stdout
 
 
+def test_a_card_refuses_drafts_and_a_cpu_takes_them(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "tiny")
+    asked = [f"model.path={folder}", "engine.speculation=ngram", "engine.speculation_tokens=5"]
+    options = plan_recipe(compose(asked).config, folder, ROOM).options
+    assert (options.speculation, options.speculation_tokens) == ("ngram", 5)
+    with pytest.raises(PlanError, match=r"^engine\.speculation=ngram is for engine=cpu: ") as told:
+        plan_recipe(compose([*asked, "engine=cuda"]).config, folder, ROOM)
+    assert "\n" not in str(told.value)
+
+
 def test_task_plan_refuses_with_exit_code_2(launch: Launch, tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "tiny")
     ran = launch(f"model.path={folder}", "task=plan", "engine.kv_cache_gb=1000000")

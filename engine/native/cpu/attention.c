@@ -140,16 +140,18 @@ static void see(const struct decoder *decoder, const element *queries, int64_t h
   VALUES_OF[heads - 1](values, count, weights, wide, seen.values);
 }
 
-/* A token over a share of its keys, for some heads of keys: these lie side by side, so memory is read in a row. */
+/* Single tokens over a share of their keys, for some heads of keys: these lie side by side, so memory is read in a
+ * row. What is done for a token is the same with others beside it. */
 static void attend_one(const struct attended *a, const struct share *share, float *scratch) {
   const struct decoder *decoder = a->decoder;
   int64_t group = decoder->heads / decoder->kv_heads, size = decoder->head_dim, wide = decoder->value_dim;
-  int64_t all = share->heads * group, first_head = share->head * group;
+  int64_t rows = share->last - share->first, own = share->heads * group, all = rows * own, first_head = share->head * group;
   struct seen seen = {scratch, scratch + all, scratch + (2 * all + LANES - 1) / LANES * LANES};
   const element *queries = (const element *)a->queries + share->first * a->stride + first_head * size;
   struct walk keys = walk_from(a, a->keys, a->key_stride, share->sequence, share->key, share->head, size);
   struct walk values = walk_from(a, a->values, a->value_stride, share->sequence, share->key, share->head, wide);
   struct walk next_keys = keys, next_values = values;
+  int64_t length = a->batch->lengths[share->sequence]; /* of the last token */
   int64_t ahead = 0; /* keys that have been asked for: memory is slower than what is done with it */
   for (int64_t h = 0; h < all; h++) seen.largest[h] = -INFINITY, seen.sum[h] = 0;
   memset(seen.values, 0, (size_t)(all * wide) * sizeof(float));
@@ -162,21 +164,25 @@ static void attend_one(const struct attended *a, const struct share *share, floa
     }
     for (int64_t k = 0; k < count; k++) key[k] = walk_on(&keys), value[k] = walk_on(&values);
     for (int64_t head = 0; head < share->heads; head++) {
-      for (int64_t first = 0; first < group; first += MOST_HEADS) {
-        int64_t heads = group - first < MOST_HEADS ? group - first : MOST_HEADS, at = head * group + first;
-        struct seen some = {seen.largest + at, seen.sum + at, seen.values + at * wide};
-        see(decoder, queries + at * size, heads, key, value, count, some);
+      for (int64_t row = 0; row < rows; row++) {
+        int64_t left = length - (rows - 1 - row) - share->key - done, there = left < count ? left : count;
+        for (int64_t first = 0; first < group && there > 0; first += MOST_HEADS) {
+          int64_t heads = group - first < MOST_HEADS ? group - first : MOST_HEADS, at = head * group + first;
+          struct seen some = {seen.largest + row * own + at, seen.sum + row * own + at, seen.values + (row * own + at) * wide};
+          see(decoder, queries + row * a->stride + at * size, heads, key, value, there, some);
+        }
       }
       for (int64_t k = 0; k < count; k++) key[k] += size, value[k] += wide;
     }
   }
   for (int64_t h = 0; h < all; h++) {
     const float *found = seen.values + h * wide;
+    int64_t row = h / own, head = first_head + h % own;
     if (share->part < 0) {
-      element *to = (element *)a->out + (share->first * decoder->heads + first_head + h) * wide;
+      element *to = (element *)a->out + ((share->first + row) * decoder->heads + head) * wide;
       for (int64_t i = 0; i < wide; i += LANES) store(to + i, load_floats(found + i) * (1.0f / seen.sum[h]));
     } else {
-      float *to = a->parts + ((int64_t)share->part * decoder->heads + first_head + h) * (wide + 2);
+      float *to = a->parts + ((share->part + row * share->stride) * decoder->heads + head) * (wide + 2);
       to[0] = seen.largest[h], to[1] = seen.sum[h];
       memcpy(to + 2, found, (size_t)wide * sizeof(float));
     }

@@ -170,35 +170,61 @@ EXPORTED int64_t appliance_scratch(const struct decoder *decoder, const struct b
   return places_of(decoder, batch, nothing).bytes;
 }
 
+/* How many sequences from `s` on, `limit` at most, are single tokens one behind the other, on the same pages and in as
+ * many parts: drafts, as a rule. Each adds up what it would by itself, but a key is read once for all of them. */
+static int64_t alike(const struct batch *batch, int64_t s, int64_t window, int64_t limit) {
+  int64_t count = 1;
+  for (int64_t n = s + 1; n < batch->sequences && count < limit; n++, count++) {
+    int64_t length = batch->lengths[n], pages = batch->page_start[n] - batch->page_start[n - 1];
+    if (batch->query_start[n + 1] - batch->query_start[n] != 1 || length != batch->lengths[n - 1] + 1 ||
+        parts_of(length) != parts_of(length - 1) || seen_keys(batch, n, window) != length || pages == 0 ||
+        batch->page_start[n + 1] - batch->page_start[n] < pages ||
+        memcmp(batch->page_indices + batch->page_start[n - 1], batch->page_indices + batch->page_start[n],
+               (size_t)pages * sizeof *batch->page_indices) != 0)
+      break;
+  }
+  return count;
+}
+
 /* Shares of the batch's attention in a layer of this window. Parts of a token's keys are by position, so that
  * a token's sums are in the same order in any batch; how many heads a share has changes none of them. */
 static void share_out(const struct decoder *d, const struct batch *batch, int64_t window, int threads,
                       struct share *shares, int64_t *share_count, struct join *joins, int64_t *join_count) {
-  int64_t step = most(QUERY_ROWS / (d->heads / d->kv_heads), 1), part = 0, together = 0;
+  int64_t step = most(QUERY_ROWS / (d->heads / d->kv_heads), 1), part = 0, single = 0, together = 0;
   *share_count = *join_count = 0;
   for (int64_t s = 0; s < batch->sequences; s++)
-    if (batch->query_start[s + 1] - batch->query_start[s] == 1) together += parts_of(seen_keys(batch, s, window));
+    if (batch->query_start[s + 1] - batch->query_start[s] == 1) single += parts_of(seen_keys(batch, s, window));
+  int64_t limit = single * d->kv_heads / (4 * threads); /* so that there is something for every thread */
+  limit = most(limit < QUERY_ROWS / d->heads ? limit : QUERY_ROWS / d->heads, 1);
+  for (int64_t s = 0; s < batch->sequences; s++)
+    if (batch->query_start[s + 1] - batch->query_start[s] == 1) {
+      s += alike(batch, s, window, limit) - 1;
+      together += parts_of(seen_keys(batch, s, window));
+    }
   int32_t heads = together >= 4 * threads ? (int32_t)d->kv_heads : 1;
   for (int64_t s = 0; s < batch->sequences; s++) {
     int32_t first = batch->query_start[s], last = batch->query_start[s + 1];
     if (last - first == 1) {
+      int64_t rows = alike(batch, s, window, limit);
+      s += rows - 1; /* whose table has the pages of all */
+      last = batch->query_start[s + 1];
       int64_t length = batch->lengths[s], begin = length - seen_keys(batch, s, window);
       int64_t one = begin / PART_KEYS, end = ceiling(length, PART_KEYS), count = end - one;
       for (int64_t p = one; p < end; p++) {
         int64_t from = most(p * PART_KEYS, begin), to = (p + 1) * PART_KEYS < length ? (p + 1) * PART_KEYS : length;
         for (int32_t head = 0; head < d->kv_heads; head += heads)
-          shares[(*share_count)++] = (struct share){(int32_t)s,    head, heads, first, last, (int32_t)from,
-                                                    (int32_t)(to - from), count > 1 ? (int32_t)(part + p - one) : -1};
+          shares[(*share_count)++] = (struct share){(int32_t)s, head, heads, first, last, (int32_t)from, (int32_t)(to - from),
+                                                    count > 1 ? (int32_t)(part + p - one) : -1, (int32_t)count};
       }
-      if (count > 1) {
-        joins[(*join_count)++] = (struct join){first, (int32_t)part, (int32_t)count};
+      for (int32_t row = first; count > 1 && row < last; row++) {
+        joins[(*join_count)++] = (struct join){row, (int32_t)part, (int32_t)count};
         part += count;
       }
     } else {
       for (int32_t from = last; from > first; from -= (int32_t)step) /* the last see most: first */
         for (int32_t head = 0; head < d->kv_heads; head++) {
           int32_t begin = from - (int32_t)step > first ? from - (int32_t)step : first;
-          shares[(*share_count)++] = (struct share){(int32_t)s, head, 1, begin, from, -1, 0, -1};
+          shares[(*share_count)++] = (struct share){(int32_t)s, head, 1, begin, from, -1, 0, -1, 0};
         }
     }
   }

@@ -57,12 +57,14 @@ struct attended {
   int64_t stride;
 };
 
-/* Queries of one sequence: of a prompt's tokens for one head of keys, or of one token for some, over some keys. */
+/* Queries of one sequence: of a prompt's tokens for one head of keys, or of single tokens for some, over some keys.
+ * Several single tokens are a batch's sequences that stand one key further each, on the same pages; the last one's
+ * table has them all. */
 struct share {
   int32_t sequence, head, heads; /* of keys */
   int32_t first, last;    /* rows of the step */
-  int32_t key, keys;      /* of a single token: where its piece begins and how long it is; else -1 */
-  int32_t part;           /* where in `parts` it goes; -1: it is all there is */
+  int32_t key, keys;      /* of the last single token: where its piece begins and how long it is; else -1 */
+  int32_t part, stride;   /* where in `parts` it goes, and from one token's to the next's; -1: it is all there is */
 };
 
 /* Parts of one token's attention, to be put together. */

@@ -27,23 +27,34 @@ static int fault(const char *what) {
   return 1;
 }
 
+static int64_t grouped; /* tokens whose keys were shared out with another's */
+
 /* How often each key of a single token was given to each head, and each row of a prompt. */
 static int32_t given[MOST_SEQUENCES][64][MOST_LENGTH];
 
 static int try_one(void) {
+  static int32_t page_indices[MOST_SEQUENCES * (MOST_LENGTH / 16 + 2)], seen;
   int32_t query_start[MOST_SEQUENCES + 1] = {0}, lengths[MOST_SEQUENCES], page_start[MOST_SEQUENCES + 1] = {0};
   int64_t groups[] = {1, 2, 3, 7, 12, 48, 193}, kept[] = {1, 2, 3, 8, 32}, windows[] = {-1, 0, 1, 255, 256, 257, 1000};
   int64_t group = groups[draw(7)], heads = kept[draw(5)];
   struct decoder d = {.count = 1 + draw(3), .hidden = 64, .intermediate = 64, .heads = group * heads, .kv_heads = heads,
                       .head_dim = 16, .value_dim = 32, .page_size = 16};
   struct batch batch = {.sequences = 1 + draw(MOST_SEQUENCES), .query_start = query_start, .page_start = page_start,
-                        .lengths = lengths};
+                        .page_indices = page_indices, .lengths = lengths};
   for (int64_t s = 0; s < batch.sequences; s++) {
     int64_t most = draw(3) == 0 ? MOST_LENGTH : 600;
     lengths[s] = (int32_t)(1 + draw(most));
     if (draw(4) == 0) lengths[s] = (int32_t)(PART_KEYS * (1 + draw(3)) + draw(3) - 1); /* about a part's end */
     int64_t rows = draw(2) ? 1 : 1 + draw(lengths[s]);
+    int draft = s > 0 && draw(2) && lengths[s - 1] < MOST_LENGTH && query_start[s] == query_start[s - 1] + 1;
+    if (draft) rows = 1, lengths[s] = lengths[s - 1] + 1; /* one key more on the same pages */
     query_start[s + 1] = query_start[s] + (int32_t)rows;
+    page_start[s + 1] = page_start[s] + (lengths[s] + 15) / 16;
+    for (int32_t page = 0; page < page_start[s + 1] - page_start[s]; page++) {
+      int32_t before = s > 0 ? page_start[s] - page_start[s - 1] : 0;
+      page_indices[page_start[s] + page] = draft && page < before ? page_indices[page_start[s - 1] + page] : ++seen;
+    }
+    if (draft && draw(4) == 0) page_indices[page_start[s + 1] - 1] = ++seen; /* or on another last one */
   }
   batch.tokens = query_start[batch.sequences];
   struct places none = places_of(&d, &batch, NULL);
@@ -70,7 +81,15 @@ static int try_one(void) {
           if (share->part >= parts) bad |= fault("more parts than there is memory for");
           if (share->keys < 1 || share->key + share->keys > lengths[s]) bad |= fault("keys that are none");
           if (share->keys > PART_KEYS) bad |= fault("a part larger than one");
-          for (int64_t k = share->key; k < share->key + share->keys && !bad; k++) given[s][h][k]++;
+          int64_t rows = share->last - share->first;
+          if (rows * d.heads > most(QUERY_ROWS, d.heads)) bad |= fault("more rows than a thread has");
+          for (int64_t n = s - rows + 1; n <= s && !bad; n++) {
+            if (memcmp(page_indices + page_start[n], page_indices + page_start[s],
+                       (size_t)(page_start[n + 1] - page_start[n]) * sizeof *page_indices) != 0)
+              bad |= fault("keys on the pages of another");
+            for (int64_t k = share->key; k < share->key + share->keys && k < lengths[n]; k++) given[n][h][k]++;
+            grouped += n < s;
+          }
         } else {
           if ((share->last - share->first) * group > most(QUERY_ROWS, group)) bad |= fault("more rows than a thread has");
           for (int64_t r = share->first; r < share->last; r++) given[s][h][r - query_start[s]]++;
@@ -96,8 +115,11 @@ static int try_one(void) {
       next = join->part + join->count;
       for (int64_t i = 0; i < count; i++) {
         const struct share *share = &p.shares[kind * half + i];
-        int own = share->first == join->row, its = share->part >= join->part && share->part < next;
-        if (own != its) bad |= fault("a part of another token");
+        for (int32_t row = share->first; row < share->last; row++) {
+          int64_t part = share->part + (row - share->first) * share->stride;
+          int own = row == join->row, its = share->part >= 0 && part >= join->part && part < next;
+          if (own != its) bad |= fault("a part of another token");
+        }
       }
     }
     if (next > parts) bad |= fault("more parts than there is memory for");
@@ -112,5 +134,6 @@ int main(int count, char **words) {
   for (int i = 0; i < 20; i++) draw(2);
   for (int n = atoi(words[2]); n > 0; n--)
     if (try_one()) return 1;
+  if (atoi(words[2]) > 500 && grouped < 100) return fault("no drafts");
   return 0;
 }

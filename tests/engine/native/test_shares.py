@@ -30,6 +30,9 @@ FAULTS = {
     "more parts": ("if (rows == 1) parts += pieces;", "parts += rows == 1;"),
     "not given once": ("begin = length - seen_keys(batch, s, window)", "begin = 0"),
     "not joined": ("part += count;", "part += count + 1;"),
+    "pages of another": ("(size_t)pages * sizeof", "(size_t)(pages - 1) * sizeof"),
+    "more rows": ("limit < QUERY_ROWS / d->heads ? limit : QUERY_ROWS / d->heads", "QUERY_ROWS"),
+    "of another token": ("(int32_t)count};\n      }", "(int32_t)count - 1};\n      }"),
 }
 
 

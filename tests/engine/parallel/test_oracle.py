@@ -78,6 +78,19 @@ def test_ranks_agree_with_one_through_chunks_shared_prefixes_and_preemption(
     assert compare(several, reference(family), requests) < TOLERANCE
 
 
+def test_two_ranks_check_drafts_as_one_does(checkpoint: Folder, reference: Model) -> None:
+    folder = checkpoint("llama")
+    requests = [Request(f"r{n}", words(10, n) * 3, greedy(40)) for n in range(3)]
+    plain = Recorder(Engine(engine_options(folder)))
+    plain.run(*requests)
+    with of_ranks(engine_options(folder, tensor_parallel=2, speculation="ngram")) as drafting:
+        drafting.run(*requests)
+        stats = drafting.engine.stats()
+    assert 0 < stats.accepted_tokens < stats.draft_tokens
+    assert drafting.tokens == plain.tokens
+    assert compare(drafting, reference("llama"), requests) < TOLERANCE
+
+
 def test_leaving_out_one_sum_is_noticed(checkpoint: Folder, reference: Model) -> None:
     """Control: with any one sum over the ranks left out, the comparison above must fail."""
     folder = checkpoint("llama")

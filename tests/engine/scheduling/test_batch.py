@@ -32,7 +32,7 @@ def plain(slices: list[Slice], page_size: int) -> Batch:
     for item in slices:
         sequence, prompt = item.sequence, len(item.sequence.request.prompt_ids)
         for index in range(item.start, item.end):
-            token_ids.append(sequence.tokens[index])
+            token_ids.append(sequence.tokens[index] if item.draft is None else item.draft)
             slots.append(sequence.pages[index // page_size] * page_size + index % page_size)
             if index < prompt:
                 positions.append(sequence.positions[:, index].tolist())
@@ -41,7 +41,8 @@ def plain(slices: list[Slice], page_size: int) -> Batch:
             around = [span for span in sequence.spans if span[0] <= index < span[1]]
             spans.append((around[0][0], around[0][1] - 1) if around else (-1, -1))
             row = index - item.start
-            if item.wants_prompt_logprobs or (item.samples and index == item.end - 1):
+            asked = item.wants_prompt_logprobs or item.draft is not None
+            if asked or (item.samples and index == item.end - 1):
                 logit_rows.append(query_start[-1] + row)
             if row in item.pooled:
                 hidden_rows.append(query_start[-1] + row)
@@ -113,13 +114,24 @@ def drawn_slice(chance: random.Random, pages: list[int]) -> Slice:
     return Slice(sequence, start, end)
 
 
+def with_drafts(chance: random.Random, item: Slice) -> list[Slice]:
+    """A slice and, if its sequence decodes, what may come behind it on the pages that it has."""
+    sequence, end = item.sequence, item.end
+    room = len(sequence.pages) * PAGE - end
+    if not item.samples or item.start < sequence.prompt_length or not room:
+        return [item]
+    places = range(end, end + chance.randint(1, room))
+    return [item, *(Slice(sequence, at, at + 1, chance.randrange(100)) for at in places)]
+
+
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 8))
 def test_a_batch_is_that_of_a_plain_builder(seed: int, count: int) -> None:
     chance = random.Random(seed)
     pages = list(range(1, 200))
     chance.shuffle(pages)
-    slices = [drawn_slice(chance, pages) for _ in range(count)]
+    drawn = [drawn_slice(chance, pages) for _ in range(count)]
+    slices = [each for item in drawn for each in with_drafts(chance, item)]
     assert_equal(build_batch(slices, PAGE), plain(slices, PAGE))
 
 

@@ -1,0 +1,141 @@
+/* A weight's elements as integers: what `interface.h` says of INT8 and INT4. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+enum stored { STORED_BFLOAT16, STORED_FLOAT32, STORED_FLOAT16 };
+
+static float as_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+static uint32_t as_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+
+/* of float16: exact where it is a number */
+static float from_half(uint16_t bits) {
+  uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = (uint32_t)(bits & 0x7fff) << 13;
+  if ((bits & 0x7c00) == 0x7c00) return as_float(sign | 0x70000000 | rest); /* infinite, or none */
+  return as_float(sign | as_bits(as_float(rest) * 0x1p112f));
+}
+
+/* The nearest float16 of a number, the largest one there is for a larger one. */
+static uint16_t to_half(float value) {
+  float size = fabsf(value) < 65504.0f ? fabsf(value) : 65504.0f;
+  uint32_t sign = as_bits(value) >> 16 & 0x8000;
+  if (size < 0x1p-14f) return (uint16_t)(sign | (as_bits(size + 0.5f) & 0xfff)); /* multiples of 2^-24, as 1/2 has them */
+  uint32_t bits = as_bits(size);
+  return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13));
+}
+
+/* One that is no smaller, but for the largest. */
+static uint16_t to_half_above(float value) {
+  uint16_t bits = to_half(value);
+  return from_half(bits) < value && bits < 0x7bff ? bits + 1 : bits;
+}
+
+static void read_group(const char *from, int stored, float *to) {
+  for (int i = 0; i < GROUP; i++)
+    if (stored == STORED_FLOAT32) {
+      memcpy(to + i, from + 4 * i, 4);
+    } else {
+      uint16_t bits;
+      memcpy(&bits, from + 2 * i, 2);
+      to[i] = stored == STORED_BFLOAT16 ? as_float((uint32_t)bits << 16) : from_half(bits);
+    }
+}
+
+/* The whole number that is nearest, of one below 2^22. */
+static inline float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
+
+static inline float within(float value, float least, float most) {
+  value = value < least ? least : value;
+  return value > most ? most : value;
+}
+
+/* 32 numbers as integers and what these mean; the squares of the errors summed. */
+struct meant {
+  uint16_t scale, least;
+  int32_t q[GROUP];
+};
+
+static void as_eight(const float *w, struct meant *to) {
+  float largest = 0;
+  for (int i = 0; i < GROUP; i++) largest = fabsf(w[i]) > largest ? fabsf(w[i]) : largest;
+  to->scale = to_half_above(largest / 127.0f);
+  float scale = from_half(to->scale), by = scale > 0 ? 1.0f / scale : 0;
+  for (int i = 0; i < GROUP; i++) to->q[i] = (int32_t)nearest(within(w[i] * by, -127.0f, 127.0f));
+}
+
+/* The nearest of 16 values that are `scale` apart, from `least` on; the squares of the errors. */
+static float as_four_of(const float *w, float scale, float least, struct meant *to) {
+  to->scale = to_half(scale > 0 ? scale : 0), to->least = to_half(least);
+  scale = from_half(to->scale), least = from_half(to->least);
+  float by = scale > 0 ? 1.0f / scale : 0, sum = 0;
+  for (int i = 0; i < GROUP; i++) {
+    float q = nearest(within((w[i] - least) * by, 0, 15.0f)), error = w[i] - (q * scale + least);
+    to->q[i] = (int32_t)q;
+    sum += error * error;
+  }
+  return sum;
+}
+
+static void as_four(const float *w, struct meant *to) {
+  float least = w[0], most = w[0];
+  for (int i = 1; i < GROUP; i++) {
+    least = w[i] < least ? w[i] : least;
+    most = w[i] > most ? w[i] : most;
+  }
+  as_four_of(w, (most - least) / 15.0f, least, to);
+}
+
+/* A group's integers and what they mean, into its place in a panel. */
+static void put_eight(const float *w, uint16_t *panel, int64_t pitch, int64_t column) {
+  struct meant group;
+  uint32_t *units = (uint32_t *)panel + column;
+  as_eight(w, &group);
+  for (const int32_t *q = group.q; q < group.q + GROUP; q += 4, units += pitch)
+    *units = (q[0] & 255u) | (q[2] & 255u) << 8 | (q[1] & 255u) << 16 | (q[3] & 255u) << 24;
+  panel[2 * (GROUP / 4) * pitch + column] = group.scale;
+}
+
+static void put_four(const float *w, uint16_t *panel, int64_t pitch, int64_t column) {
+  struct meant group;
+  uint32_t *units = (uint32_t *)panel + column;
+  as_four(w, &group);
+  for (const int32_t *q = group.q; q < group.q + GROUP; q += 8, units += pitch) {
+    *units = 0;
+    for (int i = 0; i < 8; i++) *units |= (uint32_t)q[i] << (i / 2 * 4 + i % 2 * 16);
+  }
+  *units = group.scale | (uint32_t)group.least << 16;
+}
+
+/* Rows of a weight [rows, in] into their places of the packed one; every `stride`th block is theirs. 0 where it has what
+ * is no number, or infinite. */
+EXPORTED int appliance_quantize(void *packed, int form, const void *weight, int stored, int64_t rows, int64_t in,
+                                int64_t blocks, int64_t first_block, int64_t stride) {
+  int64_t bytes = stored == STORED_FLOAT32 ? 4 : 2, groups = in / GROUP, step = group_halves(form);
+  for (int64_t n = 0; n < rows; n += BLOCK) {
+    int64_t block = first_block + n / BLOCK * stride, panel = block / 4 * 4;
+    int64_t pitch = (blocks - panel < 4 ? blocks - panel : 4) * BLOCK, first = block % 4 * BLOCK;
+    uint16_t *to = (uint16_t *)packed + panel * BLOCK * groups * step;
+    for (int64_t g = 0; g < groups; g++, to += pitch * step)
+      for (int64_t column = first; column < first + BLOCK; column++) {
+        float w[GROUP], none = 0;
+        read_group((const char *)weight + ((n + column - first) * in + g * GROUP) * bytes, stored, w);
+        for (int i = 0; i < GROUP; i++) none += w[i] * 0;
+        if (none != 0) return 0;
+        if (form == INT8)
+          put_eight(w, to, pitch, column);
+        else
+          put_four(w, to, pitch, column);
+      }
+  }
+  return 1;
+}

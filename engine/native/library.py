@@ -155,6 +155,11 @@ class Packed:
         form = FORMS.index(quantization)
         self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_, form)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weight takes, without its bias."""
+        return self._packed.nbytes
+
     def _put(self, weight: torch.Tensor, first_block: int, stride: int) -> None:
         """Pack one of the weights, every `stride`th block its."""
         rows, blocks, to = len(weight), self.out // BLOCK, self._packed.data_ptr()

@@ -182,16 +182,16 @@ INLINE void multiply_unpacked(int64_t rows, int64_t blocks, int form, const stru
   move_sums(rows, blocks, all, at.sums, 1);
 }
 
-/* Each shape of a tile compiled by itself. */
+/* Each shape of a tile compiled by itself, empty where there are no registers for it. */
 #define FEW_TILE(ROWS, BLOCKS, FORM)                                                                                   \
   static void few_##ROWS##_##BLOCKS##_##FORM(const uint16_t *panel, int64_t pitch, int64_t column, int64_t groups,     \
                                              const struct rows *at) {                                                  \
-    multiply_few(ROWS, BLOCKS, FORM, panel, pitch, column, groups, *at);                                               \
+    if (BLOCKS <= widest(ROWS)) multiply_few(ROWS, BLOCKS, FORM, panel, pitch, column, groups, *at);                    \
   }
 #define UNPACKED_TILE(ROWS, BLOCKS, FORM)                                                                              \
   static void unpacked_##ROWS##_##BLOCKS##_##FORM(const struct unpacked *from, int64_t width, int64_t column,          \
                                                   int64_t groups, const struct rows *at, const char *later) {          \
-    multiply_unpacked(ROWS, BLOCKS, FORM, from, width, column, groups, *at, later);                                    \
+    if (BLOCKS <= widest(ROWS)) multiply_unpacked(ROWS, BLOCKS, FORM, from, width, column, groups, *at, later);        \
   }
 #define FORMS(TILE, ROWS, BLOCKS) TILE(ROWS, BLOCKS, INT8) TILE(ROWS, BLOCKS, INT4)
 #define SHAPES(TILE, ROWS) FORMS(TILE, ROWS, 1) FORMS(TILE, ROWS, 2) FORMS(TILE, ROWS, 4)

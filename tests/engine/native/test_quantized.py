@@ -1,0 +1,148 @@
+"""Products by weights of integers against float64 of what these mean, and how they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.native.library import BLOCK, Machine, Packed
+from tests.engine.native.integers import dequantized, panels
+from tests.engine.native.test_products import Machines, drawn, excess
+
+FORMS = ("int8", "int4")
+ROWS = (0, 1, 2, 3, 4, 5, 9, 16, 31, 49, 193)
+SIZES = [  # inputs, outputs, a bias: whole panels, and of fewer blocks; any number of groups
+    (32, 16, False),
+    (96, 48, True),
+    (288, 176, False),
+    (608, 960, True),
+]
+WIDE = {"int8": 1, "int4": 5}  # what is multiplied, over what it means: 16 more than four bits
+
+
+def product(machine: Machine, packed: Packed, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return machine.multiply(packed, x), machine.multiply(packed, x, wide=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("depth", "out", "biased"), SIZES)
+def test_products_are_those_of_what_the_integers_mean(
+    machines: Machines,
+    dtype: torch.dtype,
+    built: Path,
+    depth: int,
+    out: int,
+    biased: bool,
+    form: str,
+) -> None:
+    """A row's own result is the same to the last bit, whatever the other rows and threads are."""
+    x, weight = drawn(0, ROWS[-1], depth).to(dtype), drawn(1, out, depth)
+    bias = drawn(2, out).to(dtype) if biased else None
+    packed = Packed([weight], bias, quantization=form, dtype=dtype, file=built)
+    meant, added = dequantized(packed), torch.zeros(out) if bias is None else bias
+    whole, wide = product(machines[1], packed, x)
+    assert (whole.dtype, wide.dtype) == (dtype, torch.float32)
+    assert max(excess(whole, x, meant, added), excess(wide, x, meant, added)) <= WIDE[form]
+    assert excess(wide, x, weight, added) > 20  # control: the weight itself is another
+    matrix_unit = machines[1].variant == "amx" and dtype == torch.bfloat16
+    for rows in ROWS:
+        some = x[:rows].clone()
+        first, *others = [product(machine, packed, some) for machine in machines.values()]
+        for other in others:
+            assert torch.equal(other[0], first[0])
+            assert torch.equal(other[1], first[1])
+        if matrix_unit:
+            assert excess(first[1], some, meant, added) <= WIDE[form]
+        else:
+            assert torch.equal(first[0], whole[:rows])
+            assert torch.equal(first[1], wide[:rows])
+    alone = machines[2].multiply(packed, x[177:178].clone(), wide=True)
+    assert matrix_unit or torch.equal(alone, wide[177:178])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_scale_that_is_another_is_seen(
+    machines: Machines, dtype: torch.dtype, built: Path, form: str
+) -> None:
+    x, weight = drawn(3, 7, 96).to(dtype), drawn(4, 80, 96)
+    packed = Packed([weight], quantization=form, dtype=dtype, file=built)
+    meant, none = dequantized(packed), torch.zeros(80)
+    assert excess(machines[2].multiply(packed, x, wide=True), x, meant, none) <= WIDE[form]
+    panels(packed)[1][2, -2] += 8  # the last group's, of the last columns: of 2,048 parts
+    found = machines[2].multiply(packed, x, wide=True)
+    assert excess(found, x, meant, none) > 30
+    assert excess(found, x, dequantized(packed), none) <= WIDE[form]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_side_by_side_and_by_turns_are_in_their_places(built: Path, form: str) -> None:
+    parts = [drawn(seed, 48, 64) for seed in (5, 6)]
+    alone = [dequantized(Packed([part], quantization=form, file=built)) for part in parts]
+    together = Packed(parts, quantization=form, file=built)
+    assert torch.equal(dequantized(together), torch.cat(alone))
+    turns = dequantized(Packed(parts, by_turns=True, quantization=form, file=built))
+    blocks = [part.view(-1, 1, BLOCK, 64) for part in alone]
+    assert torch.equal(turns, torch.cat(blocks, 1).view(-1, 64))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_integers_are_the_nearest_of_what_is_stored(built: Path, stored: torch.dtype) -> None:
+    """Of a group's largest value, or of its span, a 254th and a 30th: half of a step."""
+    weight = drawn(7, 64, 128) * torch.logspace(-5, 3, 64)[:, None]
+    weight[9] = 0
+    weight[10, 32:] = 1.5
+    weight[11] = drawn(8, 128) + 20
+    weight = weight.to(stored)
+    groups = weight.double().view(64, 4, 32)
+    sizes = groups.abs().amax(-1, keepdim=True)
+    spans = groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)
+    for form, step in (("int8", sizes / 127), ("int4", spans / 15)):
+        packed = Packed([weight], quantization=form, dtype=torch.float32, file=built)
+        error = (dequantized(packed).view(64, 4, 32) - groups).abs()
+        rounding = 2.0**-10 * sizes + 2.0**-24 * (1 if form == "int8" else 16)  # float16's
+        assert (error <= step / 2 + rounding).all()
+        assert error.sum() > 0
+    assert (error[9] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_refused(built: Path, form: str, value: float) -> None:
+    for stored in (torch.float32, torch.bfloat16, torch.float16):
+        weight = drawn(9, 32, 64).to(stored)
+        weight[31, 63] = value
+        with pytest.raises(ValueError, match="no numbers, or infinite"):
+            Packed([weight], quantization=form, dtype=torch.float32, file=built)
+
+
+def test_a_row_that_is_no_number_spoils_no_other(
+    machines: Machines, dtype: torch.dtype, built: Path
+) -> None:
+    for form in FORMS:
+        packed = Packed([drawn(10, 48, 64)], quantization=form, dtype=dtype, file=built)
+        x = drawn(11, 9, 64).to(dtype)
+        clean = machines[2].multiply(packed, x)
+        x[4, 5] = float("nan")
+        found = machines[2].multiply(packed, x)
+        assert found[4].isnan().all()
+        others = [row for row in range(9) if row != 4]
+        assert torch.equal(found[others], clean[others])
+
+
+def test_other_sizes_and_types_are_refused(built: Path) -> None:
+    for size in ((16, 48), (24, 64), (16, 33)):
+        with pytest.raises(ValueError, match="not of whole blocks"):
+            Packed([torch.zeros(size)], quantization="int8", file=built)
+    with pytest.raises(ValueError, match=r"no integers of torch\.float64"):
+        Packed(
+            [torch.zeros(16, 32, dtype=torch.float64)],
+            quantization="int4",
+            dtype=torch.float32,
+            file=built,
+        )
+    with pytest.raises(ValueError, match=r"no kernels of torch\.float16"):
+        Packed([torch.zeros(16, 32, dtype=torch.float16)], quantization="int4", file=built)
+    with pytest.raises(ValueError, match=r"no kernels of torch\.bfloat16 by torch\.float32"):
+        Packed([torch.zeros(16, 32)], dtype=torch.bfloat16, file=built)

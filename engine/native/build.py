@@ -29,6 +29,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-ffp-contract=fast",
     "-fno-math-errno",
+    "-fno-trapping-math",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")  # of tests: an installation meets newer compilers
 AVX2 = ("-mavx2", "-mfma")

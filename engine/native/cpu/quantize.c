@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 
+enum { REFINED = 4 }; /* times that what four bits mean is fitted to them */
 enum stored { STORED_BFLOAT16, STORED_FLOAT32, STORED_FLOAT16 };
 
 static float as_float(uint32_t bits) {
@@ -41,58 +42,80 @@ static uint16_t to_half_above(float value) {
 }
 
 static void read_group(const char *from, int stored, float *to) {
-  for (int i = 0; i < GROUP; i++)
-    if (stored == STORED_FLOAT32) {
-      memcpy(to + i, from + 4 * i, 4);
-    } else {
-      uint16_t bits;
-      memcpy(&bits, from + 2 * i, 2);
-      to[i] = stored == STORED_BFLOAT16 ? as_float((uint32_t)bits << 16) : from_half(bits);
-    }
+  uint16_t bits[GROUP];
+  if (stored == STORED_FLOAT32) {
+    memcpy(to, from, 4 * GROUP);
+    return;
+  }
+  memcpy(bits, from, sizeof bits);
+  if (stored == STORED_BFLOAT16)
+    for (int i = 0; i < GROUP; i++) to[i] = as_float((uint32_t)bits[i] << 16);
+  else
+    for (int i = 0; i < GROUP; i++) to[i] = from_half(bits[i]);
 }
 
 /* The whole number that is nearest, of one below 2^22. */
 static inline float nearest(float value) { return (value + 12582912.0f) - 12582912.0f; }
 
-static inline float within(float value, float least, float most) {
-  value = value < least ? least : value;
-  return value > most ? most : value;
-}
+static inline float lesser(float a, float b) { return a < b ? a : b; }
+static inline float greater(float a, float b) { return a > b ? a : b; }
+static inline float sum(float a, float b) { return a + b; }
 
-/* 32 numbers as integers and what these mean; the squares of the errors summed. */
+/* Of a group, eight at once, so that a compiler finds vectors in it. */
+#define OVER_GROUP(NAME, TWO)                                                \
+  static float NAME##_of(const float *w) {                                   \
+    float part[8];                                                           \
+    memcpy(part, w, sizeof part);                                            \
+    for (int i = 8; i < GROUP; i += 8)                                       \
+      for (int j = 0; j < 8; j++) part[j] = TWO(part[j], w[i + j]);          \
+    for (int half = 4; half > 0; half /= 2)                                  \
+      for (int j = 0; j < half; j++) part[j] = TWO(part[j], part[half + j]); \
+    return part[0];                                                          \
+  }
+OVER_GROUP(least, lesser) OVER_GROUP(most, greater) OVER_GROUP(sum, sum)
+
+/* 32 numbers as integers, and what these mean. */
 struct meant {
   uint16_t scale, least;
-  int32_t q[GROUP];
+  float q[GROUP];
 };
 
 static void as_eight(const float *w, struct meant *to) {
-  float largest = 0;
-  for (int i = 0; i < GROUP; i++) largest = fabsf(w[i]) > largest ? fabsf(w[i]) : largest;
+  float largest = greater(most_of(w), -least_of(w));
   to->scale = to_half_above(largest / 127.0f);
   float scale = from_half(to->scale), by = scale > 0 ? 1.0f / scale : 0;
-  for (int i = 0; i < GROUP; i++) to->q[i] = (int32_t)nearest(within(w[i] * by, -127.0f, 127.0f));
+  for (int i = 0; i < GROUP; i++) to->q[i] = nearest(lesser(greater(w[i] * by, -127.0f), 127.0f));
 }
 
-/* The nearest of 16 values that are `scale` apart, from `least` on; the squares of the errors. */
+/* The nearest of 16 values that are `scale` apart, from `least` on; the sum of the squares of the errors. */
 static float as_four_of(const float *w, float scale, float least, struct meant *to) {
-  to->scale = to_half(scale > 0 ? scale : 0), to->least = to_half(least);
+  float squares[GROUP];
+  to->scale = to_half(greater(scale, 0)), to->least = to_half(least);
   scale = from_half(to->scale), least = from_half(to->least);
-  float by = scale > 0 ? 1.0f / scale : 0, sum = 0;
+  float by = scale > 0 ? 1.0f / scale : 0;
   for (int i = 0; i < GROUP; i++) {
-    float q = nearest(within((w[i] - least) * by, 0, 15.0f)), error = w[i] - (q * scale + least);
-    to->q[i] = (int32_t)q;
-    sum += error * error;
+    float q = nearest(lesser(greater((w[i] - least) * by, 0), 15.0f)), error = w[i] - (q * scale + least);
+    to->q[i] = q;
+    squares[i] = error * error;
   }
-  return sum;
+  return sum_of(squares);
 }
 
 static void as_four(const float *w, struct meant *to) {
-  float least = w[0], most = w[0];
-  for (int i = 1; i < GROUP; i++) {
-    least = w[i] < least ? w[i] : least;
-    most = w[i] > most ? w[i] : most;
+  float least = least_of(w), scale = (most_of(w) - least) / 15.0f, all = sum_of(w);
+  float error = as_four_of(w, scale, least, to);
+  struct meant other = *to;
+  for (int tried = 0; tried < REFINED && error > 0; tried++) { /* by the line through the integers that is nearest */
+    float squares[GROUP], products[GROUP];
+    for (int i = 0; i < GROUP; i++) squares[i] = other.q[i] * other.q[i], products[i] = other.q[i] * w[i];
+    float q = sum_of(other.q), spread = GROUP * sum_of(squares) - q * q;
+    if (!(spread > 0)) return;
+    scale = (GROUP * sum_of(products) - q * all) / spread;
+    least = (all - scale * q) / GROUP;
+    float left = as_four_of(w, scale, least, &other);
+    if (!(left < error)) return;
+    error = left, *to = other;
   }
-  as_four_of(w, (most - least) / 15.0f, least, to);
 }
 
 /* A group's integers and what they mean, into its place in a panel. */
@@ -100,8 +123,9 @@ static void put_eight(const float *w, uint16_t *panel, int64_t pitch, int64_t co
   struct meant group;
   uint32_t *units = (uint32_t *)panel + column;
   as_eight(w, &group);
-  for (const int32_t *q = group.q; q < group.q + GROUP; q += 4, units += pitch)
-    *units = (q[0] & 255u) | (q[2] & 255u) << 8 | (q[1] & 255u) << 16 | (q[3] & 255u) << 24;
+  for (const float *q = group.q; q < group.q + GROUP; q += 4, units += pitch)
+    *units = ((int32_t)q[0] & 255u) | ((int32_t)q[2] & 255u) << 8 | ((int32_t)q[1] & 255u) << 16 |
+             ((int32_t)q[3] & 255u) << 24;
   panel[2 * (GROUP / 4) * pitch + column] = group.scale;
 }
 
@@ -109,7 +133,7 @@ static void put_four(const float *w, uint16_t *panel, int64_t pitch, int64_t col
   struct meant group;
   uint32_t *units = (uint32_t *)panel + column;
   as_four(w, &group);
-  for (const int32_t *q = group.q; q < group.q + GROUP; q += 8, units += pitch) {
+  for (const float *q = group.q; q < group.q + GROUP; q += 8, units += pitch) {
     *units = 0;
     for (int i = 0; i < 8; i++) *units |= (uint32_t)q[i] << (i / 2 * 4 + i % 2 * 16);
   }
@@ -127,10 +151,10 @@ EXPORTED int appliance_quantize(void *packed, int form, const void *weight, int 
     uint16_t *to = (uint16_t *)packed + panel * BLOCK * groups * step;
     for (int64_t g = 0; g < groups; g++, to += pitch * step)
       for (int64_t column = first; column < first + BLOCK; column++) {
-        float w[GROUP], none = 0;
+        float w[GROUP], none[GROUP];
         read_group((const char *)weight + ((n + column - first) * in + g * GROUP) * bytes, stored, w);
-        for (int i = 0; i < GROUP; i++) none += w[i] * 0;
-        if (none != 0) return 0;
+        for (int i = 0; i < GROUP; i++) none[i] = w[i] * 0;
+        if (sum_of(none) != 0) return 0;
         if (form == INT8)
           put_eight(w, to, pitch, column);
         else

@@ -196,7 +196,7 @@ INLINE void multiply_unpacked(int64_t rows, int64_t blocks, int form, const stru
 #define FORMS(TILE, ROWS, BLOCKS) TILE(ROWS, BLOCKS, INT8) TILE(ROWS, BLOCKS, INT4)
 #define SHAPES(TILE, ROWS) FORMS(TILE, ROWS, 1) FORMS(TILE, ROWS, 2) FORMS(TILE, ROWS, 4)
 SHAPES(FEW_TILE, 1) SHAPES(FEW_TILE, 2) SHAPES(FEW_TILE, 3) SHAPES(FEW_TILE, 4)
-SHAPES(UNPACKED_TILE, 2) SHAPES(UNPACKED_TILE, 3) SHAPES(UNPACKED_TILE, 4)
+SHAPES(UNPACKED_TILE, 1) SHAPES(UNPACKED_TILE, 2) SHAPES(UNPACKED_TILE, 3) SHAPES(UNPACKED_TILE, 4)
 
 typedef void few_tile(const uint16_t *panel, int64_t pitch, int64_t column, int64_t groups, const struct rows *at);
 typedef void unpacked_tile(const struct unpacked *from, int64_t width, int64_t column, int64_t groups,
@@ -206,8 +206,8 @@ typedef void unpacked_tile(const struct unpacked *from, int64_t width, int64_t c
   {{NAME##_##ROWS##_1_INT8, NAME##_##ROWS##_2_INT8, NAME##_##ROWS##_4_INT8},                        \
    {NAME##_##ROWS##_1_INT4, NAME##_##ROWS##_2_INT4, NAME##_##ROWS##_4_INT4}}
 static few_tile *const FEW_TILES[FEW][2][3] = {TABLE_OF(few, 1), TABLE_OF(few, 2), TABLE_OF(few, 3), TABLE_OF(few, 4)};
-static unpacked_tile *const UNPACKED_TILES[FEW - 1][2][3] = {TABLE_OF(unpacked, 2), TABLE_OF(unpacked, 3),
-                                                             TABLE_OF(unpacked, 4)};
+static unpacked_tile *const UNPACKED_TILES[FEW][2][3] = {TABLE_OF(unpacked, 1), TABLE_OF(unpacked, 2),
+                                                         TABLE_OF(unpacked, 3), TABLE_OF(unpacked, 4)};
 
 /* Blocks of a tile of so many rows, of those that are left. */
 static int64_t tile_blocks(int64_t rows, int64_t left) {
@@ -231,9 +231,63 @@ static void multiply_by_few(const struct read *from, struct rows first, int64_t 
   }
 }
 
+#if defined(__AMX_BF16__) && defined(ELEMENT_BFLOAT16)
+
+/* Rows that the matrix unit takes. It sums over all of the depth, so what it multiplies has its scale, and is rounded. */
+INLINE int64_t rows_of_unit(int64_t rows) { return rows / TILE_ROWS * TILE_ROWS; }
+
+INLINE words rounded(floats value) { return (words)value + 0x7fff + ((words)value >> 16 & 1); }
+
+static void scale_all(struct unpacked *to, int64_t groups, int64_t width, int form) {
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t c = 0; c < width; c += LANES) {
+      floats scale = load_floats(to->scales + g * width + c);
+      floats offset = form == INT4 ? load_floats(to->offsets + g * width + c) : broadcast(0);
+      for (int64_t k = 0; k < GROUP_UNITS; k++) {
+        uint32_t *at = to->units + (g * GROUP_UNITS + k) * width + c;
+        words unit = load_words(at);
+        words lower = rounded(fused((floats)(unit << 16), scale, offset));
+        words upper = rounded(fused((floats)(unit & 0xffff0000u), scale, offset));
+        words both = lower >> 16 | (upper & 0xffff0000u);
+        memcpy(at, &both, sizeof both);
+      }
+    }
+}
+
+static void multiply_by_unit(struct unpacked *unpacked, const struct read *from, struct rows at, int64_t rows,
+                             int64_t groups) {
+  _Alignas(64) float found[ROWS_TOGETHER * PANEL];
+  if (rows == 0) return;
+  scale_all(unpacked, groups, from->width, from->form);
+  tiles_begin();
+  for (int64_t row = 0, some; row < rows; row += some) {
+    some = rows - row >= ROWS_TOGETHER ? ROWS_TOGETHER : TILE_ROWS;
+    for (int64_t c = 0; c < from->width; c += 2 * BLOCK)
+      multiply_blocks(at.x + row * at.stride, at.stride, some > TILE_ROWS, unpacked->units + c, from->width,
+                      groups * GROUP_UNITS, c + BLOCK < from->width, found + c);
+    for (int64_t r = 0; r < some; r++)
+      for (int64_t c = 0; c < from->width; c += LANES) {
+        float *to = at.sums + (row + r) * PANEL + c;
+        store_floats(to, load_floats(to) + load_floats(found + r * PANEL + c));
+      }
+  }
+  tile_end();
+}
+
+#else
+
+INLINE int64_t rows_of_unit(int64_t rows) { return 0 * rows; }
+
+INLINE void multiply_by_unit(struct unpacked *unpacked, const struct read *from, struct rows at, int64_t rows,
+                             int64_t groups) {
+  (void)unpacked, (void)from, (void)at, (void)rows, (void)groups;
+}
+
+#endif
+
 static void multiply_by_many(const struct read *from, struct rows first, int64_t rows) {
   struct unpacked unpacked;
-  int64_t tiles = (rows + FEW - 1) / FEW, bytes = from->pitch * from->step * 2;
+  int64_t by_unit = rows_of_unit(rows), tiles = (rows - by_unit + FEW - 1) / FEW, bytes = from->pitch * from->step * 2;
   for (int64_t g = 0; g < from->groups; g += TOGETHER) {
     int64_t some = from->groups - g < TOGETHER ? from->groups - g : TOGETHER;
     const uint16_t *panel = from->panel + g * from->pitch * from->step;
@@ -243,7 +297,7 @@ static void multiply_by_many(const struct read *from, struct rows first, int64_t
       unpack(panel, from->pitch, from->column, some, from->width, INT4, &unpacked);
     const char *coming = (const char *)(g + some < from->groups ? panel + some * from->pitch * from->step : from->next);
     const char *end = coming + (from->width == from->pitch ? some * bytes : 0);
-    for (int64_t t = 0, row = 0; t < tiles; t++) { /* of sizes that differ by one row at most */
+    for (int64_t t = 0, row = by_unit; t < tiles; t++) { /* of sizes that differ by one row at most */
       int64_t together = (rows - row + tiles - t - 1) / (tiles - t);
       for (int64_t column = 0, blocks; column < from->width; column += blocks * BLOCK) {
         struct rows at = first;
@@ -251,12 +305,15 @@ static void multiply_by_many(const struct read *from, struct rows first, int64_t
         at.x += row * at.stride + g * GROUP_UNITS;
         at.sums += row * PANEL + column;
         if (from->form == INT4) at.group_sums += row * at.groups + g;
-        UNPACKED_TILES[together - 2][from->form - INT8][blocks / 2](&unpacked, from->width, column, some, &at,
+        UNPACKED_TILES[together - 1][from->form - INT8][blocks / 2](&unpacked, from->width, column, some, &at,
                                                                   coming < end ? coming : (const char *)&unpacked);
         coming += some * GROUP_UNITS * LINE;
       }
       row += together;
     }
+    struct rows at = first;
+    at.x += g * GROUP_UNITS;
+    multiply_by_unit(&unpacked, from, at, by_unit, some);
   }
 }
 

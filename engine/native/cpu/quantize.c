@@ -102,13 +102,16 @@ static float as_four_of(const float *w, float scale, float least, struct meant *
 }
 
 static void as_four(const float *w, struct meant *to) {
-  float least = least_of(w), scale = (most_of(w) - least) / 15.0f, all = sum_of(w);
-  float error = as_four_of(w, scale, least, to);
+  float least = least_of(w), most = most_of(w), all = sum_of(w);
+  float error = as_four_of(w, (most - least) / 15.0f, least, to), scale = greater(most, -least) / 8.0f;
   struct meant other = *to;
+  /* or with a place for 0, as weights that were made of such integers have it: Q4_0 of GGUF */
+  float even = as_four_of(w, scale, most > -least ? -7.0f * scale : -8.0f * scale, &other);
+  if (even < error) error = even, *to = other;
   for (int tried = 0; tried < REFINED && error > 0; tried++) { /* by the line through the integers that is nearest */
     float squares[GROUP], products[GROUP];
-    for (int i = 0; i < GROUP; i++) squares[i] = other.q[i] * other.q[i], products[i] = other.q[i] * w[i];
-    float q = sum_of(other.q), spread = GROUP * sum_of(squares) - q * q;
+    for (int i = 0; i < GROUP; i++) squares[i] = to->q[i] * to->q[i], products[i] = to->q[i] * w[i];
+    float q = sum_of(to->q), spread = GROUP * sum_of(squares) - q * q;
     if (!(spread > 0)) return;
     scale = (GROUP * sum_of(products) - q * all) / spread;
     least = (all - scale * q) / GROUP;

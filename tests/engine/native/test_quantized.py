@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -122,6 +123,23 @@ def test_integers_are_near_what_is_stored(built: Path, stored: torch.dtype) -> N
     usual = torch.tensor([row not in (9, 10, 11) and row > 16 for row in range(64)])
     assert (fitted / plain)[usual].mean() < 0.9
     assert errors["int8"].sum() > 0
+
+
+@pytest.mark.parametrize(("kind", "form"), [("Q8_0", "int8"), ("Q4_0", "int4"), ("Q4_1", "int4")])
+def test_what_a_gguf_file_had_comes_back(built: Path, kind: str, form: str) -> None:
+    """Its integers, of weights that were widened: but for the rounding of what they went through."""
+    type_ = gguf.GGMLQuantizationType[kind]
+    stored = gguf.quants.quantize(drawn(12, 64, 512).numpy(), type_)
+    weight = torch.from_numpy(gguf.quants.dequantize(stored, type_))
+
+    def lost(given: torch.Tensor, form: str) -> float:
+        packed = Packed([given], quantization=form, dtype=torch.bfloat16, file=built)
+        return ((dequantized(packed) - weight).norm() / weight.norm()).item()
+
+    assert lost(weight, form) < 5e-4
+    assert lost(weight.bfloat16(), form) < 2e-3  # as bfloat16 itself, 1.7e-3
+    other = "int4" if form == "int8" else "int8"
+    assert lost(weight.bfloat16(), other) > 4e-3
 
 
 @pytest.mark.parametrize("form", FORMS)

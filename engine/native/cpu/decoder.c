@@ -98,11 +98,12 @@ EXPORTED void appliance_pack(uint32_t *packed, const unit *weight, int64_t rows,
 /* Sizes a product's pieces, and says how many there are: several for each thread, none smaller than pays. */
 static int64_t pieces_of(struct multiplied *m, int threads) {
   int64_t blocks = m->product->out / BLOCK, least = m->ending == GATE ? 2 : 1;
+  int64_t enough = (m->product->form == WHOLE ? 8 : 3) * threads; /* integers are best read by whole panels */
   m->ahead = threads;
   m->row_step = m->rows <= ROWS_AT_ONCE ? m->rows : ceiling(m->rows, ceiling(m->rows, ROWS_AT_ONCE));
   int64_t groups = ceiling(m->rows, m->row_step);
   m->block_step = 4;
-  while (m->block_step > least && ceiling(blocks, m->block_step) * groups < 8 * threads) m->block_step /= 2;
+  while (m->block_step > least && ceiling(blocks, m->block_step) * groups < enough) m->block_step /= 2;
   return ceiling(blocks, m->block_step) * groups;
 }
 

@@ -127,7 +127,7 @@ def test_integers_are_near_what_is_stored(built: Path, stored: torch.dtype) -> N
 
 @pytest.mark.parametrize(("kind", "form"), [("Q8_0", "int8"), ("Q4_0", "int4"), ("Q4_1", "int4")])
 def test_what_a_gguf_file_had_comes_back(built: Path, kind: str, form: str) -> None:
-    """Its integers, of weights that were widened: but for the rounding of what they went through."""
+    """Its integers, of weights that were widened, but for the rounding that they went through."""
     type_ = gguf.GGMLQuantizationType[kind]
     stored = gguf.quants.quantize(drawn(12, 64, 512).numpy(), type_)
     weight = torch.from_numpy(gguf.quants.dequantize(stored, type_))

@@ -9,6 +9,7 @@ from appliance.config.schema import Config, EngineConfig, MediaConfig
 from appliance.kernels import kernel_options
 from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
+from engine.memory.quantization import device_unsupported
 from engine.models.registry import family_for
 from engine.native.choice import chosen, left_to_torch
 from engine.options import EngineOptions
@@ -34,8 +35,9 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
     """
     engine, ranks = config.engine, config.parallelism.tensor
     check_device_keys(engine)
-    if config.model.quantization is not None and engine.device != "cuda":
-        raise PlanError(f"model.quantization={config.model.quantization} needs engine=cuda")
+    reason = device_unsupported(config.model.quantization, engine.device)
+    if reason is not None:
+        raise PlanError(reason)
     if ranks > 1 and not engine.fuse:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
     check_prefill_graphs(engine, ranks)

@@ -26,6 +26,7 @@ from engine.core import Engine
 from engine.device.process_setup import keep_memory
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.memory.plan import plan, resolve_dtype
+from engine.memory.quantization import tied_head_bytes, weights_bytes
 from engine.options import EngineOptions
 from engine.request import Request, SamplingOptions
 
@@ -94,7 +95,6 @@ class StepBench:
         max_len = self.prompt_tokens + self.decode_steps + PAGE_SIZE
         torch.set_num_threads(options.threads)
         self.dtype = dtype
-        self.itemsize = ITEMSIZE[dtype]
         planned = plan(
             EngineOptions(
                 model_path=str(folder),
@@ -110,8 +110,10 @@ class StepBench:
                 encoder_cache_bytes=0,
                 fuse=not options.no_fuse,
                 native=options.native,
+                quantization=options.quantization,
             )
         )
+        self.read_bytes = self._read_bytes(planned.options)
         self.kv_bytes_per_token = planned.kv_bytes_per_token
         self.machine = measure_machine(getattr(torch, dtype))
         self.engine = Engine(planned.resolved)
@@ -210,6 +212,12 @@ class StepBench:
         model = self.checkpoint
         return model.decoder_parameters - (0 if model.tied else model.embedding_parameters)
 
+    def _read_bytes(self, options: EngineOptions) -> int:
+        """Bytes of what is multiplied: the head's too, but no table that is only looked up."""
+        model = self.checkpoint
+        table = model.embedding_parameters * ITEMSIZE[options.dtype]
+        return weights_bytes(options, model, 0) - table + tied_head_bytes(options, model)
+
     def _attention_operations(self, query_key_pairs: float) -> float:
         model = self.checkpoint
         return 4.0 * query_key_pairs * model.heads * model.head_dim * model.layers
@@ -220,7 +228,7 @@ class StepBench:
         cache = sequences * context * self.kv_bytes_per_token
         attention = self._attention_operations(sequences * context)
         return self._floor(
-            steps * (weights * self.itemsize + cache),
+            steps * (self.read_bytes + cache),
             steps * (2.0 * weights * sequences + attention),
         )
 
@@ -231,7 +239,7 @@ class StepBench:
         pairs = sequences * self.prompt_tokens * (self.prompt_tokens + 1) / 2
         operations = 2.0 * ((weights - head) * tokens + head * sequences)
         return self._floor(
-            float(steps) * weights * self.itemsize, operations + self._attention_operations(pairs)
+            float(steps) * self.read_bytes, operations + self._attention_operations(pairs)
         )
 
 
@@ -282,6 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=int, default=64, help="tokens decoded for each sequence (default: 64)")
     add("--max-tokens-per-step", type=int, default=1024)
     add("--native", default="auto", choices=NATIVE, help="kernels, as engine.native has them")
+    add("--quantization", choices=["int8", "int4"], help="as model.quantization has it")
     add("--no-fuse", action="store_true", help="the checkpoint's layers as they are")
     add("--profile", action="store_true", help="print the operators of each decode run")
     options = parser.parse_args(argv)
@@ -289,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--steps must be at least 4")
     bench = StepBench(options)
     print(
-        f"{bench.checkpoint.architecture} {bench.dtype}, {options.threads} threads: memory "
+        f"{bench.checkpoint.architecture} {bench.dtype}, {options.quantization or 'whole'}, "
+        f"{options.threads} threads: memory "
         f"{bench.machine.bandwidth / 1e9:.1f} GB/s, matmul {bench.machine.matmul_rate / 1e9:.0f} "
         f"GFLOP/s, load before {os.getloadavg()[0]:.2f}; prompts of {bench.prompt_tokens}"
     )

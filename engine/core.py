@@ -12,7 +12,7 @@ import torch
 
 from engine.device.device import HostCopy
 from engine.errors import DeviceLost, EngineError, ModelUnsupported, RequestRefused
-from engine.memory.mapped import load_for_quantization
+from engine.memory.mapped import loader_for
 from engine.models.item_tensors import FLOATS, fitting
 from engine.models.loader import Progress, load_model
 from engine.options import EngineOptions
@@ -65,7 +65,7 @@ class Engine:
                 load=load or load_model,
             )
         elif load is None:
-            load = load_for_quantization if quantized else load_model
+            load = loader_for(options.quantization)
         if options.speculation is not None and self._platform.overlaps:
             raise ModelUnsupported(
                 f"engine.speculation={options.speculation} needs engine=cpu: elsewhere a step is "

@@ -41,7 +41,7 @@ class EngineOptions:
     encoder_cache_bytes: int
     modalities: tuple[str, ...] = ()  # that requests may bring; empty loads no tower
     kv_cache_gb: float | None = None  # None: what the plan leaves, or a card has room for
-    quantization: str | None = None  # fp8: the decoder's products in eight bits, on CUDA
+    quantization: str | None = None  # of products: fp8 on CUDA, int8 and int4 on the CPU
     native: str = "auto"  # our library's variant, or auto or torch, on the CPU
     fuse: bool = True
     kv_dtype: str | None = None  # None: the model's; float8_e4m3fn on CUDA

@@ -79,10 +79,12 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str | None = key(
-        "Weights of the decoder's layers in fewer bits, made when they are loaded (cuda only): fp8 "
+        "Weights of the decoder's layers in fewer bits, made when they are loaded. fp8 (cuda only) "
         "multiplies eight bits by eight, a scale for each output and each token, on cards of "
-        "compute capability 8.9 and newer. Null keeps them in `model.dtype`.",
-        choices=("fp8",),
+        "compute capability 8.9 and newer. int8 and int4 (cpu only, by the kernels of "
+        "`engine.native`) keep integers, a scale for each 32 inputs of an output, 8.5 and 5 bits a "
+        "weight; the head is int8 by both, tokens stay as they are. Null keeps `model.dtype`.",
+        choices=("fp8", "int8", "int4"),
     )
     max_len: int | None = key(
         "Longest prompt plus answer in tokens; null takes the checkpoint's own limit.", low=1

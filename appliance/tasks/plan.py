@@ -29,6 +29,7 @@ from engine.kernels.times import in_words, seconds
 from engine.memory.card_memory import usable_bytes
 from engine.memory.checkpoint import ITEMSIZE
 from engine.memory.plan import Plan, size
+from engine.memory.quantization import in_words as in_fewer_bits
 from engine.models.registry import family_for
 from engine.native.choice import in_words as native_in_words
 
@@ -136,7 +137,7 @@ def weight_terms(plan: Plan) -> str:
     quantization = plan.options.quantization
     if quantization is None:
         return f"{parameters} x {itemsize} bytes"
-    return f"{parameters}, those of layers in {quantization}, others x {itemsize} bytes"
+    return f"{parameters}, those of {in_fewer_bits(quantization)}, others x {itemsize} bytes"
 
 
 def kv_terms(plan: Plan) -> str:

@@ -11,48 +11,66 @@ from transformers.activations import GELUTanh
 
 from engine.attention.backend import AttentionShape
 from engine.attention.native import NativeAttention
+from engine.errors import ModelUnsupported
 from engine.layers.decoder import DecoderInput
 from engine.layers.fuse import norm_of, rotaries
 from engine.layers.kernels import Norm, TorchKernels, cos_and_sin
 from engine.layers.linear import Linear
+from engine.memory.quantization import OFF
 from engine.native import loading
-from engine.native.library import ACTIVATIONS, BLOCK, UNITS, Machine, Packed, address
+from engine.native.library import ACTIVATIONS, BLOCK, GROUP, UNITS, Machine, Packed, address
 
 
 class NativeHead:
     """`Linear` by the library: logits in float32."""
 
-    def __init__(self, machine: Machine, weight: torch.Tensor) -> None:
-        self.out_features = len(weight)
-        self._machine, self._packed = machine, Packed([weight])
+    def __init__(
+        self, machine: Machine, weight: torch.Tensor, dtype: torch.dtype, quantization: str | None
+    ) -> None:
+        self.out_features, left = len(weight), -len(weight) % BLOCK
+        self._machine = machine
+        if quantization is not None:  # int4 too: nothing comes behind that could make up for it
+            quantization = "int8"
+        if left:
+            weight = torch.cat((weight, weight.new_zeros(left, weight.shape[1])))
+        self._packed = packed([weight], None, quantization=quantization, dtype=dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x `[tokens, in_features]` to `[tokens, out_features]`."""
-        return self._machine.multiply(self._packed, x.contiguous(), wide=True)
+        logits = self._machine.multiply(self._packed, x.contiguous(), wide=True)
+        if logits.shape[1] == self.out_features:
+            return logits
+        return logits[:, : self.out_features].contiguous()
 
 
 class NativeKernels(TorchKernels):
     """`Kernels` beside a `NativeDecoder`: of what it does not do itself, the head."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, machine: Machine, dtype: torch.dtype, quantization: str | None) -> None:
+        self._machine, self._dtype, self._quantization = machine, dtype, quantization
 
     def head(self, weight: torch.Tensor) -> Linear:
-        out, depth = weight.shape
-        if out % BLOCK or depth % UNITS[weight.dtype]:
+        depth = weight.shape[1]
+        if self._quantization is None and depth % UNITS[weight.dtype]:
             return super().head(weight)
-        return NativeHead(self._machine, weight)
+        return NativeHead(self._machine, weight, self._dtype, self._quantization)
 
 
 class NativeDecoder:
     """`Decoder`: a stack that `fusible` has let pass, all of its layers in one call."""
 
-    def __init__(self, stack: Any, shape: AttentionShape, backend: NativeAttention) -> None:
+    def __init__(
+        self,
+        stack: Any,
+        shape: AttentionShape,
+        backend: NativeAttention,
+        quantization: str | None = None,
+    ) -> None:
         """The weights of the stack's products are emptied: the library has its own order of them.
 
         Raises ValueError for sizes that it has no kernels for.
         """
-        self._backend = backend
+        self._backend, self._quantization = backend, quantization
         self._rotaries = rotaries(stack.rotary_emb)
         kinds = list(self._rotaries)
         self._hidden, self._head_dim = stack.config.hidden_size, shape.head_dim
@@ -117,7 +135,7 @@ class NativeDecoder:
         if any(linear.bias is not None for linear in linears):
             biases = torch.cat(
                 [
-                    linear.weight.new_zeros(len(linear.weight))
+                    torch.zeros(len(linear.weight), dtype=self._dtype)
                     if linear.bias is None
                     else linear.bias.data
                     for linear in linears
@@ -125,11 +143,13 @@ class NativeDecoder:
             )
             if by_turns:
                 biases = biases.view(len(linears), -1, BLOCK).transpose(0, 1).flatten()
-        packed = Packed(weights, biases, by_turns=by_turns)
+        made = packed(
+            weights, biases, by_turns=by_turns, quantization=self._quantization, dtype=self._dtype
+        )
         for linear in linears:
             linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
-        self._held.append(packed)
-        return packed.struct
+        self._held.append(made)
+        return made.struct
 
     def _norm(self, module: Any) -> loading.Norm:
         norm: Norm = norm_of(module)
@@ -140,15 +160,32 @@ class NativeDecoder:
         )
 
 
-def unsupported(stack: Any, dtype: torch.dtype) -> str | None:
+def packed(
+    weights: list[torch.Tensor],
+    bias: torch.Tensor | None,
+    *,
+    quantization: str | None,
+    dtype: torch.dtype,
+    by_turns: bool = False,
+) -> Packed:
+    """Weights for rows of `dtype`. Raises ModelUnsupported for those that cannot be integers."""
+    try:
+        return Packed(weights, bias, by_turns=by_turns, quantization=quantization, dtype=dtype)
+    except ValueError as error:
+        if quantization is None:
+            raise
+        raise ModelUnsupported(f"model.quantization={quantization}: {error}: {OFF}") from error
+
+
+def unsupported(stack: Any, dtype: torch.dtype, quantization: str | None = None) -> str | None:
     """Why the library cannot compute a fusible stack of a type that it has; None if it can."""
-    unit = UNITS[dtype]
+    unit = UNITS[dtype] if quantization is None else GROUP
     for layer in stack.layers:
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear) and (
                 module.in_features % unit or module.out_features % BLOCK
             ):
-                return f"{name} is not of whole blocks of {BLOCK}"
+                return f"{name} is not of whole blocks of {max(unit, BLOCK)}"
     if len(rotaries(stack.rotary_emb)) > 2:
         return "they are of more than two kinds"
     return None

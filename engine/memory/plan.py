@@ -206,8 +206,7 @@ def on_cpu(
 ) -> OnDevice:
     itemsize = ITEMSIZE[options.dtype]
     slack = int(weights * SLACK_SHARE) + PROCESS_BYTES
-    if checkpoint.tied:  # the output projection is prepacked, the table stays
-        slack += checkpoint.embedding_parameters * itemsize
+    slack += quantization.tied_head_bytes(options, checkpoint)
     activations = activation_bytes(
         checkpoint, itemsize, options.max_tokens_per_step, options.max_sequences, length
     )

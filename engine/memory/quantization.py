@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint
+from engine.native.choice import NativeUnusable, chosen
+from engine.native.loading import DTYPES, FORMS
 from engine.options import EngineOptions
 
 FP8_UNIT = 16  # of a weight's rows and columns
 FP8_CAPABILITY = (8, 9)
-PRODUCT_ITEMSIZE = {"fp8": 1}
+GROUP = 32  # inputs of one output that share a scale, where weights are integers
+# a product's scales are less than rounding in fp8; those of integers are of each group
+PRODUCT_ITEMSIZE = {"fp8": 1.0, "int8": 34 / GROUP, "int4": 20 / GROUP}
+HEAD_ITEMSIZE = PRODUCT_ITEMSIZE["int8"]  # by both kinds of integers
 OFF = "set model.quantization=null"
+
+
+def integers(quantization: str | None) -> bool:
+    """Whether weights become integers, by our kernels for the CPU."""
+    return quantization is not None and quantization in FORMS
+
+
+def in_words(quantization: str) -> str:
+    """What is of fewer bits."""
+    if not integers(quantization):
+        return f"layers in {quantization}"
+    return "layers in int4, head in int8" if quantization == "int4" else "layers and head in int8"
 
 
 def weights_bytes(options: EngineOptions, checkpoint: Checkpoint, towers: int) -> int:
     """Bytes of all weights that are held; `towers` are the parameters of media towers."""
-    itemsize = ITEMSIZE[options.dtype]
+    itemsize, wanted = ITEMSIZE[options.dtype], options.quantization
     held = (checkpoint.decoder_parameters + towers) * itemsize
-    if options.quantization is not None:  # a product's scales are less than rounding
-        saved = itemsize - PRODUCT_ITEMSIZE[options.quantization]
-        held -= checkpoint.product_parameters * saved
+    if wanted is not None:
+        held -= int(checkpoint.product_parameters * (itemsize - PRODUCT_ITEMSIZE[wanted]))
+    if integers(wanted) and not checkpoint.tied:
+        held -= int(checkpoint.embedding_parameters * (itemsize - HEAD_ITEMSIZE))
     return held
+
+
+def tied_head_bytes(options: EngineOptions, checkpoint: Checkpoint) -> int:
+    """Bytes of a head that is packed of the embedding's table, which stays, on the CPU."""
+    itemsize = HEAD_ITEMSIZE if integers(options.quantization) else ITEMSIZE[options.dtype]
+    return int(checkpoint.embedding_parameters * itemsize) if checkpoint.tied else 0
+
+
+def device_unsupported(quantization: str | None, device: str) -> str | None:
+    """Why a device has no such products; None if it does, or none are asked for."""
+    if quantization is None or integers(quantization) == (device == "cpu"):
+        return None
+    needed = "cpu" if integers(quantization) else "cuda"
+    return f"model.quantization={quantization} needs engine={needed}"
 
 
 def unsupported(options: EngineOptions, checkpoint: Checkpoint) -> str | None:
@@ -28,16 +60,39 @@ def unsupported(options: EngineOptions, checkpoint: Checkpoint) -> str | None:
     asked = f"model.quantization={options.quantization}"
     if not options.fuse:
         return f"{asked} is of fused layers: set engine.fuse=true"
+    heads = (checkpoint.heads * checkpoint.head_dim, checkpoint.kv_heads * checkpoint.head_dim)
+    if integers(options.quantization):
+        reason = settings_without_integers(options)
+        if reason is not None:
+            return f"{asked} {reason}"
+        for size in (checkpoint.hidden, checkpoint.intermediate, heads[0]):
+            if size % GROUP:
+                return f"{asked} is of groups of {GROUP} inputs, a layer here has {size}: {OFF}"
+        return None
     if options.dtype != "bfloat16":
         return f"{asked} gives bfloat16, not {options.dtype}: set model.dtype=bfloat16"
     if options.decode_products == "own":
         return f"{asked} has no products of ours: set engine.decode_products=library"
     ranks = options.tensor_parallel
-    heads = (checkpoint.heads, checkpoint.kv_heads)
     sizes = [checkpoint.hidden, checkpoint.intermediate // ranks]
-    for size in sizes + [count * checkpoint.head_dim // ranks for count in heads]:
+    for size in sizes + [count // ranks for count in heads]:
         if size % FP8_UNIT:
             return f"{asked} multiplies weights in units of {FP8_UNIT}, one here has {size}: {OFF}"
+    return None
+
+
+def settings_without_integers(options: EngineOptions) -> str | None:
+    """Why no kernels of ours multiply by integers, as far as settings tell; None if some do."""
+    if options.tensor_parallel > 1:
+        return "is of whole layers: set parallelism.tensor=1"
+    if options.dtype not in DTYPES:
+        return f"has no kernels of {options.dtype}: set model.dtype=bfloat16"
+    if options.native == "torch":
+        return "is by our kernels, not torch's operators: set engine.native=auto"
+    try:
+        chosen(options.native)
+    except NativeUnusable as error:
+        return f"is by our kernels: {error}"
     return None
 
 

@@ -29,6 +29,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-ffp-contract=fast",
     "-fno-math-errno",
+    "-fno-trapping-math",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")  # of tests: an installation meets newer compilers
 AVX2 = ("-mavx2", "-mfma")
@@ -44,7 +45,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"neon": ()},
 }
 KINDS = ("BFLOAT16", "FLOAT32")
-ALONE = ("pool.c", "dispatch.c", "decoder.c")
+ALONE = ("pool.c", "dispatch.c", "decoder.c", "quantize.c")
 
 
 class NotBuilt(Exception):

@@ -14,6 +14,7 @@ import torch
 from engine.native.loading import (
     DTYPES,
     FILE,
+    FORMS,
     MOST_PARTS,
     PARTS,
     Batch,
@@ -26,7 +27,10 @@ from engine.native.loading import (
 )
 
 BLOCK, PANEL = 16, 64
+GROUP = 32  # inputs of one output that share a scale, where a weight is of integers
+GROUP_HALVES = {"int8": 17, "int4": 10}  # of 16 bits: such a group, with what it means
 ELEMENTS = {getattr(torch, name): element for element, name in enumerate(DTYPES)}
+STORED = {kind: place for place, kind in enumerate((*ELEMENTS, torch.float16))}
 UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "quick_gelu": 3}
 
@@ -79,6 +83,8 @@ class Machine:
         """x `[rows, in]` times the weight, `[rows, out]` in x's type, or in float32 if `wide`."""
         rows = len(x)
         out = x.new_empty(rows, weight.out, dtype=torch.float32 if wide else x.dtype)
+        groups = weight.in_ // GROUP if weight.quantization == "int4" else 0
+        sums = x.new_empty(rows * groups, dtype=torch.float32)
         self._library.appliance_multiply(
             self._handle,
             ELEMENTS[weight.dtype],
@@ -87,6 +93,7 @@ class Machine:
             rows,
             out.data_ptr(),
             wide,
+            sums.data_ptr(),
         )
         return out
 
@@ -135,37 +142,63 @@ class Packed:
         bias: torch.Tensor | None = None,
         *,
         by_turns: bool = False,
+        quantization: str | None = None,
+        dtype: torch.dtype | None = None,
         file: Path = FILE,
     ) -> None:
         """Weights `[out, in]` one below the other, or a block of 16 outputs of each by turns.
 
-        Raises ValueError for sizes that are not whole blocks and units, and other types.
+        They multiply rows of their own type, or of `dtype` where they are of integers, by
+        `quantization`: those are made of weights of any type. Raises ValueError for sizes that are
+        not whole blocks, units and groups, other types, and values to quantize that are no numbers.
         """
-        loaded = library(file)
-        self.dtype, self.in_ = weights[0].dtype, weights[0].shape[1]
-        self.out = sum(len(weight) for weight in weights)
+        self._library = library(file)
+        self.dtype, self.in_ = dtype or weights[0].dtype, weights[0].shape[1]
+        self.out, self.quantization = sum(len(weight) for weight in weights), quantization
         unit = UNITS.get(self.dtype)
-        if unit is None:
-            raise ValueError(f"there are no kernels of {self.dtype}")
+        if unit is None or (quantization is None and self.dtype != weights[0].dtype):
+            raise ValueError(f"there are no kernels of {self.dtype} by {weights[0].dtype}")
         if by_turns and any(len(weight) != len(weights[0]) for weight in weights):
             raise ValueError("weights that go by turns are of one size")  # or a place is outside
-        if self.in_ % unit or any(len(weight) % BLOCK for weight in weights):
+        whole = unit if quantization is None else GROUP
+        if self.in_ % whole or any(len(weight) % BLOCK for weight in weights):
             raise ValueError(f"a weight of {self.out} x {self.in_} is not of whole blocks")
-        blocks, units = self.out // BLOCK, self.in_ // unit
-        self._packed = torch.empty(self.out * units, dtype=torch.int32)
+        size = self.out * self.in_ // whole  # of units, or of groups
+        self._packed = (
+            torch.empty(size, dtype=torch.int32)
+            if quantization is None
+            else torch.empty(size * GROUP_HALVES[quantization], dtype=torch.int16)
+        )
         first = 0
         for index, weight in enumerate(weights):
-            rows, weight = len(weight), weight.contiguous()  # kept until it is read
             place = (index, len(weights)) if by_turns else (first // BLOCK, 1)
-            loaded.appliance_pack(
-                self._packed.data_ptr(),
-                address(weight, self.dtype, rows, self.in_),
-                rows,
-                units,
-                blocks,
-                *place,
-            )
-            first += rows
+            self._put(weight.contiguous(), *place)
+            first += len(weight)
         self._bias = None if bias is None else bias.to(self.dtype).contiguous()
         at = None if self._bias is None else address(self._bias, self.dtype, self.out)
-        self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_)
+        form = FORMS.index(quantization)
+        self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_, form)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weight takes, without its bias."""
+        return self._packed.nbytes
+
+    def _put(self, weight: torch.Tensor, first_block: int, stride: int) -> None:
+        """Pack one of the weights, every `stride`th block its."""
+        rows, blocks, to = len(weight), self.out // BLOCK, self._packed.data_ptr()
+        if self.quantization is None:
+            source, units = (
+                address(weight, self.dtype, rows, self.in_),
+                self.in_ // UNITS[self.dtype],
+            )
+            self._library.appliance_pack(to, source, rows, units, blocks, first_block, stride)
+            return
+        kind = STORED.get(weight.dtype)
+        if kind is None:
+            raise ValueError(f"there are no integers of {weight.dtype}")
+        source, form = address(weight, weight.dtype, rows, self.in_), FORMS.index(self.quantization)
+        if not self._library.appliance_quantize(
+            to, form, source, kind, rows, self.in_, blocks, first_block, stride
+        ):
+            raise ValueError("a weight has values that are no numbers, or infinite")

@@ -20,13 +20,20 @@ from typing import Any
 
 VERSION = 2  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
+FORMS = (None, "int8", "int4")  # of weights, as `enum form` has them
 FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
 
 
 class Product(Structure):
     """`struct product`"""
 
-    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("out", c_int64), ("in_", c_int64))
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_int64),
+        ("in_", c_int64),
+        ("form", c_int64),
+    )
 
 
 class Norm(Structure):
@@ -135,9 +142,10 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "appliance_seconds": (None, (c_void_p, POINTER(c_double))),
     "appliance_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)),
+    "appliance_quantize": (c_int, (c_void_p, c_int, c_void_p, c_int, *(c_int64,) * 5)),
     "appliance_multiply": (
         None,
-        (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int),
+        (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int, c_void_p),
     ),
     "appliance_scratch": (c_int64, (POINTER(Decoder), POINTER(Batch))),
     "appliance_attend": (

@@ -25,6 +25,7 @@ from engine.layers.kernels import Kernels, TorchKernels
 from engine.layers.linear import MakeLinear
 from engine.layers.native import NativeDecoder, NativeKernels
 from engine.layers.native_towers import compute_towers
+from engine.memory.quantization import OFF, device_unsupported, settings_without_integers
 from engine.models.loader import LoadedModel
 from engine.native.choice import NativeUnusable, chosen, left_to_torch
 from engine.native.library import Machine
@@ -47,9 +48,15 @@ class CpuPlatform(Host):
         super().__init__()
         self.machine: Machine | None = None  # what our library runs on; None: torch has it all
         self._turns: Turns[list[torch.Tensor]] | None = None  # of towers that it has all layers of
+        self._quantization: str | None = None
+        self._dtype = torch.float32
 
     def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
         """Torch computes what our library does not, unless a variant was asked for by name."""
+        self._quantization, self._dtype = options.quantization, loaded.dtype
+        reason = device_unsupported(options.quantization, "cpu")
+        if reason is not None:
+            raise ModelUnsupported(reason)
         self.machine = machine_for(loaded, options)
         if self.machine is not None:
             torch.set_num_threads(1)  # what is left to torch in a step is small
@@ -84,13 +91,15 @@ class CpuPlatform(Host):
     ) -> Decoder | None:
         if not isinstance(backend, NativeAttention):
             return None
-        return NativeDecoder(stack, shape, backend)
+        return NativeDecoder(stack, shape, backend, self._quantization)
 
     def kernels(self) -> Kernels:
-        return TorchKernels() if self.machine is None else NativeKernels(self.machine)
+        if self.machine is None:
+            return TorchKernels()
+        return NativeKernels(self.machine, self._dtype, self._quantization)
 
     def quantized(self, quantization: str) -> MakeLinear:
-        raise ModelUnsupported(f"model.quantization={quantization} needs engine=cuda")
+        raise ModelUnsupported(f"model.quantization={quantization} is by our kernels: {OFF}")
 
     def products(
         self, shape: AttentionShape, dtype: torch.dtype, depths: tuple[int, ...], wanted: str
@@ -115,9 +124,14 @@ class CpuPlatform(Host):
 def machine_for(loaded: LoadedModel, options: EngineOptions) -> Machine | None:
     """What our library runs a model's layers on; None: it does not.
 
-    Raises NativeUnusable or ModelUnsupported where a variant was asked for by name.
+    Raises NativeUnusable or ModelUnsupported where a variant was asked for by name, and the latter
+    for weights of integers, which torch does not multiply by.
     """
-    named = options.native != "auto"
+    named, wanted = options.native != "auto", options.quantization
+    if wanted is not None:
+        reason = settings_without_integers(options)
+        if reason is not None:
+            raise ModelUnsupported(f"model.quantization={wanted} {reason}")
     try:
         variant = chosen(options.native)
     except NativeUnusable as error:
@@ -133,6 +147,8 @@ def machine_for(loaded: LoadedModel, options: EngineOptions) -> Machine | None:
             return Machine(variant, options.threads)
         except LibraryUnusable as error:
             reason = str(error)
+    if wanted is not None:
+        raise ModelUnsupported(f"model.quantization={wanted} is by our kernels: {reason}: {OFF}")
     if named:
         raise ModelUnsupported(f"engine.native={options.native}: {reason}: set it to auto")
     logger.info("torch's operators compute the layers: %s", reason)
@@ -147,5 +163,5 @@ def unsuited(loaded: LoadedModel, options: EngineOptions) -> str | None:
     if not fusible(loaded.stack):
         return "they are of no pattern that is known"
     return native_attention.unsupported(loaded.shape) or native_layers.unsupported(
-        loaded.stack, loaded.dtype
+        loaded.stack, loaded.dtype, options.quantization
     )

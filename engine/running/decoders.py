@@ -33,13 +33,13 @@ def decoder_for(
         raise ModelUnsupported(reason)
     if not options.fuse or not fusible(stack):
         return TransformersDecoder(stack, backend)
+    whole = platform.decoder(stack, shape, backend)
+    if whole is not None:
+        return whole
     kernels = platform.kernels()
     make: MakeLinear = kernels.linear
     if options.quantization is not None:
         make = platform.quantized(options.quantization)
-    whole = platform.decoder(stack, shape, backend)
-    if whole is not None:
-        return whole
     if ranks is not None:
         return FusedDecoder(stack, shape, backend, kernels, make, ranks.sum)
     products = None

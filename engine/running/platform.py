@@ -36,7 +36,7 @@ from engine.layers.fp8 import Fp8Linear
 from engine.layers.kernels import FlashInferKernels, Kernels
 from engine.layers.linear import MakeLinear
 from engine.layers.vision_attention import attend_with
-from engine.memory.quantization import card_unsupported
+from engine.memory.quantization import card_unsupported, device_unsupported
 from engine.models.loader import LoadedModel
 from engine.options import EngineOptions
 from engine.running.cpu_platform import CpuPlatform
@@ -139,6 +139,9 @@ class FlashInferOffers:
         return FlashInferKernels(self.library)
 
     def quantized(self, quantization: str) -> MakeLinear:
+        reason = device_unsupported(quantization, "cuda")
+        if reason is not None:
+            raise ModelUnsupported(reason)
         return Fp8Linear
 
     def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:

@@ -110,10 +110,10 @@ def test_logits_are_those_of_a_model_with_eight_bits(
 
 def test_layers_are_brought_one_by_one(checkpoint: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but what is not quantized is converted when the model is loaded."""
-    loaded = []
+    loaded, load = [], mapped.load_for_quantization
 
-    def kept_loading(*given: object) -> object:
-        loaded.append(mapped.load_for_quantization(*given))  # type: ignore[arg-type]
+    def kept_loading(*given: object, **more: object) -> object:
+        loaded.append(load(*given, **more))  # type: ignore[arg-type]
         stack = loaded[0].stack
         types = {
             kind: {p.dtype for name, p in stack.named_parameters() if name.endswith(kind)}
@@ -123,7 +123,7 @@ def test_layers_are_brought_one_by_one(checkpoint: Folder, monkeypatch: pytest.M
         assert types["norm.weight"] == types["embed_tokens.weight"] == {torch.bfloat16}
         return loaded[0]
 
-    monkeypatch.setattr("engine.core.load_for_quantization", kept_loading)
+    monkeypatch.setattr("engine.memory.mapped.load_for_quantization", kept_loading)
     folder = checkpoint("qwen3")
     engine = engine_on("cuda", folder, quantization="fp8", dtype="bfloat16", pages=8)
     assert loaded[0].dtype == torch.bfloat16

@@ -5,9 +5,7 @@
 #include "dispatch.h"
 #include "pool.h"
 
-#define EXPORTED __attribute__((visibility("default")))
-
-enum { ROWS_AT_ONCE = 192, NORM_ELEMENTS = 8192, PHASES = 9 };
+enum { ROWS_AT_ONCE = 192, NORM_ELEMENTS = 8192, SUMMED_ELEMENTS = 1 << 15, PHASES = 15 };
 
 enum part { PRODUCTS, NORMS, ROTATION, ATTENTION, HEAD, CHOICE }; /* of a step, as `appliance_seconds` tells them */
 
@@ -17,9 +15,15 @@ struct machine {
   const struct kernels *of[2]; /* by element */
 };
 
+/* Contexts of a product's phases. */
+struct product_work {
+  struct multiplied multiplied;
+  struct summed summed;
+};
+
 /* Contexts of a layer's phases. */
 struct layer_work {
-  struct multiplied qkv, output, gate_up, down;
+  struct product_work qkv, output, gate_up, down;
   struct normed input, mlp, attended_norm, gated_norm;
   struct rotated rotated;
   struct attended attended;
@@ -29,7 +33,7 @@ struct layer_work {
 /* What a step computes in, from its scratch memory. */
 struct places {
   char *qkv, *attended, *added, *gated;
-  float *parts;
+  float *parts, *sums;
   struct share *shares;
   struct join *joins;
   struct layer_work *layers;
@@ -108,21 +112,40 @@ EXPORTED void appliance_pack(uint32_t *packed, const unit *weight, int64_t rows,
 /* Sizes a product's pieces, and says how many there are: several for each thread, none smaller than pays. */
 static int64_t pieces_of(struct multiplied *m, int threads) {
   int64_t blocks = m->product->out / BLOCK, least = m->ending == GATE ? 2 : 1;
+  int64_t enough = (m->product->form == WHOLE ? 8 : 3) * threads; /* integers are best read by whole panels */
   m->ahead = threads;
   m->row_step = m->rows <= ROWS_AT_ONCE ? m->rows : ceiling(m->rows, ceiling(m->rows, ROWS_AT_ONCE));
   int64_t groups = ceiling(m->rows, m->row_step);
   m->block_step = 4;
-  while (m->block_step > least && ceiling(blocks, m->block_step) * groups < 8 * threads) m->block_step /= 2;
+  while (m->block_step > least && ceiling(blocks, m->block_step) * groups < enough) m->block_step /= 2;
   return ceiling(blocks, m->block_step) * groups;
 }
 
+/* Puts down the phases of a product, one or two; where the next one goes. `sums` [rows, in / GROUP] is memory for INT4. */
+static struct phase *put_product(struct phase *phase, const struct kernels *kernels, struct product_work *w,
+                                 struct multiplied value, float *sums, int threads, int part) {
+  const struct product *product = value.product;
+  w->multiplied = value;
+  if (product->form == INT4) {
+    w->summed = (struct summed){value.x, sums, value.rows, product->in / GROUP, most(SUMMED_ELEMENTS / product->in, 1)};
+    w->multiplied.group_sums = sums;
+    *phase++ = (struct phase){kernels->sum_groups, &w->summed, ceiling(value.rows, w->summed.step), part};
+  }
+  int64_t pieces = pieces_of(&w->multiplied, threads);
+  work *multiply = product->form == WHOLE ? kernels->multiply : kernels->multiply_quantized;
+  *phase++ = (struct phase){multiply, &w->multiplied, pieces, part};
+  return phase;
+}
+
+/* `sums` as for `put_product`. */
 EXPORTED void appliance_multiply(struct machine *machine, int element, const struct product *product, const void *x,
-                                 int64_t rows, void *out, int wide) {
+                                 int64_t rows, void *out, int wide, float *sums) {
   if (rows == 0) return;
-  struct multiplied m = {product, x, out, rows, wide ? WIDE : STORE, 0, 0, 0, 0};
-  int64_t pieces = pieces_of(&m, pool_threads(machine->pool));
-  struct phase phase = {machine->of[element]->multiply, &m, pieces, HEAD};
-  pool_run(machine->pool, &phase, 1);
+  struct product_work work;
+  struct phase phases[2];
+  struct multiplied value = {.product = product, .x = x, .out = out, .rows = rows, .ending = wide ? WIDE : STORE};
+  struct phase *end = put_product(phases, machine->of[element], &work, value, sums, pool_threads(machine->pool), HEAD);
+  pool_run(machine->pool, phases, (int)(end - phases));
 }
 
 static void *take(char **at, int64_t bytes) {
@@ -156,10 +179,11 @@ static struct places places_of(const struct decoder *d, const struct batch *batc
   p.added = take(&at, tokens * d->hidden * bytes);
   p.gated = take(&at, tokens * d->intermediate * bytes);
   p.parts = take(&at, parts * part_floats(d) * 4);
+  p.sums = take(&at, tokens * most(most(d->hidden, d->intermediate), d->heads * d->value_dim) / GROUP * 4);
   p.shares = take(&at, 2 * shares * (int64_t)sizeof *p.shares); /* of two kinds of window */
   p.joins = take(&at, 2 * shares * (int64_t)sizeof *p.joins);
   p.layers = take(&at, d->count * (int64_t)sizeof *p.layers);
-  p.phases = take(&at, (d->count * (PHASES + 2) + 1) * (int64_t)sizeof *p.phases);
+  p.phases = take(&at, (d->count * PHASES + 1) * (int64_t)sizeof *p.phases);
   p.bytes = at - memory;
   return p;
 }
@@ -230,13 +254,6 @@ static void share_out(const struct decoder *d, const struct batch *batch, int64_
   }
 }
 
-static struct phase product_phase(const struct kernels *kernels, struct multiplied *at, struct multiplied value,
-                                  int threads) {
-  *at = value;
-  int64_t pieces = pieces_of(at, threads);
-  return (struct phase){kernels->multiply, at, pieces, PRODUCTS};
-}
-
 static struct phase norm_phase(const struct kernels *kernels, struct normed *at, struct normed value) {
   *at = value;
   at->step = most(NORM_ELEMENTS / value.width, 1);
@@ -275,6 +292,7 @@ EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d,
   int64_t rows = batch->tokens, share_count[2] = {0, 0}, join_count[2] = {0, 0}, windows[2];
   int64_t half = ((char *)p.joins - (char *)p.shares) / (int64_t)sizeof *p.shares / 2, known = 0;
   int64_t stride = d->heads * d->head_dim + d->kv_heads * (d->head_dim + d->value_dim);
+  struct multiplied value;
   if (rows == 0) return;
   for (int64_t l = step->first; l < step->last; l++) {
     const struct layer *layer = &d->layers[l];
@@ -288,7 +306,8 @@ EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d,
       share_out(d, batch, layer->window, threads, shares, &share_count[kind], joins, &join_count[kind]);
     }
     *phase++ = norm_phase(kernels, &w->input, (struct normed){layer->input, step->residual, step->normed, NULL, rows, d->hidden, 0});
-    *phase++ = product_phase(kernels, &w->qkv, (struct multiplied){&layer->qkv, step->normed, p.qkv, rows, STORE, 0, 0, 0, 0}, threads);
+    value = (struct multiplied){.product = &layer->qkv, .x = step->normed, .out = p.qkv, .rows = rows, .ending = STORE};
+    phase = put_product(phase, kernels, &w->qkv, value, p.sums, threads, PRODUCTS);
     if (step->cosines[layer->rotary] != NULL) {
       w->rotated = (struct rotated){d, layer, step, p.qkv, rows};
       *phase++ = (struct phase){kernels->rotate, &w->rotated, rows, ROTATION};
@@ -307,13 +326,16 @@ EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d,
       *phase++ = (struct phase){kernels->merge, &w->merged, join_count[kind], ATTENTION};
     }
     int inner = layer->attended.weight != NULL;
-    *phase++ = product_phase(kernels, &w->output, (struct multiplied){&layer->output, p.attended, inner ? p.added : step->residual, rows, inner ? STORE : ADD, 0, 0, 0, 0}, threads);
+    value = (struct multiplied){.product = &layer->output, .x = p.attended, .out = inner ? p.added : step->residual, .rows = rows, .ending = inner ? STORE : ADD};
+    phase = put_product(phase, kernels, &w->output, value, p.sums, threads, PRODUCTS);
     if (inner)
       *phase++ = norm_phase(kernels, &w->attended_norm, (struct normed){layer->attended, p.added, NULL, step->residual, rows, d->hidden, 0});
     *phase++ = norm_phase(kernels, &w->mlp, (struct normed){layer->mlp, step->residual, step->normed, NULL, rows, d->hidden, 0});
-    *phase++ = product_phase(kernels, &w->gate_up, (struct multiplied){&layer->gate_up, step->normed, p.gated, rows, d->ungated ? ACTIVATE : GATE, d->activation, 0, 0, 0}, threads);
+    value = (struct multiplied){.product = &layer->gate_up, .x = step->normed, .out = p.gated, .rows = rows, .ending = d->ungated ? ACTIVATE : GATE, .activation = d->activation};
+    phase = put_product(phase, kernels, &w->gate_up, value, p.sums, threads, PRODUCTS);
     inner = layer->gated.weight != NULL;
-    *phase++ = product_phase(kernels, &w->down, (struct multiplied){&layer->down, p.gated, inner ? p.added : step->residual, rows, inner ? STORE : ADD, 0, 0, 0, 0}, threads);
+    value = (struct multiplied){.product = &layer->down, .x = p.gated, .out = inner ? p.added : step->residual, .rows = rows, .ending = inner ? STORE : ADD};
+    phase = put_product(phase, kernels, &w->down, value, p.sums, threads, PRODUCTS);
     if (inner)
       *phase++ = norm_phase(kernels, &w->gated_norm, (struct normed){layer->gated, p.added, NULL, step->residual, rows, d->hidden, 0});
   }

@@ -90,7 +90,7 @@ const struct kernels *kernels_of(const char *variant, int element) {
 }
 
 /* Fastest first; of those that the processor runs, unless `all`. NULL behind the last. */
-__attribute__((visibility("default"))) const char *appliance_variant(int index, int all) {
+EXPORTED const char *appliance_variant(int index, int all) {
   for (int i = 0; i < COUNT; i++)
     if ((all || VARIANTS[i].runs()) && index-- == 0) return VARIANTS[i].name;
   return NULL;

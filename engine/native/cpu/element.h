@@ -29,6 +29,13 @@ enum { LANES = 4 };
 enum { SUBS = BLOCK / LANES }; /* vectors of a block */
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#define FOUR_TIMES _Pragma("clang loop unroll_count(4)")
+#else
+#define UNROLLED _Pragma("GCC unroll 32")
+#define FOUR_TIMES _Pragma("GCC unroll 4")
+#endif
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
@@ -76,6 +83,19 @@ INLINE floats larger(floats a, floats b) {
 
 /* likewise */
 INLINE floats smaller(floats a, floats b) { return -larger(-a, -b); }
+
+/* a * b + c, rounded once where the machine has it: not up to the compiler, which may take either of two products for it */
+INLINE floats fused(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+  return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
 
 INLINE float largest_of(floats value) {
 #if defined(__AVX512F__)

@@ -6,17 +6,26 @@
 
 #define APPLIANCE_VERSION 2 /* another for each change of this file */
 
+#define EXPORTED __attribute__((visibility("default")))
+
 enum { BLOCK = 16, PANEL = 64 }; /* columns of a product: of a vector register, of a panel of four */
+enum { GROUP = 32 };             /* inputs of one output that share a scale, where a weight is of integers */
 
 enum element { BFLOAT16, FLOAT32 };
 enum activation { SILU, GELU_TANH, GELU, QUICK_GELU };
+enum form { WHOLE, INT8, INT4 }; /* of a weight: elements, or integers with scales */
 
-/* A weight [out, in], packed by `appliance_pack`: panels of 64 outputs, in each the inputs in turn, of each the
- * outputs side by side. Two bfloat16 inputs, or one float32, are a unit of 32 bits. */
+/* A weight [out, in] in panels of 64 outputs, in each the inputs in turn, of each the outputs side by side.
+ *
+ * WHOLE, by `appliance_pack`: two bfloat16 inputs, or one float32, are a unit of 32 bits. INT8 and INT4, by
+ * `appliance_quantize`: groups of 32 inputs in turn, in each first the integers and then what they mean, column by column.
+ * A unit has four inputs of eight bits, in the bytes 0, 2, 1 and 3, or eight of four bits: those of even number in its lower
+ * half, the others in the upper one. An input is q * scale, with q from -127 to 127, or q * scale + least, with q from 0
+ * to 15; both are float16, the scale in the lower half where they are a unit. */
 struct product {
-  const uint32_t *packed;
+  const void *packed;
   const void *bias; /* [out], or NULL */
-  int64_t out, in;
+  int64_t out, in, form;
 };
 
 struct norm {

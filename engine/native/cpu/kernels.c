@@ -4,6 +4,7 @@
 #include "element.h"
 
 #include "products.c"
+#include "quantized.c"
 #include "norms.c"
 #include "rotation.c"
 #include "attention.c"
@@ -17,4 +18,5 @@
 #define KIND float32
 #endif
 
-const struct kernels NAMED(kernels, VARIANT, KIND) = {multiply, normalize, rotate, attend, merge, choose};
+const struct kernels NAMED(kernels, VARIANT, KIND) = {multiply, multiply_quantized, sum_groups, normalize,
+                                                          rotate,   attend,             merge,      choose};

@@ -25,6 +25,14 @@ struct multiplied {
   int32_t ending, activation;
   int64_t row_step, block_step; /* of a piece: rows, and blocks of columns: 1, 2 or 4 */
   int64_t ahead;                /* pieces from one to that which the same thread does next, as a rule */
+  const float *group_sums;      /* [rows, in / GROUP] of x, by a weight of INT4 */
+};
+
+/* Sums of each group of a product's inputs. */
+struct summed {
+  const void *x;
+  float *sums;
+  int64_t rows, groups, step;
 };
 
 struct normed {
@@ -91,8 +99,11 @@ enum { QUERY_ROWS = 192, KEY_BLOCK = 64, PART_KEYS = 256 };
 typedef void work(const void *context, int64_t piece, void *scratch);
 
 struct kernels {
-  work *multiply, *normalize, *rotate, *attend, *merge, *choose;
+  work *multiply, *multiply_quantized, *sum_groups, *normalize, *rotate, *attend, *merge, *choose;
 };
+
+/* Of a column of a group, in 16 bits: integers and what they mean. */
+static inline int64_t group_halves(int64_t form) { return form == INT8 ? GROUP / 2 + 1 : GROUP / 4 + 2; }
 
 /* of floats, a part: largest score, sum, then the values of each head */
 static inline int64_t part_floats(const struct decoder *decoder) { return decoder->heads * (decoder->value_dim + 2); }

@@ -190,14 +190,15 @@ static void multiply(const void *context, int64_t piece, void *scratch) {
   int64_t last_row = first_row + m->row_step < m->rows ? first_row + m->row_step : m->rows;
   int64_t blocks = all - block < m->block_step ? all - block : m->block_step;
   int64_t pitch = pitch_of(m->product, block);
-  const uint32_t *weight = m->product->packed + block / 4 * 4 * BLOCK * units + block % 4 * BLOCK;
+  const uint32_t *packed = m->product->packed;
+  const uint32_t *weight = packed + block / 4 * 4 * BLOCK * units + block % 4 * BLOCK;
   first_row += multiply_many((const unit *)m->x + first_row * units, last_row - first_row, weight, pitch, units,
                              blocks, m, first_row, block * BLOCK);
   _Alignas(64) float sums[MOST_ROWS * PANEL];
   int64_t tiles = (last_row - first_row + MOST_ROWS - 1) / MOST_ROWS;
   /* the first tile brings the weights; while they are multiplied by others, those of the next piece come */
   int64_t next = block + m->ahead * m->block_step;
-  const uint32_t *coming = next < all ? m->product->packed + next / 4 * 4 * BLOCK * units : weight;
+  const uint32_t *coming = next < all ? packed + next / 4 * 4 * BLOCK * units : weight;
   int64_t there = next < all ? pitch_of(m->product, next) / BLOCK : 0;
   for (int64_t t = 0, row = first_row; t < tiles; t++) { /* of sizes that differ by one row at most */
     int64_t rows = (last_row - row + tiles - t - 1) / (tiles - t);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from torch.nn.functional import gelu, silu
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.native import NativeAttention
 from engine.native import loading
-from engine.native.library import ACTIVATIONS, Machine, Packed, address
+from engine.native.library import ACTIVATIONS, BLOCK, Machine, Packed, address
 from engine.request import Request, SamplingOptions
 from engine.scheduling.batch import build_batch
 from engine.scheduling.scheduler import Slice
 from engine.scheduling.sequence import Sequence
+from tests.engine.native.integers import dequantized
 
 Machines = dict[int, Machine]
 Weights = dict[str, torch.Tensor]
@@ -36,6 +38,7 @@ class Model:
     biased: bool = False
     activation: str = "silu"
     rotaries: tuple[int, ...] = (0, 0, 0)  # of each layer: which angles
+    quantization: str | None = None
     layers: list[Weights] = field(default_factory=list)
 
     def drawn(self, dtype: torch.dtype) -> Model:
@@ -83,6 +86,10 @@ MODELS = {
         from_one=True,
         activation="gelu_tanh",
         rotaries=(1, 0, 1),
+    ),
+    "integers of eight bits": Model(shape_of(head_dim=32), intermediate=160, quantization="int8"),
+    "integers of four bits": Model(
+        shape_of(value_dim=32), intermediate=32, biased=True, quantization="int4"
     ),
     "a hidden size of odd blocks": Model(shape_of(heads=2, kv_heads=2), hidden=80, intermediate=48),
 }
@@ -155,11 +162,12 @@ class Decoder:
         self.held = []
         for index, weights in enumerate(model.layers):
             place = self.backend.layers[index]
+            form = partial(Packed, quantization=model.quantization, dtype=dtype, file=file)
             packed = {
-                "qkv": Packed([weights["qkv"]], weights.get("bias"), file=file),
-                "output": Packed([weights["output"]], file=file),
-                "gate_up": Packed([weights["gate"], weights["up"]], by_turns=True, file=file),
-                "down": Packed([weights["down"]], file=file),
+                "qkv": form([weights["qkv"]], weights.get("bias")),
+                "output": form([weights["output"]]),
+                "gate_up": form([weights["gate"], weights["up"]], by_turns=True),
+                "down": form([weights["down"]]),
             }
             self.held.append(packed)
             for name, product in packed.items():
@@ -167,6 +175,18 @@ class Decoder:
             for name in model.norms:
                 setattr(place, name, self.norm(weights[name]))
             place.rotary = model.rotaries[index]
+
+    def meant(self) -> Model:
+        """The model with what integers mean for weights, where it has them."""
+        if self.model.quantization is None:
+            return self.model
+        layers = []
+        for weights, packed in zip(self.model.layers, self.held, strict=True):
+            found = {name: dequantized(one) for name, one in packed.items()}
+            turns = found.pop("gate_up").view(-1, 2, BLOCK, self.model.hidden)
+            found["gate"], found["up"] = turns[:, 0].flatten(0, 1), turns[:, 1].flatten(0, 1)
+            layers.append(weights | found)
+        return replace(self.model, layers=layers)
 
     def norm(self, weight: torch.Tensor) -> loading.Norm:
         return loading.Norm(
@@ -254,7 +274,8 @@ def test_steps_are_those_of_the_layers(
     embeddings = [
         torch.randn(length + 2, model.hidden, generator=generator).to(dtype) for length in LENGTHS
     ]
-    found = steps(Decoder(model, dtype, machines[2], built), embeddings)
+    decoder = Decoder(model, dtype, machines[2], built)
+    model, found = decoder.meant(), steps(decoder, embeddings)
     allowed = 1e-5 if dtype == torch.float32 else 0.05
     for own, states in zip(embeddings, found, strict=True):
         assert difference(states, exact(model, own)) < allowed
@@ -264,6 +285,6 @@ def test_steps_are_those_of_the_layers(
         other = replace(model, rotaries=(0, 0, 1))
         assert difference(found[1], exact(other, embeddings[1])) > 2 * allowed
     for threads in (1, 5):
-        again = steps(Decoder(model, dtype, machines[threads], built), embeddings)
+        again = steps(Decoder(decoder.model, dtype, machines[threads], built), embeddings)
         for one, two in zip(found, again, strict=True):
             assert torch.equal(one, two)

@@ -1,0 +1,228 @@
+"""Weights of eight and four bits on the CPU: every family's logits, any batch, memory, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
+from engine.core import Engine
+from engine.errors import ModelUnsupported
+from engine.layers.native import NativeDecoder, NativeHead
+from engine.memory import mapped
+from engine.memory.checkpoint import read_checkpoint
+from engine.memory.plan import PlanError, plan
+from engine.memory.quantization import integers, weights_bytes
+from engine.native import choice
+from engine.native.library import Packed
+from engine.native.loading import LibraryUnusable, variants
+from engine.request import Request
+from tests.engine.native.integers import dequantized
+from tests.engine.running.test_oracle import TEXT, VISION, requests_for, words
+
+Folder = Callable[[str], Path]
+Model = Callable[[str], Reference]
+FORMS = ("int8", "int4")
+
+
+def kept(weight: torch.Tensor, form: str) -> torch.Tensor:
+    """What integers keep of a weight."""
+    return dequantized(Packed([weight], quantization=form, dtype=torch.float32)).to(weight.dtype)
+
+
+def of_integers(folder: Path, form: str) -> Reference:
+    """transformers' model with what integers keep of the products that are quantized."""
+    reference = Reference(folder)
+    for layer in reference.family.decoder(reference.model).layers:
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = kept(module.weight.data, form)
+    head = reference.model.get_output_embeddings()
+    head.weight = nn.Parameter(kept(head.weight.data, "int8"))  # the table of a tied one stays
+    return reference
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", TEXT + VISION)
+def test_logits_are_those_of_what_the_integers_mean(
+    family: str, form: str, checkpoint: Folder, reference: Model
+) -> None:
+    folder = checkpoint(family)
+    recorder = Recorder(Engine(engine_options(folder, quantization=form, max_tokens_per_step=512)))
+    assert isinstance(recorder.engine._runner._decoder, NativeDecoder)
+    requests = requests_for(folder, family)
+    recorder.run(*requests)
+    assert compare(recorder, of_integers(folder, form), requests) < TOLERANCE
+    assert compare(recorder, reference(family), requests) > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("variant", variants()[1:])
+def test_every_variant_has_them(variant: str, form: str, checkpoint: Folder) -> None:
+    folder = checkpoint("qwen3")
+    options = engine_options(folder, quantization=form, native=variant, max_tokens_per_step=96)
+    recorder = Recorder(Engine(options))
+    requests = requests_for(folder, "qwen3")
+    recorder.run(*requests)
+    assert compare(recorder, of_integers(folder, form), requests) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_is_as_near_as_transformers_own(form: str, checkpoint: Folder) -> None:
+    """Both of what the integers mean, in float32; transformers' is rounded to bfloat16."""
+    folder = checkpoint("qwen3")
+    exact = of_integers(folder, form)
+    rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    rounded.load_state_dict(exact.model.state_dict())
+    request = Request("r", words(150, 1), greedy(4))
+    recorder = Recorder(Engine(engine_options(folder, dtype="bfloat16", quantization=form)))
+    recorder.run(request)
+    tokens = request.prompt_ids + recorder.tokens["r", 0][:-1]
+    with torch.no_grad():
+        theirs = rounded(torch.tensor([tokens])).logits[0].float()
+    expected = exact.logits(tokens)
+    rows = sorted(place for _, _, place in recorder.rows)
+    ours = torch.stack([recorder.rows["r", 0, row] for row in rows])
+    allowed = (theirs - expected).abs().max()
+    assert (ours - expected[rows]).abs().max() < allowed
+    assert (ours - expected[[row - 1 for row in rows]]).abs().max() > 3 * allowed
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_is_the_same_whatever_runs_beside_it(
+    form: str, dtype: str, checkpoint: Folder
+) -> None:
+    """To the last bit, but by amx: alone, beside few, and beside many, which are unpacked first."""
+    folder = checkpoint("qwen3")
+    variant = next(name for name in variants() if name != "amx")
+    request = Request("r", words(70, 1), greedy(6))
+    rows = []
+    for others, threads in ((0, 1), (2, 2), (11, 3)):
+        options = engine_options(
+            folder,
+            dtype=dtype,
+            native=variant,
+            quantization=form,
+            threads=threads,
+            max_tokens_per_step=512,
+        )
+        recorder = Recorder(Engine(options))
+        beside = [Request(f"o{i}", words(3 + 20 * i, i), greedy(8)) for i in range(others)]
+        recorder.run(request, *beside)
+        rows.append({place: row for place, row in recorder.rows.items() if place[0] == "r"})
+    for place, row in rows[0].items():
+        for other in rows[1:]:
+            assert torch.equal(row, other[place])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_planned_is_what_is_held(family: str, form: str, checkpoint: Folder) -> None:
+    """A tied head's table stays, another's weight is but mapped, no product is there twice."""
+    folder = checkpoint(family)
+    options = engine_options(folder, quantization=form, dtype="bfloat16", modalities=())
+    engine = Engine(options)
+    runner = engine._runner
+    decoder, head, model = runner._decoder, runner._head, runner.loaded.model
+    assert isinstance(decoder, NativeDecoder)
+    assert isinstance(head, NativeHead)
+    packed = [one for one in decoder._held if isinstance(one, Packed)]
+    assert {one.quantization for one in packed} == {form}
+    assert head._packed.quantization == "int8"
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    held = sum(one.nbytes for one in packed) + (0 if tied else head._packed.nbytes)
+    last = None if tied else model.get_output_embeddings().weight  # mapped, as it is stored
+    held += sum(p.nbytes for p in model.parameters() if p is not last)
+    assert last is None or last.dtype == torch.float32
+    planned = plan(options, available_bytes=1 << 40)
+    assert planned.weights_bytes == held
+    whole = plan(replace(options, quantization=None), available_bytes=1 << 40)
+    assert whole.weights_bytes > 1.3 * held
+    assert whole.slack_bytes > planned.slack_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fuse": False}, "is of fused layers: set engine.fuse=true"),
+        ({"dtype": "float16"}, "has no kernels of float16: set model.dtype=bfloat16"),
+        ({"native": "torch"}, "not torch's operators: set engine.native=auto"),
+        ({"native": "vax"}, "is by our kernels: engine.native=vax: this processor has"),
+        ({"tensor_parallel": 2}, "is of whole layers: set parallelism.tensor=1"),
+    ],
+)
+def test_settings_that_have_none_are_refused(
+    changes: dict[str, object], reason: str, checkpoint: Folder
+) -> None:
+    options = engine_options(checkpoint("llama"), quantization="int4")
+    plan(options, available_bytes=1 << 40)
+    refused = replace(options, **changes)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=reason) as fault:
+        plan(refused, available_bytes=1 << 40)
+    assert str(fault.value).startswith("model.quantization=int4 ")
+    assert "\n" not in str(fault.value)
+    if "tensor_parallel" not in changes:  # that needs processes
+        with pytest.raises(ModelUnsupported, match=r"^model\.quantization=int4 is|has"):
+            Engine(refused)
+
+
+def test_models_and_machines_that_have_none_are_refused(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("llama")
+    options = engine_options(folder, quantization="int8")
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.running.cpu_platform.fusible", lambda stack: False)
+        with pytest.raises(ModelUnsupported, match="of no pattern that is known: set model"):
+            Engine(options)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.memory.quantization.GROUP", 48)
+        with pytest.raises(PlanError, match="groups of 48 inputs, a layer here has 64: set model"):
+            plan(options, available_bytes=1 << 40)
+
+    def missing() -> list[str]:
+        raise LibraryUnusable("libappliance.so was not built when this was installed")
+
+    monkeypatch.setattr(choice, "variants", missing)
+    for start in (Engine, lambda given: plan(given, available_bytes=1 << 40)):
+        with pytest.raises(
+            (PlanError, ModelUnsupported), match=r"int8 is by our kernels: .* built"
+        ):
+            start(options)
+
+
+def test_a_weight_that_is_no_number_is_refused(
+    checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = mapped.load_for_quantization
+
+    def spoiled(*given: object, **more: object) -> object:
+        loaded = load(*given, **more)  # type: ignore[arg-type]
+        weight = loaded.stack.layers[0].mlp.down_proj.weight
+        weight.data = weight.data.clone()
+        weight.data[3, 5] = float("nan")
+        return loaded
+
+    monkeypatch.setattr("engine.memory.mapped.load_for_quantization", spoiled)
+    with pytest.raises(ModelUnsupported, match="int8: a weight has values that are no numbers"):
+        Engine(engine_options(checkpoint("llama"), quantization="int8"))
+
+
+def test_bytes_are_those_of_integers_and_scales(checkpoint: Folder) -> None:
+    folder = checkpoint("qwen3")
+    sizes = read_checkpoint(folder)
+    whole = engine_options(folder, dtype="bfloat16")
+    assert not integers("fp8")
+    assert not integers(None)
+    for form, bits in (("int8", 8.5), ("int4", 5.0)):
+        saved = weights_bytes(whole, sizes, 0)
+        saved -= weights_bytes(replace(whole, quantization=form), sizes, 0)
+        saved -= 0 if sizes.tied else int(sizes.embedding_parameters * (16 - 8.5) / 8)
+        assert saved == int(sizes.product_parameters * (16 - bits) / 8)

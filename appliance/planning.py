@@ -11,7 +11,7 @@ from engine.errors import ModelUnsupported
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.memory.quantization import device_unsupported
 from engine.models.registry import family_for
-from engine.native.choice import chosen, left_to_torch
+from engine.native.choice import chosen, computes, left_to_torch
 from engine.options import EngineOptions
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
@@ -44,7 +44,12 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
     check_tower_graphs(engine)
     options = EngineOptions(
         model_path=str(folder),
-        dtype=resolve_dtype(config.model.dtype, folder, engine.device),
+        dtype=resolve_dtype(
+            config.model.dtype,
+            folder,
+            engine.device,
+            ours=computes(engine.native, fuse=engine.fuse, ranks=ranks),
+        ),
         device=engine.device,
         threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // ranks),
         page_size=engine.page_size,

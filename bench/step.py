@@ -27,6 +27,7 @@ from engine.device.process_setup import keep_memory
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
 from engine.memory.plan import plan, resolve_dtype
 from engine.memory.quantization import tied_head_bytes, weights_bytes
+from engine.native.choice import computes
 from engine.options import EngineOptions
 from engine.request import Request, SamplingOptions
 
@@ -88,7 +89,8 @@ class StepBench:
     def __init__(self, options: argparse.Namespace) -> None:
         folder: Path = options.checkpoint
         self.checkpoint: Checkpoint = read_checkpoint(folder)
-        dtype = resolve_dtype(options.dtype, folder, "cpu")
+        ours = computes(options.native, fuse=not options.no_fuse, ranks=1)
+        dtype = resolve_dtype(options.dtype, folder, "cpu", ours=ours)
         batches: list[int] = options.batch
         self.prompt_tokens: int = options.prompt_tokens
         self.decode_steps: int = options.steps

@@ -74,8 +74,9 @@ class ModelConfig:
         "Name clients ask for; null takes the recipe's name, or else the end of `model.path`."
     )
     dtype: str = key(
-        "Type of weights and activations; auto is the checkpoint's own, or float32 on a CPU that "
-        "has no bfloat16 instructions and memory to spare.",
+        "Type of weights and activations; auto is the checkpoint's own, or on a CPU with memory to "
+        "spare float32 in place of what it would have to emulate: float16, and bfloat16 where "
+        "torch computes and there are no instructions for it.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str | None = key(

@@ -16,6 +16,7 @@ from engine.memory.shares import share_of, undivided
 from engine.memory.stored import check_stored
 from engine.models.family import Family
 from engine.models.registry import family_for
+from engine.native.loading import DTYPES
 from engine.options import PROMPT_ROWS, EngineOptions
 from engine.scheduling.admission import span_admission
 
@@ -328,11 +329,17 @@ def activation_bytes(
 
 
 def resolve_dtype(
-    requested: str, folder: str | Path, device: str, available_bytes: int | None = None
+    requested: str,
+    folder: str | Path,
+    device: str,
+    available_bytes: int | None = None,
+    *,
+    ours: bool = False,
 ) -> str:
     """Turn `auto` into a type: the checkpoint's, or float32 on a CPU that has to emulate it.
 
-    On a card a float32 checkpoint becomes bfloat16: FlashInfer has no float32 kernels.
+    On a card a float32 checkpoint becomes bfloat16: FlashInfer has no float32 kernels. On a CPU our
+    library, if it is `ours` that computes, has bfloat16 whatever the processor has, and no float16.
 
     Float32 is taken when its weights would fit twice over; it prefills several times faster there.
     """
@@ -341,7 +348,7 @@ def resolve_dtype(
     checkpoint = read_checkpoint(folder)
     if device != "cpu":
         return "bfloat16" if checkpoint.dtype == "float32" else checkpoint.dtype
-    if cpu_has_native(checkpoint.dtype):
+    if checkpoint.dtype in DTYPES if ours else cpu_has_native(checkpoint.dtype):
         return checkpoint.dtype
     parameters = checkpoint.decoder_parameters + checkpoint.tower_parameters
     available = available_memory() if available_bytes is None else available_bytes

@@ -32,6 +32,14 @@ def chosen(native: str) -> str | None:
     raise NativeUnusable(f"engine.native={native}: this processor has {there}, or set it to torch")
 
 
+def computes(native: str, *, fuse: bool, ranks: int) -> bool:
+    """Whether layers that the library has kernels for are its own, by the settings."""
+    try:
+        return fuse and ranks == 1 and chosen(native) is not None
+    except NativeUnusable:
+        return False
+
+
 def left_to_torch(options: EngineOptions) -> str | None:
     """Why layers are torch's whatever they are, by the settings; None if they need not be."""
     if options.tensor_parallel > 1:

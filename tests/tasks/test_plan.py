@@ -26,6 +26,7 @@ from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.models.registry import family_for
+from engine.native.choice import computes
 from engine.native.loading import variants
 from engine.scheduling.admission import admission
 from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
@@ -249,6 +250,13 @@ def test_the_type_is_the_checkpoints_where_the_cpu_has_it(tmp_path: Path) -> Non
     native = cpu_has_native("bfloat16")
     assert resolve_dtype("auto", folder, "cpu", ROOM) == ("bfloat16" if native else "float32")
     assert resolve_dtype("auto", folder, "cpu", 1000) == "bfloat16"  # float32 would not fit twice
+    assert resolve_dtype("auto", folder, "cpu", ROOM, ours=True) == "bfloat16"
+    half = write_llama(tmp_path / "half", dtype="float16")
+    assert resolve_dtype("auto", half, "cpu", ROOM, ours=True) == "float32"
+    assert computes("auto", fuse=True, ranks=1) == bool(variants())
+    assert not computes("auto", fuse=True, ranks=2)
+    assert not computes("auto", fuse=False, ranks=1)
+    assert not computes("torch", fuse=True, ranks=1)
     full = write_llama(tmp_path / "full")
     assert resolve_dtype("auto", full, "cuda") == "bfloat16"  # no kernels attend in float32
 

@@ -198,6 +198,8 @@ def test_the_cpu_and_layers_that_are_not_fused_have_none(
     folder = checkpoint("llama")
     with pytest.raises(ModelUnsupported, match="quantization=fp8 needs engine=cuda"):
         Engine(engine_options(folder, quantization="fp8"))
+    with pytest.raises(ModelUnsupported, match="quantization=int8 needs engine=cpu"):
+        engine_on("cuda", folder, quantization="int8")
     monkeypatch.setattr("engine.running.decoders.fusible", lambda stack: False)
     with pytest.raises(ModelUnsupported, match="those of this model are not: set"):
         engine_on("cuda", folder, quantization="fp8")

@@ -30,6 +30,12 @@ MISTAKES = [
     ("engine.kv_dtype=fp8", r"engine\.kv_dtype=fp8 needs engine=cuda"),
     ("engine.native=neon", r"engine\.native=neon: this processor has .*, or set it to torch"),
     ("model.quantization=fp8", r"model\.quantization=fp8 needs engine=cuda"),
+    ("model.quantization=int4 engine.native=torch", r"int4 is by our kernels.*engine\.native=auto"),
+    (
+        "model.quantization=int8 engine.fuse=false",
+        r"int8 is of fused layers: set engine\.fuse=true",
+    ),
+    ("model.quantization=int8 parallelism.tensor=2", r"whole layers: set parallelism\.tensor=1"),
     ("engine.graphs=true", r"engine\.graphs=true needs engine=cuda"),
     ("parallelism.tensor=3", r"parallelism\.tensor=3 does not divide"),
     ("media.audio.limit=1", r"takes no audio: set media\.audio\.limit=0"),
@@ -63,7 +69,7 @@ def places(tmp_path: Path) -> Callable[[str], str]:
 def test_a_mistake_is_known_before_anything_is_read(
     places: Callable[[str], str], told: str, expected: str
 ) -> None:
-    config = compose_recipe(["recipe=demo", places(told)]).config
+    config = compose_recipe(["recipe=demo", *places(told).split()]).config
     with pytest.raises(ConfigurationError, match=expected) as fault:
         preflight.check(config)
     assert "\n" not in str(fault.value)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from appliance.config.compose import compose
 from appliance.planning import plan_recipe
 from appliance.summary import render
+from appliance.tasks.plan import table
+from engine.memory.plan import PlanError, size
 from engine.native.loading import variants
 from tests.checkpoints import write_qwen2_vl, write_ultravox
 
@@ -61,6 +65,22 @@ def test_the_address_is_the_one_that_was_bound(tmp_path: Path) -> None:
     assert "http://127.0.0.1:4711" in summary(folder, address="http://127.0.0.1:4711")
     assert "unix:/run/appliance" in summary(folder, "server.uds=/run/appliance")
     assert "http://[::1]:8000" in summary(folder, "server.host='::1'")
+
+
+def test_weights_of_fewer_bits_are_said(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    for form, words in (
+        ("int8", "layers and head in int8"),
+        ("int4", "layers in int4, head in int8"),
+    ):
+        told = [f"model.path={folder}", f"model.quantization={form}"]
+        composed = compose(told)
+        plan = plan_recipe(composed.config, folder)
+        assert f"float32, {words}, {size(plan.weights_bytes)}" in render(composed, plan)
+        assert f"parameters, those of {words}, others x 4 bytes" in table(plan)
+    composed = compose([f"model.path={folder}", "engine=cuda", "model.quantization=int8"])
+    with pytest.raises(PlanError, match=r"^model\.quantization=int8 needs engine=cpu$"):
+        plan_recipe(composed.config, folder)
 
 
 def test_whose_kernels_compute_is_said(tmp_path: Path) -> None:

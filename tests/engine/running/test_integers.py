@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from bench import accuracy
 from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
 from engine.core import Engine
 from engine.errors import ModelUnsupported
@@ -226,3 +227,21 @@ def test_bytes_are_those_of_integers_and_scales(checkpoint: Folder) -> None:
         saved -= weights_bytes(replace(whole, quantization=form), sizes, 0)
         saved -= 0 if sizes.tied else int(sizes.embedding_parameters * (16 - 8.5) / 8)
         assert saved == int(sizes.product_parameters * (16 - bits) / 8)
+
+
+def test_what_they_cost_is_measured(
+    checkpoint: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.md"
+    text.write_text("What is in the picture? A dog and a cat, a tree and a house. " * 40)
+    folder = checkpoint("llama")
+    sizes = ["--pieces", "2", "--length", "48", "--answers", "8", "--threads", "1"]
+    assert accuracy.main(["--checkpoint", str(folder), "--text", str(text), *sizes]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    whole, eight, four = ([cell.strip() for cell in row] for row in rows[2:])
+    assert (whole[0], eight[0], four[0]) == ("float32", "int8", "int4")
+    assert whole[3:] == ["100.0 %", "100.0 %", "2 of 2"]
+    lost = [abs(float(row[2]) / float(whole[2]) - 1) for row in (eight, four)]
+    assert 0 < lost[0] < lost[1]
+    assert float(four[3].split()[0]) < 100
+    assert accuracy.same_before([1, 2, 3], [1, 2, 4]) == 2

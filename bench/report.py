@@ -104,8 +104,12 @@ def table(reports: list[Report], workload: Workload, host: dict[str, Any]) -> st
 def _heading(reports: list[Report], workload: Workload, host: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{x.requests} at {x.concurrency}" for x in reports[0].levels)
     cached = [sum(x.cached_tokens for x in r.levels) for r in reports]
+    picture = ""
+    if workload.image_side:
+        which = "the same" if workload.same_image else "a new"
+        picture = f"{which} picture of {workload.image_side}² and "
     lines = [
-        f"{workload.prompt_tokens} tokens in ({workload.shared_tokens} shared), "
+        f"{picture}{workload.prompt_tokens} tokens in ({workload.shared_tokens} shared), "
         f"{workload.output_tokens} out, {workload.endpoint}, streamed; requests: {counts}.",
         f"{host['cpu']}, {host['cores']} cores ({' '.join(host['instructions'])}), "
         f"{host['memory_gib']} GiB, load before {host['load_before']:.2f}.",

@@ -133,6 +133,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output-tokens", type=int, default=64)
     add("--shared-tokens", type=int, default=0, help="beginning that all prompts share")
     add("--endpoint", choices=["completions", "chat"], default="completions")
+    add("--image-side", type=int, default=0, help="pixels of a square picture in each chat")
+    add("--same-image", action="store_true", help="one picture for all, not a new one for each")
     add("--max-len", type=int, default=2048, help="context length given to both")
     add("--kv-gb", type=int, default=2, help="KV cache in GiB given to both")
     add("--start-timeout", type=float, default=900.0, help="seconds a server may take to start")
@@ -158,6 +160,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--shared-tokens must be below --prompt-tokens")
     if options.prompt_tokens + options.output_tokens > options.max_len:
         parser.error("--prompt-tokens and --output-tokens do not fit --max-len")
+    if options.image_side and options.endpoint != "chat":
+        parser.error("--image-side is of --endpoint chat")
+    if options.same_image and not options.image_side:
+        parser.error("--same-image needs --image-side")
     if (options.peer or options.only == "peer") and options.peer_venv is None:
         parser.error("a peer needs --peer-venv")
     if options.only == "peer" and options.peer is None:
@@ -178,7 +184,12 @@ def main(argv: list[str] | None = None) -> int:
         start_timeout=options.start_timeout,
     )
     workload = Workload(
-        options.prompt_tokens, options.output_tokens, options.shared_tokens, options.endpoint
+        options.prompt_tokens,
+        options.output_tokens,
+        options.shared_tokens,
+        options.endpoint,
+        image_side=options.image_side,
+        same_image=options.same_image,
     )
     prompts = Prompts(settings.checkpoint, workload)
     commands: list[ServerCommand] = []

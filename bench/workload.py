@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import random
 import re
@@ -19,6 +21,8 @@ class Workload:
     output_tokens: int
     shared_tokens: int = 0  # beginning that all prompts have in common
     endpoint: str = "completions"  # or chat
+    image_side: int = 0  # pixels of a square picture before the text of each chat; 0: there is none
+    same_image: bool = False  # one picture for all requests
     seed: int = 0
 
 
@@ -69,10 +73,29 @@ class Prompts:
         for drawn in self._prompts(label, count):
             if work.endpoint == "chat":
                 text = "".join(token for token, _ in drawn).replace("Ġ", " ").replace("▁", " ")
-                body = {"messages": [{"role": "user", "content": text.strip()}], **options}
+                content: str | list[dict[str, object]] = text.strip()
+                if work.image_side:
+                    name = "same" if work.same_image else f"{label}/{len(calls)}"
+                    url = picture(f"{work.seed}/{name}", work.image_side)
+                    content = [
+                        {"type": "image_url", "image_url": {"url": url}},
+                        {"type": "text", "text": content},
+                    ]
+                body = {"messages": [{"role": "user", "content": content}], **options}
                 path = "/v1/chat/completions"
             else:
                 body = {"prompt": [token_id for _, token_id in drawn], **options}
                 path = "/v1/completions"
             calls.append(Call(path, json.dumps(body).encode()))
         return calls
+
+
+def picture(seed: str, side: int) -> str:
+    """A JPEG of soft coloured patches as a `data:` URL; another for each seed."""
+    from PIL import Image  # the peer's own Python starts this file too, and may have none
+
+    size = 16
+    few = Image.frombytes("RGB", (size, size), random.Random(seed).randbytes(3 * size * size))
+    file = io.BytesIO()
+    few.resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -59,6 +59,7 @@ class Machine:
     def __init__(self, variant: str, threads: int, file: Path = FILE) -> None:
         """Raises LibraryUnusable."""
         self.variant, self.threads = variant, threads
+        self._choosable = 0  # tokens that threads have room to choose out of
         self._library = library(file)
         self._handle = self._library.appliance_machine(variant.encode(), threads)
         if not self._handle:
@@ -101,13 +102,15 @@ class Machine:
         """Give each thread what it takes to choose out of that many tokens. Raises MemoryError."""
         if not self._library.appliance_reserve_choice(self._handle, vocabulary):
             raise MemoryError("no memory for choosing tokens")
+        self._choosable = vocabulary
 
     def choose(self, logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-        """Tokens `[rows]` from logits `[rows, vocabulary]`, float32, by a choice for each row.
-
-        Of as many tokens as were reserved for, or fewer.
-        """
+        """Tokens `[rows]` from logits `[rows, vocabulary]`, float32, by a choice for each row."""
         rows, vocabulary = logits.shape
+        if len(choices) != rows:
+            raise ValueError(f"{len(choices)} choices for {rows} rows")
+        if vocabulary > self._choosable:
+            self.reserve_choice(vocabulary)
         logits = logits.contiguous()
         tokens = torch.empty(rows, dtype=torch.int64)
         self._library.appliance_choose(

@@ -45,7 +45,6 @@ def distribution(logits: torch.Tensor, choice: Choice) -> Numbers:
 
 
 def chosen(machine: Machine, logits: torch.Tensor, choice: Choice, points: Numbers) -> list[int]:
-    machine.reserve_choice(len(logits))
     values = {name: getattr(choice, name) for name in ("temperature", "top_p", "min_p", "top_k")}
     choices = [Choice(point=point, **values) for point in points.tolist()]
     return machine.choose(logits.expand(len(choices), -1), choices).tolist()
@@ -114,7 +113,6 @@ def test_rows_are_chosen_each_as_its_own_says(machines: dict[int, Machine]) -> N
         Choice(point=0.99, temperature=1.0, top_p=1.0, top_k=2),
     ]
     machine = machines[5]
-    machine.reserve_choice(300)
     together = machine.choose(logits, choices).tolist()
     alone = [machine.choose(logits[i : i + 1], choices[i : i + 1]).item() for i in range(4)]
     assert together == alone
@@ -125,11 +123,20 @@ def test_what_is_no_number_is_not_chosen_where_others_are(machines: dict[int, Ma
     logits = torch.full((1, 40), torch.nan)
     logits[0, 30] = 0.0
     drawn = Choice(point=0.3, temperature=1.0, top_p=0.9, top_k=4)
-    machines[1].reserve_choice(40)
     for choice in (Choice(), drawn):
         assert machines[1].choose(logits, [choice]).item() == 30
         nothing = torch.full((1, 40), torch.nan)
         assert 0 <= machines[1].choose(nothing, [choice]).item() < 40
+
+
+def test_rows_without_a_choice_and_more_tokens_than_expected(machines: dict[int, Machine]) -> None:
+    machine = machines[1]
+    with pytest.raises(ValueError, match="1 choices for 2 rows"):
+        machine.choose(torch.zeros(2, 16), [Choice()])
+    machine.reserve_choice(16)
+    many = torch.zeros(1, 1 << 17)
+    drawn = Choice(point=0.5, temperature=1.0, top_p=1.0)
+    assert machine.choose(many, [drawn]).item() == 1 << 16  # found room for them
 
 
 def test_no_rows_are_no_tokens(machines: dict[int, Machine]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform as machine
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -409,6 +409,8 @@ def parts(*, tiny: bool) -> list[Part]:
         Part("serving", 60, 180, serving),
         Part("peers", 40, 120, partial(peers, large)),
     ]
+    if tiny:  # others may work on the CPU too
+        return [replace(part, limit=3 * part.limit) for part in found]
     return found
 
 

@@ -44,6 +44,7 @@ from engine.models.registry import family_for
 from engine.native.loading import variants
 from engine.request import MediaItem, Request
 from engine.running.exercise import largest_decode, largest_images, largest_prefill, pages_needed
+from engine.running.media import Media
 from engine.running.runner import Computed, Runner
 from engine.scheduling.batch import Batch
 
@@ -431,13 +432,13 @@ def test_the_largest_clip_is_encoded_while_memory_is_measured(
     checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    encode = Runner.encode
+    encode = Media.encode
 
-    def watched(runner: Runner, items: list[MediaItem]) -> list[torch.Tensor]:
+    def watched(media: Media, items: list[MediaItem]) -> list[torch.Tensor]:
         seen.extend(item.length for item in items if item.modality == "video")
-        return encode(runner, items)
+        return encode(media, items)
 
-    monkeypatch.setattr(Runner, "encode", watched)
+    monkeypatch.setattr(Media, "encode", watched)
     told = {"measured": True, "memory_fraction": 0.9, "max_len": 1000}
     cuda_path(checkpoint("qwen2_vl"), Counted(), **told, modalities=("image", "video"))
     _, *largest = seen  # the first one compiles
@@ -455,13 +456,13 @@ def test_the_largest_sound_is_heard_while_memory_is_measured(
     checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[int] = []
-    encode = Runner.encode
+    encode = Media.encode
 
-    def watched(runner: Runner, items: list[MediaItem]) -> list[torch.Tensor]:
+    def watched(media: Media, items: list[MediaItem]) -> list[torch.Tensor]:
         heard.extend(item.length for item in items if item.modality == "audio")
-        return encode(runner, items)
+        return encode(media, items)
 
-    monkeypatch.setattr(Runner, "encode", watched)
+    monkeypatch.setattr(Media, "encode", watched)
     cuda_path(checkpoint("ultravox"), Counted(), measured=True, memory_fraction=0.9, max_len=400)
     assert len(heard) == 2  # a second to compile what is needed, then the longest
     assert 300 < heard[1] <= 400
@@ -473,13 +474,13 @@ def test_towers_run_before_the_engine_is_ready(
 ) -> None:
     """Also where memory for keys is told and nothing measured: what they compile takes minutes."""
     encoded: list[str] = []
-    encode = Runner.encode
+    encode = Media.encode
 
-    def watched(runner: Runner, items: list[MediaItem]) -> list[torch.Tensor]:
+    def watched(media: Media, items: list[MediaItem]) -> list[torch.Tensor]:
         encoded.extend(item.modality for item in items)
-        return encode(runner, items)
+        return encode(media, items)
 
-    monkeypatch.setattr(Runner, "encode", watched)
+    monkeypatch.setattr(Media, "encode", watched)
     modalities = family_for(checkpoint(family)).available
     cuda_path(checkpoint(family), Recording(), pages=99, modalities=modalities, max_len=400)
     assert encoded == list(modalities)

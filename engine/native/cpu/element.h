@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "interface.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,7 +28,6 @@ enum { LANES = 4 };
 #endif
 enum { SUBS = BLOCK / LANES }; /* vectors of a block */
 
-#define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
 #define FOUR_TIMES _Pragma("clang loop unroll_count(4)")
@@ -43,18 +42,6 @@ typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 
 INLINE floats broadcast(float value) { return value - (floats){0}; }
-
-INLINE float as_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-
-INLINE uint32_t as_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
 
 INLINE floats load_floats(const float *from) {
   floats value;

@@ -2,7 +2,23 @@
 #ifndef APPLIANCE_KERNELS_H
 #define APPLIANCE_KERNELS_H
 
+#include <string.h>
+
 #include "interface.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float as_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+INLINE uint32_t as_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
 
 /* 32 bits of elements, two of bfloat16: they may lie anyhow, as a weight in a checkpoint's file does. */
 typedef uint32_t unit __attribute__((aligned(1), may_alias));

@@ -7,18 +7,6 @@
 enum { REFINED = 4 }; /* times that what four bits mean is fitted to them */
 enum stored { STORED_BFLOAT16, STORED_FLOAT32, STORED_FLOAT16 };
 
-static float as_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-
-static uint32_t as_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
-
 /* of float16: exact where it is a number */
 static float from_half(uint16_t bits) {
   uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = (uint32_t)(bits & 0x7fff) << 13;

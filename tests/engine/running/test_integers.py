@@ -25,6 +25,7 @@ from engine.native.library import Packed
 from engine.native.loading import LibraryUnusable, variants
 from engine.request import Request
 from tests.engine.native.integers import dequantized
+from tests.engine.running.test_native import hold_to_rounding
 from tests.engine.running.test_oracle import TEXT, VISION, requests_for, words
 
 Folder = Callable[[str], Path]
@@ -81,18 +82,8 @@ def test_bfloat16_is_as_near_as_transformers_own(form: str, checkpoint: Folder) 
     exact = of_integers(folder, form)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     rounded.load_state_dict(exact.model.state_dict())
-    request = Request("r", words(150, 1), greedy(4))
-    recorder = Recorder(Engine(engine_options(folder, dtype="bfloat16", quantization=form)))
-    recorder.run(request)
-    tokens = request.prompt_ids + recorder.tokens["r", 0][:-1]
-    with torch.no_grad():
-        theirs = rounded(torch.tensor([tokens])).logits[0].float()
-    expected = exact.logits(tokens)
-    rows = sorted(place for _, _, place in recorder.rows)
-    ours = torch.stack([recorder.rows["r", 0, row] for row in rows])
-    allowed = (theirs - expected).abs().max()
-    assert (ours - expected[rows]).abs().max() < allowed
-    assert (ours - expected[[row - 1 for row in rows]]).abs().max() > 3 * allowed
+    engine = Engine(engine_options(folder, dtype="bfloat16", quantization=form))
+    hold_to_rounding(engine, exact, rounded)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -51,8 +51,13 @@ def test_bfloat16_is_as_near_as_transformers_own(
     folder = checkpoint(family)
     exact = reference(family)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    request = Request("r", words(150, 1), greedy(4))
-    recorder = Recorder(Engine(engine_options(folder, dtype="bfloat16", native=variant)))
+    engine = Engine(engine_options(folder, dtype="bfloat16", native=variant))
+    hold_to_rounding(engine, exact, rounded)
+
+
+def hold_to_rounding(engine: Engine, exact: Reference, rounded: torch.nn.Module) -> None:
+    """An engine's logits are as near to the exact ones as those of a rounded model."""
+    request, recorder = Request("r", words(150, 1), greedy(4)), Recorder(engine)
     recorder.run(request)
     tokens = request.prompt_ids + recorder.tokens["r", 0][:-1]
     with torch.no_grad():

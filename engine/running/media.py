@@ -43,18 +43,21 @@ class Media:
         wanted = {media.digest: media for media in media_of(slices)}
         self._ahead = {digest: self._ahead[digest] for digest in self._ahead.keys() & wanted}
         absent = {digest: media for digest, media in wanted.items() if self._absent(media)}
+        if (
+            not absent
+        ):  # what is under way may be wanted again: its prompt had no place in this step
+            return list(slices)
         if turns.busy and not any(media.digest in absent for media in self._under_way):
-            turns.drop()  # nobody is left who waits for it
-        if absent and not turns.busy:
+            turns.drop()  # others wait, and nobody for it
+        if not turns.busy:
             self._under_way = items = list(absent.values())
             self.cache.misses += len(items)
             turns.begin(lambda: self.encode(items))
-        if turns.busy:
-            encoded = turns.go_on(TURN)
-            if encoded is not None:
-                self._keep(self._under_way, encoded, turns.seconds)
-                for media, embeddings in zip(self._under_way, encoded, strict=True):
-                    self._ahead[media.digest] = embeddings
+        encoded = turns.go_on(TURN)
+        if encoded is not None:
+            self._keep(self._under_way, encoded, turns.seconds)
+            for media, embeddings in zip(self._under_way, encoded, strict=True):
+                self._ahead[media.digest] = embeddings
         return [item for item in slices if not any(map(self._absent, media_of([item])))]
 
     def embeddings(

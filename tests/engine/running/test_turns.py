@@ -146,6 +146,23 @@ def test_a_picture_that_nobody_waits_for_is_dropped(checkpoint: Folder, referenc
 
 
 @pytest.mark.usefixtures("layer_by_layer")
+def test_a_picture_without_a_place_in_a_step_goes_on_in_the_next(checkpoint: Folder) -> None:
+    engine = Engine(engine_options(checkpoint("qwen2_vl")))
+    engine.add(Request("talk", words(20, 3), greedy(12)))
+    engine.step()
+    engine.add(with_picture(checkpoint("qwen2_vl"), "seen"))
+    engine.step()
+    both = engine._scheduler.schedule()
+    assert len(both) == 2
+    begun = engine._runner.media._turns._thread  # type: ignore[union-attr]
+    assert engine._runner.media.ready(both[:1]) == both[:1]
+    assert engine._runner.media._turns._thread is begun is not None  # type: ignore[union-attr]
+    while engine.has_work():
+        engine.step()
+    assert len(engine.encodes()) == 1
+
+
+@pytest.mark.usefixtures("layer_by_layer")
 def test_a_picture_that_comes_meanwhile_is_next(checkpoint: Folder, reference: Model) -> None:
     folder = checkpoint("qwen2_vl")
     recorder = Recorder(Engine(engine_options(folder)))

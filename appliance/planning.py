@@ -12,7 +12,7 @@ from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
 from engine.memory.quantization import device_unsupported
 from engine.models.registry import family_for
 from engine.native.choice import chosen, computes, left_to_torch
-from engine.options import EngineOptions
+from engine.options import SPECULATION_TOKENS, EngineOptions
 
 GPU_SHARE = 0.9  # of the card, where engine.gpu_memory_fraction does not say
 KV_DTYPES = {"auto": None, "fp8": "float8_e4m3fn"}
@@ -77,7 +77,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         kernels=kernel_options(config) if engine.device == "cuda" else None,
         step_seconds=engine.step_seconds,
         speculation=engine.speculation,
-        speculation_tokens=engine.speculation_tokens,
+        speculation_tokens=engine.speculation_tokens or SPECULATION_TOKENS,
         tensor_parallel=ranks,
     )
     reason = left_to_torch(options)
@@ -129,6 +129,11 @@ def check_device_keys(engine: EngineConfig) -> None:
     So it does for a card that has been given what a CPU gets: what a step takes, how many sequences
     run, no graphs. NativeUnusable is raised for kernels by name that this CPU does not run.
     """
+    if engine.speculation is None and engine.speculation_tokens is not None:
+        raise PlanError(
+            f"engine.speculation_tokens={engine.speculation_tokens} is of engine.speculation: set "
+            "that to ngram, or this to null"
+        )
     if engine.device == "cuda":
         if engine.gpu_memory_fraction is None and not engine.graphs:
             raise PlanError(

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from engine.core import Engine
 from engine.memory.plan import plan, resolve_dtype, size
+from engine.native.choice import computes
 from engine.options import EngineOptions
 from engine.request import Request, SamplingOptions
 
@@ -148,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     pieces = pieces_of(given.text, given.checkpoint, given.length, given.pieces)
     if not pieces:
         parser.error("the text is shorter than a piece")
-    dtype, rows, whole = resolve_dtype(given.dtype, given.checkpoint, "cpu"), [], None
+    ours = computes("auto", fuse=True, ranks=1)
+    dtype = resolve_dtype(given.dtype, given.checkpoint, "cpu", ours=ours)
+    rows, whole = [], None
     for quantization in (None, *given.quantization):
         options = EngineOptions(
             model_path=str(given.checkpoint),

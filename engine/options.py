@@ -7,6 +7,9 @@ from dataclasses import dataclass
 PROMPT_ROWS = 256
 
 
+SPECULATION_TOKENS = 8
+
+
 @dataclass(slots=True, frozen=True)
 class KernelOptions:
     """Where compiled kernels are, and whether a start may compile what is missing.
@@ -57,7 +60,9 @@ class EngineOptions:
     kernels: KernelOptions | None = None  # on CUDA; None: FlashInfer compiles when it needs one
     step_seconds: float = 300.0  # longest silence of an engine that is not taken for hung
     speculation: str | None = None  # ngram: drafts from a sequence's own tokens, on the CPU
-    speculation_tokens: int = 8  # most that are drafted for one sequence in one step
+    speculation_tokens: int = (
+        SPECULATION_TOKENS  # most that are drafted for one sequence in one step
+    )
     tensor_parallel: int = 1  # processes (ranks) that share the model
 
     @property

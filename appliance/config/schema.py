@@ -368,8 +368,8 @@ class EngineConfig:
         "nothing.",
         choices=SPECULATION,
     )
-    speculation_tokens: int = key(
-        "Most tokens that `engine.speculation` guesses for one sequence in one step.",
+    speculation_tokens: int | None = key(
+        "Most tokens that `engine.speculation` guesses for one sequence in one step; null: 8.",
         low=1,
         high=32,
     )

@@ -18,7 +18,8 @@ from engine.layers.kernels import Norm, TorchKernels, cos_and_sin
 from engine.layers.linear import Linear
 from engine.memory.quantization import OFF
 from engine.native import loading
-from engine.native.library import ACTIVATIONS, BLOCK, GROUP, UNITS, Machine, Packed, address
+from engine.native.library import ACTIVATIONS, BLOCK, UNITS, Machine, Packed, address
+from engine.native.loading import GROUP
 
 
 class NativeHead:

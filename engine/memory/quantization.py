@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint
 from engine.native.choice import NativeUnusable, chosen
-from engine.native.loading import DTYPES, FORMS
+from engine.native.loading import DTYPES, FORMS, GROUP, GROUP_HALVES
 from engine.options import EngineOptions
 
 FP8_UNIT = 16  # of a weight's rows and columns
 FP8_CAPABILITY = (8, 9)
-GROUP = 32  # inputs of one output that share a scale, where weights are integers
 # a product's scales are less than rounding in fp8; those of integers are of each group
-PRODUCT_ITEMSIZE = {"fp8": 1.0, "int8": 34 / GROUP, "int4": 20 / GROUP}
+PRODUCT_ITEMSIZE = {"fp8": 1.0} | {form: 2 * half / GROUP for form, half in GROUP_HALVES.items()}
 HEAD_ITEMSIZE = PRODUCT_ITEMSIZE["int8"]  # by both kinds of integers
 OFF = "set model.quantization=null"
 

@@ -15,6 +15,8 @@ from engine.native.loading import (
     DTYPES,
     FILE,
     FORMS,
+    GROUP,
+    GROUP_HALVES,
     MOST_PARTS,
     PARTS,
     Batch,
@@ -27,8 +29,6 @@ from engine.native.loading import (
 )
 
 BLOCK, PANEL = 16, 64
-GROUP = 32  # inputs of one output that share a scale, where a weight is of integers
-GROUP_HALVES = {"int8": 17, "int4": 10}  # of 16 bits: such a group, with what it means
 ELEMENTS = {getattr(torch, name): element for element, name in enumerate(DTYPES)}
 STORED = {kind: place for place, kind in enumerate((*ELEMENTS, torch.float16))}
 UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits

@@ -21,6 +21,8 @@ from typing import Any
 VERSION = 2  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
 FORMS = (None, "int8", "int4")  # of weights, as `enum form` has them
+GROUP = 32  # inputs of one output that share a scale, where a weight is of integers
+GROUP_HALVES = {"int8": 17, "int4": 10}  # of 16 bits: such a group, with what it means
 FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
 
 

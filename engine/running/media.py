@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,29 +32,27 @@ class Media:
         self._under_way: list[MediaItem] = []  # in their tower now
         self._ahead: dict[bytes, torch.Tensor] = {}  # by digest: encoded, not yet computed with
 
-    def ready(self, slices: Sequence[Slice]) -> list[Slice]:
+    def ready(self, slices: list[Slice]) -> list[Slice]:
         """Those of a step's slices whose media are there; for others the towers go on for a while.
 
         All of them where towers do not work by turns: then they run when a slice is computed.
         """
         turns = self._turns
         if turns is None:
-            return list(slices)
+            return slices
         wanted = {media.digest: media for media in media_of(slices)}
         self._ahead = {digest: self._ahead[digest] for digest in self._ahead.keys() & wanted}
         absent = {digest: media for digest, media in wanted.items() if self._absent(media)}
-        if (
-            not absent
-        ):  # what is under way may be wanted again: its prompt had no place in this step
-            return list(slices)
+        if not absent:  # what is under way is for a prompt that had no place in this step
+            return slices
         if turns.busy and not any(media.digest in absent for media in self._under_way):
             turns.drop()  # others wait, and nobody for it
         if not turns.busy:
             self._under_way = items = list(absent.values())
-            self.cache.misses += len(items)
             turns.begin(lambda: self.encode(items))
         encoded = turns.go_on(TURN)
         if encoded is not None:
+            self.cache.misses += len(encoded)
             self._keep(self._under_way, encoded, turns.seconds)
             for media, embeddings in zip(self._under_way, encoded, strict=True):
                 self._ahead[media.digest] = embeddings
@@ -71,7 +69,9 @@ class Media:
             for digest, media in wanted.items()
             if "embeds" in media.tensors
         }
-        for digest in wanted.keys() - known.keys():
+        for digest in wanted:
+            if digest in known:
+                continue
             found = self._ahead.get(digest)
             if found is None:
                 found = self.cache.get(digest)

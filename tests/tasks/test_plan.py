@@ -338,6 +338,10 @@ def test_a_card_refuses_drafts_and_a_cpu_takes_them(tmp_path: Path) -> None:
     asked = [f"model.path={folder}", "engine.speculation=ngram", "engine.speculation_tokens=5"]
     options = plan_recipe(compose(asked).config, folder, ROOM).options
     assert (options.speculation, options.speculation_tokens) == ("ngram", 5)
+    options = plan_recipe(compose(asked[:2]).config, folder, ROOM).options
+    assert options.speculation_tokens == 8
+    with pytest.raises(PlanError, match=r"^engine\.speculation_tokens=5 is of engine\.speculation"):
+        plan_recipe(compose([asked[0], asked[2]]).config, folder, ROOM)
     with pytest.raises(PlanError, match=r"^engine\.speculation=ngram is for engine=cpu: ") as told:
         plan_recipe(compose([*asked, "engine=cuda"]).config, folder, ROOM)
     assert "\n" not in str(told.value)

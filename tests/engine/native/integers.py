@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.native.library import GROUP, GROUP_HALVES, PANEL, Packed
+from engine.native.library import PANEL, Packed
+from engine.native.loading import GROUP, GROUP_HALVES
 
 BYTES = (0, 2, 1, 3)  # of a unit: where its four inputs are
 

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from bench import accuracy
-from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
+from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.layers.native import NativeDecoder, NativeHead
@@ -23,10 +23,9 @@ from engine.memory.quantization import integers, weights_bytes
 from engine.native import choice
 from engine.native.library import Packed
 from engine.native.loading import LibraryUnusable, variants
-from engine.request import Request
 from tests.engine.native.integers import dequantized
-from tests.engine.running.test_native import hold_to_rounding
-from tests.engine.running.test_oracle import TEXT, VISION, requests_for, words
+from tests.engine.running.test_native import hold_to_rounding, hold_to_the_last_bit
+from tests.engine.running.test_oracle import TEXT, VISION, requests_for
 
 Folder = Callable[[str], Path]
 Model = Callable[[str], Reference]
@@ -93,25 +92,7 @@ def test_a_row_is_the_same_whatever_runs_beside_it(
 ) -> None:
     """To the last bit, but by amx: alone, beside few, and beside many, which are unpacked first."""
     folder = checkpoint("qwen3")
-    variant = next(name for name in variants() if name != "amx")
-    request = Request("r", words(70, 1), greedy(6))
-    rows = []
-    for others, threads in ((0, 1), (2, 2), (11, 3)):
-        options = engine_options(
-            folder,
-            dtype=dtype,
-            native=variant,
-            quantization=form,
-            threads=threads,
-            max_tokens_per_step=512,
-        )
-        recorder = Recorder(Engine(options))
-        beside = [Request(f"o{i}", words(3 + 20 * i, i), greedy(8)) for i in range(others)]
-        recorder.run(request, *beside)
-        rows.append({place: row for place, row in recorder.rows.items() if place[0] == "r"})
-    for place, row in rows[0].items():
-        for other in rows[1:]:
-            assert torch.equal(row, other[place])
+    hold_to_the_last_bit(folder, neighbours=(0, 2, 11), dtype=dtype, quantization=form)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])

@@ -75,19 +75,25 @@ def test_a_row_is_the_same_whatever_runs_beside_it(checkpoint: Folder) -> None:
 
     Not so by amx, which multiplies few rows otherwise than many.
     """
-    folder = checkpoint("qwen3")
+    hold_to_the_last_bit(checkpoint("qwen3"), neighbours=(0, 5, 11))
+
+
+def hold_to_the_last_bit(folder: Path, neighbours: tuple[int, ...], **changes: object) -> None:
+    """A request's logits beside so many others, by as many threads as there were tries."""
     variant = next(name for name in variants() if name != "amx")
     request = Request("r", words(70, 1), greedy(8))
     rows = []
-    for others, threads in ((0, 1), (5, 2), (11, 3)):
-        options = engine_options(folder, native=variant, threads=threads, max_tokens_per_step=512)
-        recorder = Recorder(Engine(options))
+    for threads, others in enumerate(neighbours, 1):
+        told = {"native": variant, "threads": threads, "max_tokens_per_step": 512, **changes}
+        recorder = Recorder(Engine(engine_options(folder, **told)))
         beside = [Request(f"o{i}", words(3 + 20 * i, i), greedy(8)) for i in range(others)]
         recorder.run(request, *beside)
         rows.append({place: row for place, row in recorder.rows.items() if place[0] == "r"})
     for place, row in rows[0].items():
         for other in rows[1:]:
             assert torch.equal(row, other[place])
+    first, second = list(rows[0].values())[:2]
+    assert not torch.equal(first, second)
 
 
 def test_what_is_not_for_it_is_torchs(

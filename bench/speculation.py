@@ -24,6 +24,7 @@ from appliance.config.schema import NATIVE
 from engine.core import Engine
 from engine.device.process_setup import keep_memory
 from engine.memory.plan import plan, resolve_dtype
+from engine.native.choice import computes
 from engine.options import EngineOptions
 from engine.request import Request, SamplingOptions
 
@@ -124,7 +125,8 @@ class SpeculationBench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.checkpoint: Path = options.checkpoint
-        self.dtype = resolve_dtype(options.dtype, self.checkpoint, "cpu")
+        ours = computes(options.native, fuse=True, ranks=1)
+        self.dtype = resolve_dtype(options.dtype, self.checkpoint, "cpu", ours=ours)
         self.output_tokens: int = options.output_tokens
         self.turns: int = options.turns
         plain = plan(

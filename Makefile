@@ -26,6 +26,7 @@ VENV = $(patsubst %/bin,%,$(BIN))
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 FROM_INDEX = --no-deps --retries 1 --timeout 20 --index-url
 SOURCES = pyproject.toml setup.py Makefile
+TIMED = tests/attack/test_lag.py# other tests beside it would hold the loop that it watches
 
 CHOSEN = $(filter command environment,$(origin TORCH_INDEX) $(origin EXTRAS))# of `command line` one word will do
 
@@ -56,7 +57,8 @@ serve: install
 	@$(BIN)/appliance $(if $(findstring recipe=,$(ARGS))$(findstring model.path=,$(ARGS)),,recipe=$(RECIPE)) $(ARGS)
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(TIMED)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --ignore $(TIMED)
 
 kernels: $(VENV)/.tested
 	$(PIP) install --quiet "$(TORCH)" --editable ".[cuda-build]"

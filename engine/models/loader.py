@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
 from engine.attention.backend import PAGED_ATTENTION, AttentionShape
@@ -76,18 +77,19 @@ def load_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would report a dropped tower's weights
     try:
-        model, found = architecture.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            device_map=None if device == "cpu" else device,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            key_mapping=family.key_mapping(),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # refused below, in our own words
-            output_loading_info=True,
-        )
+        with _Unfilled():
+            model, found = architecture.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                device_map=None if device == "cpu" else device,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                key_mapping=family.key_mapping(),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, in our own words
+                output_loading_info=True,
+            )
     except MISFITS as error:
         raise unfit(folder, f"transformers cannot build it ({type(error).__name__})") from error
     finally:
@@ -156,6 +158,27 @@ def attention_shape(config: Any) -> AttentionShape:
         ),
         soft_cap=getattr(config, "attn_logit_softcapping", None),
     )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Has a model made without numbers before its weights come.
+
+    transformers makes it on the "meta" device and leaves nothing of what was there. torch computes
+    ranges and random numbers there by its Python definitions, which bring 40 MB of symbolic
+    mathematics, and a third of a second.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        elif function is torch.arange:
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
 
 
 class _ProgressBar:

@@ -27,16 +27,33 @@ with sparing() if sys.argv[1] == "sparing" else contextlib.nullcontext():
     for folder in sys.argv[2:]:
         bring(folder)
 found = sorted(set(UNUSED) & sys.modules.keys())
+compiler = sorted({"sympy", "torch._dynamo.utils", "torch.distributed.tensor"} & sys.modules.keys())
 classes = [family_for(folder).model_class().__name__ for folder in sys.argv[2:]]
 import torch
 heard = family_for(sys.argv[-1]).preprocess_audio(torch.zeros(16_000))
 print(json.dumps({
-    "found": found, "classes": classes, "heard": list(heard), "librosa": "librosa" in sys.modules,
+    "found": found, "compiler": compiler, "classes": classes, "heard": list(heard),
+    "librosa": "librosa" in sys.modules,
     "collects": gc.isenabled(), "frozen": gc.get_freeze_count(),
 }))
 """
 
 
+COMPILED = """
+import sys
+from pathlib import Path
+from engine.process.imports import bring, sparing
+with sparing():
+    bring(sys.argv[1])
+import torch
+from bench.reference import engine_options
+from engine.core import Engine
+Engine(engine_options(Path(sys.argv[1])))
+marked = torch.compiler.disable(recursive=False)(len)
+brought = {"torch._dynamo.utils", "sympy"} & sys.modules.keys()
+compiled = torch.compile(torch.add, backend="eager")
+print(marked is len, len(brought), compiled(torch.ones(2), 1).tolist())
+"""
 WITHIN = """
 import asyncio, gc, sys
 from bench.reference import engine_options
@@ -65,6 +82,8 @@ def test_models_come_without_what_they_do_not_need(checkpoint: Folder) -> None:
     assert "scipy" in usual["found"]  # which a loss of transformers imports where it is installed
     assert spared["classes"] == usual["classes"]
     assert len(set(spared["classes"])) == len(FAMILIES)
+    assert spared["compiler"] == []
+    assert len(usual["compiler"]) == 3  # which transformers imports for marks on its functions
 
 
 def test_what_was_kept_away_is_there_for_whoever_needs_it(checkpoint: Folder) -> None:
@@ -73,6 +92,15 @@ def test_what_was_kept_away_is_there_for_whoever_needs_it(checkpoint: Folder) ->
     assert found["librosa"]
     assert found["collects"]
     assert found["frozen"] > 100_000
+
+
+def test_the_compiler_comes_when_it_is_called_and_not_for_a_model(
+    checkpoint: Folder,
+) -> None:
+    command = [sys.executable, "-c", COMPILED, str(checkpoint("llama"))]
+    ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split(maxsplit=2) == ["True", "0", "[2.0, 2.0]\n"]
 
 
 def packages(maps: str) -> set[str]:

@@ -11,7 +11,13 @@ from multiprocessing.connection import Connection
 import torch
 
 from engine.device.device import HostCopy
-from engine.errors import DeviceLost, EngineError, ModelUnsupported, RequestRefused
+from engine.errors import (
+    ConstraintFailed,
+    DeviceLost,
+    EngineError,
+    ModelUnsupported,
+    RequestRefused,
+)
 from engine.memory.mapped import loader_for
 from engine.models.item_tensors import FLOATS, fitting
 from engine.models.loader import Progress, load_model
@@ -23,6 +29,7 @@ from engine.running.flight import Choice, Flight
 from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
+from engine.sampling.grammar import Grammars
 from engine.scheduling.admission import admission, span_admission
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
@@ -30,6 +37,8 @@ from engine.scheduling.sequence import Sequence, in_flight
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+GRAMMAR_SECONDS = 0.005  # that an engine without other work waits for one, before it looks around
 
 
 class Engine:
@@ -85,6 +94,7 @@ class Engine:
             options.max_prompt_rows,
             options.speculation_tokens if options.speculation is not None else 0,
         )
+        self._grammars = Grammars(options.model_path, self._runner.vocabulary, self._eos_ids)
         self._flight: Flight | None = None
         self._sequences: dict[str, list[Sequence]] = {}
         self._arrivals = 0
@@ -129,11 +139,15 @@ class Engine:
         if reason is not None:
             raise RequestRefused(reason)
         positions, offset = self._family.positions(request.prompt_ids, request.media)
+        source = request.constraint
+        constraints = [
+            None if source is None else source.start(self._grammars) for _ in range(request.n)
+        ]
         # without a shared cache, the answers of one request still share their prompt
         salt = request.salt if options.prefix_cache else os.urandom(16)
         self._arrivals += 1
         sequences: list[Sequence] = []
-        for index in range(request.n):
+        for index, constraint in enumerate(constraints):
             sequence = Sequence(
                 request=request,
                 index=index,
@@ -144,7 +158,7 @@ class Engine:
                 tokens=list(request.prompt_ids),
                 spans=spans,
                 leader=sequences[0] if sequences else None,
-                constraint=None if request.constraint is None else request.constraint.start(),
+                constraint=constraint,
             )
             sequences.append(sequence)
             self._scheduler.add(sequence)
@@ -183,6 +197,8 @@ class Engine:
         """
         slices = self._scheduler.schedule()
         if not slices:
+            if self._flight is None:
+                self._grammars.await_one(GRAMMAR_SECONDS)
             return self._land_previous()
         self._steps += 1
         try:
@@ -239,7 +255,7 @@ class Engine:
             except Exception as fault:
                 self._raise_if_lost(fault)
                 logger.exception("request %s failed", item.sequence.request.id)
-                outputs.append(self._failed(item.sequence))
+                outputs.append(self._failed(item.sequence, fault))
         return outputs
 
     def _raise_if_lost(self, error: Exception) -> None:
@@ -328,7 +344,10 @@ class Engine:
         sequence = choice.sequence
         sequence.tokens[choice.position] = token
         if sequence.constraint is not None:
-            sequence.constraint.advance(token)
+            try:
+                sequence.constraint.advance(token)
+            except ConstraintFailed as fault:
+                return self._failed(sequence, fault)
         generated = choice.position + 1 - sequence.prompt_length
         self._generated_tokens += 1
         prompt_logprobs = None
@@ -369,16 +388,19 @@ class Engine:
             token in options.stop_token_ids or (token in self._eos_ids and not options.ignore_eos)
         ):
             return "stop"
+        if sequence.constraint is not None and token in self._eos_ids:
+            return "stop"
         return "length" if generated >= options.max_tokens else None
 
-    def _failed(self, sequence: Sequence) -> Output:
+    def _failed(self, sequence: Sequence, fault: Exception) -> Output:
         self._end(sequence, "error")
+        told = isinstance(fault, ConstraintFailed)
         return Output(
             request_id=sequence.request.id,
             index=sequence.index,
             token_ids=[],
             finish_reason="error",
-            error="the model failed on this request",
+            error=str(fault) if told else "the model failed on this request",
         )
 
     def _end(self, sequence: Sequence, reason: str) -> None:

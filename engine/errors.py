@@ -11,6 +11,10 @@ class RequestRefused(EngineError):
     """The request can never run here (too long for the model or the page pool, contradictory)."""
 
 
+class ConstraintFailed(EngineError):
+    """An answer can no longer be held to what its request asked for; others go on."""
+
+
 class ModelUnsupported(EngineError):
     """No family knows this checkpoint, or it lacks what the family needs."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -18,7 +19,9 @@ from appliance.api.http.content_coding import content_coding, decoded
 from appliance.api.http.exchange import note
 from appliance.api.http.tenants import caller_of
 from appliance.generation.answers import Origin
+from appliance.generation.structure import grammar_of
 from appliance.service import Service
+from engine.sampling.grammar import Grammar
 
 logger = logging.getLogger("appliance.api")
 
@@ -28,10 +31,20 @@ IGNORED_HEADER_LENGTH = 1000
 LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop
 
 
+@dataclass(slots=True, frozen=True)
+class Accepted(Generic[Fields]):
+    """A checked request, whose it is, what its answers are held to, and the answer's headers."""
+
+    fields: Fields
+    origin: Origin
+    grammar: Grammar | None
+    headers: dict[str, str]
+
+
 async def accept(
     request: Request, service: Service, model: type[Fields], unbuilt: Mapping[str, tuple[Any, ...]]
-) -> tuple[Fields, Origin, dict[str, str]]:
-    """The checked request, whose it is, and the headers its answer gets. Raises ApplianceError."""
+) -> Accepted[Fields]:
+    """Raises ApplianceError."""
     arrived = time.perf_counter()
     caller = caller_of(request.scope)
     service.generator()
@@ -46,14 +59,17 @@ async def accept(
     service.check_model(fields.model)
     scope = caller.owner if service.config.cache.share == "key" else b""
     origin = Origin(arrived, scope, caller.tenant.charge)
+    structure, grammar = fields.structure, None
+    if structure is not None:
+        grammar = await service.aside(partial(grammar_of, structure))
     if not ignored:
-        return fields, origin, {}
+        return Accepted(fields, origin, grammar, {})
     names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*") for name in ignored)[
         :IGNORED_HEADER_LENGTH
     ]
     logger.warning("ignored unknown fields: %s", names)
     note(request.scope, ignored_fields=names)
-    return fields, origin, {"X-Ignored-Fields": names}
+    return Accepted(fields, origin, grammar, {"X-Ignored-Fields": names})
 
 
 def _read(

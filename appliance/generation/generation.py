@@ -192,6 +192,7 @@ class Generation:
             n=options.n,
             priority=options.priority,
             salt=options.salt,
+            constraint=options.grammar,
         )
         ended = False
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from engine.sampling.grammar import Grammars
     from engine.scheduling.sequence import Sequence
 
 WORD = 32  # tokens in one number of a mask
@@ -19,8 +20,18 @@ class Constraint(Protocol):
     """What one answer may still become. It lives in the engine, with its sequence.
 
     Where a step is launched before the tokens of the one before are known, a sequence with a
-    constraint waits for its own: the scheduler leaves it out for as long as one is in flight.
+    constraint waits for its own: the scheduler leaves it out for as long as one is in flight. An
+    end token ends such an answer, whatever `ignore_eos` says: nothing may come behind it. Methods
+    raise ConstraintFailed where it cannot be told what may come.
     """
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked; its sequence waits until then."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but an end token may come."""
 
     def mask(self, row: torch.Tensor) -> None:
         """Write which tokens may come next into `row` `[mask_words(vocabulary)]`, int32, all zero.
@@ -32,15 +43,12 @@ class Constraint(Protocol):
     def advance(self, token: int) -> None:
         """Take note that `token` has come."""
 
-    def rollback(self, count: int) -> None:
-        """Forget the last `count` tokens: drafts that were not kept."""
-
 
 class ConstraintSource(Protocol):
     """What a request says of its answers: plain data, since it crosses a process border."""
 
-    def start(self) -> Constraint:
-        """The constraint of an answer that has no token yet."""
+    def start(self, grammars: Grammars) -> Constraint:
+        """The constraint of an answer that has no token yet. Raises RequestRefused."""
 
 
 def mask_words(vocabulary: int) -> int:

@@ -130,6 +130,8 @@ def forbidden(sequence: Sequence, eos_ids: list[int]) -> list[int]:
     options = sequence.sampling
     if sequence.generated >= options.min_tokens:
         return []
+    if sequence.constraint is not None and sequence.constraint.complete:
+        return []
     return sorted({*eos_ids, *options.stop_token_ids})
 
 

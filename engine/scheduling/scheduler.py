@@ -164,6 +164,9 @@ class Scheduler:
             and len(self.running) < self.max_sequences
         ):
             sequence = self.waiting[position]
+            if sequence.constraint is not None and not sequence.constraint.ready:
+                position += 1
+                continue
             leader = sequence.leader
             if (
                 leader is not None

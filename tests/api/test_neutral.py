@@ -184,7 +184,6 @@ ASKS = [
     ("tool_choice", "required"),
     ("response_format", {"type": "text", "json_schema": {}}),
     ("structured_outputs", {"regex": ""}),
-    ("guided_json", {}),
     ("web_search_options", {}),
     ("stream_options", {"include_usage": True}),
     ("stream_options", {"continuous_usage_stats": True}),

@@ -32,11 +32,14 @@ class Chat:
     async def create(self, request: Request) -> Response | EventStream:
         """Validate, build the prompt, and answer as one body or as a stream."""
         service = self._service
-        fields, origin, headers = await accept(request, service, ChatRequest, UNBUILT_CHAT)
+        accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
+        fields, headers = accepted.fields, accepted.headers
         self._check_template(fields)
         generation = service.generator()
         prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
-        options = fields.answer_options(origin, continuing=fields.continue_final_message)
+        options = fields.answer_options(
+            accepted.origin, grammar=accepted.grammar, continuing=fields.continue_final_message
+        )
         answers = await generation.chat(prompt, fields, options)
         if fields.stream:
             chunks = ChatChunks(

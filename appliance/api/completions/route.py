@@ -30,12 +30,13 @@ class Completions:
     async def create(self, request: Request) -> Response | EventStream:
         """Validate, tokenize, and answer as one body or as a stream."""
         service = self._service
-        fields, origin, headers = await accept(
-            request, service, CompletionRequest, UNBUILT_COMPLETION
-        )
+        accepted = await accept(request, service, CompletionRequest, UNBUILT_COMPLETION)
+        fields, headers = accepted.fields, accepted.headers
         generation = service.generator()
         discard = not fields.max_tokens
-        options = fields.answer_options(origin, continuing=True, discard=discard)
+        options = fields.answer_options(
+            accepted.origin, grammar=accepted.grammar, continuing=True, discard=discard
+        )
         answers = await generation.complete(fields.prompt, fields, options)
         choices = CompletionChoices(
             answers,

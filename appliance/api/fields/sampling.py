@@ -16,11 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from appliance.api.fields.structure import StructureFields
 from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.answers import AnswerLength, AnswerOptions, Origin
 from appliance.generation.sampling_defaults import SamplingDefaults
 from engine.request import SamplingOptions
+from engine.sampling.grammar import Grammar
 
 INT64 = 2**63
 INT32 = 2**31
@@ -58,7 +60,7 @@ class StreamOptions(BaseModel):
         return given
 
 
-class SamplingFields(BaseModel, ABC):
+class SamplingFields(StructureFields, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -67,18 +69,24 @@ class SamplingFields(BaseModel, ABC):
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
     n: Whole = Field(default=1, ge=1, le=128)
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = []
+    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = Field(
+        default_factory=list
+    )
     seed: Whole | None = Field(default=None, ge=-INT64, lt=INT64)
     stream: bool = False
     stream_options: StreamOptions | None = None
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_TOKENS_NAMED)] = {}
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MOST_TOKENS_NAMED)] = Field(
+        default_factory=dict
+    )
     top_k: Whole = Field(default=0, ge=-1, lt=INT32)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=10)
     min_tokens: Whole = Field(default=0, ge=0, lt=INT32)
-    stop_token_ids: Annotated[list[Whole], Field(max_length=MOST_TOKENS_NAMED)] = []
+    stop_token_ids: Annotated[list[Whole], Field(max_length=MOST_TOKENS_NAMED)] = Field(
+        default_factory=list
+    )
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -100,6 +108,7 @@ class SamplingFields(BaseModel, ABC):
             raise bad_request(
                 "'stream_options' is only allowed when 'stream' is true.", "stream_options"
             )
+        _ = self.structure
 
     @property
     @abstractmethod
@@ -157,7 +166,12 @@ class SamplingFields(BaseModel, ABC):
         )
 
     def answer_options(
-        self, origin: Origin, *, continuing: bool, discard: bool = False
+        self,
+        origin: Origin,
+        *,
+        grammar: Grammar | None,
+        continuing: bool,
+        discard: bool = False,
     ) -> AnswerOptions:
         """What the request wants of its answers besides sampling."""
         return AnswerOptions(
@@ -170,6 +184,7 @@ class SamplingFields(BaseModel, ABC):
             min_tokens=self.min_tokens,
             continuing=continuing,
             discard=discard,
+            grammar=grammar,
             origin=origin,
         )
 

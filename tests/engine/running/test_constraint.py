@@ -13,6 +13,7 @@ from bench.reference import Recorder, engine_options, greedy
 from bench.stand_in.platforms import PATHS, engine_on
 from engine.request import Request, SamplingOptions
 from engine.sampling.constraint import WORD, mask_words
+from engine.sampling.grammar import Grammars
 from engine.scheduling.sequence import Sequence
 from tests.engine.running.test_oracle import words
 
@@ -28,6 +29,12 @@ class OneOf:
         self._choices = choices
         self._tokens: list[int] = []
 
+    ready = True
+
+    @property
+    def complete(self) -> bool:
+        return self._following() <= {END}
+
     def mask(self, row: torch.Tensor) -> None:
         assert not row.any()
         for token in self._following():
@@ -36,9 +43,6 @@ class OneOf:
     def advance(self, token: int) -> None:
         assert token in self._following(), "a token came that the mask forbade"
         self._tokens.append(token)
-
-    def rollback(self, count: int) -> None:
-        del self._tokens[len(self._tokens) - count :]
 
     def _following(self) -> set[int]:
         place = len(self._tokens)
@@ -49,7 +53,7 @@ class OneOf:
 class OneOfSource:
     choices: tuple[tuple[int, ...], ...] = field(default=CHOICES)
 
-    def start(self) -> OneOf:
+    def start(self, grammars: Grammars) -> OneOf:
         return OneOf(self.choices)
 
 

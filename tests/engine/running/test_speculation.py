@@ -28,6 +28,7 @@ from engine.native.loading import variants
 from engine.request import Output, Request, SamplingOptions
 from engine.running.flight import Draft
 from engine.sampling import sampler
+from engine.sampling.grammar import Grammars
 from engine.scheduling import scheduler
 from tests.engine.running.test_constraint import CHOICES, END, OneOf, OneOfSource
 from tests.engine.running.test_oracle import VISION, words
@@ -309,7 +310,7 @@ class Broken(OneOf):
 
 @dataclass(frozen=True)
 class BrokenSource:
-    def start(self) -> Broken:
+    def start(self, grammars: Grammars) -> Broken:
         return Broken(((20, 21, 22, END),))
 
 

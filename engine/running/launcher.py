@@ -25,6 +25,7 @@ class Launcher:
 
     def launch(self, slices: list[Slice]) -> Flight:
         """Start computing slices, and choosing the tokens that come next."""
+        self._sampler.expect([item.sequence for item in slices if item.samples])
         batch = build_batch(slices, self._page_size)
         computed = self._runner.run(batch)
         logits = computed.logits

@@ -11,7 +11,7 @@ import torch
 
 from engine.device.device import Device
 from engine.sampling.columns import Columns
-from engine.sampling.constraint import constrained
+from engine.sampling.constraint import WORD, Masks, constrained
 from engine.sampling.sampler import forbidden, uniform
 from engine.sampling.token_counts import TokenCounts
 from engine.scheduling.sequence import Sequence
@@ -31,11 +31,16 @@ class DeviceSampler:
         self._eos_ids = sorted(eos_ids)
         self._vocabulary = vocabulary
         self._device = device
+        self._masks = Masks(vocabulary)
         self._kernels = kernels
         self._seed = int.from_bytes(torch.randint(2**31, (1,)).numpy().tobytes(), "little")
         self._draws = 0
         self._counts = TokenCounts(vocabulary, device)
         self._columns = Columns([], vocabulary, device)  # of the step before
+
+    def expect(self, sequences: list[Sequence]) -> None:
+        """As `Sampler` has it."""
+        self._masks.expect(sequences)
 
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
@@ -44,14 +49,22 @@ class DeviceSampler:
 
         `latest` are the tokens that in-flight ones of `sequences` refer to.
         """
+        masks = self._masks.take(sequences)
         columns = self._columns_of(sequences)
         logits = self._adjusted(logits, sequences, latest, columns)
-        logits = constrained(logits, sequences, self._device.upload)
+        if masks is not None:
+            logits = constrained(logits, sequences, self._unpacked(masks), self._device.upload)
         best = logits.argmax(dim=-1)
         if columns.greedy:
             return best
         drawn = self._draw(self._probabilities(logits, columns), sequences, columns)
         return torch.where(columns.greedy_rows, best, drawn.to(best.dtype))
+
+    def _unpacked(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks as `allowed`, on the device, which gets a bit for each token."""
+        bits = torch.arange(WORD, dtype=torch.int32, device=self._device.device)
+        every = (self._device.upload(masks)[:, :, None] >> bits & 1).flatten(1)
+        return every[:, : self._vocabulary].bool()
 
     def _columns_of(self, sequences: list[Sequence]) -> Columns:
         options = [sequence.sampling for sequence in sequences]

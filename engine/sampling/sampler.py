@@ -9,12 +9,15 @@ from typing import Protocol
 
 import torch
 
-from engine.sampling.constraint import constrained
+from engine.sampling.constraint import Masks, constrained, unpacked
 from engine.scheduling.sequence import Sequence
 
 
 class Sampler(Protocol):
     """Chooses the next tokens of a step."""
+
+    def expect(self, sequences: list[Sequence]) -> None:
+        """Begin what takes no logits: these are the sequences of the next `choose`."""
 
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
@@ -35,18 +38,26 @@ class HostSampler:
     def __init__(self, eos_ids: frozenset[int], vocabulary: int) -> None:
         self._eos_ids = sorted(eos_ids)
         self._vocabulary = vocabulary
+        self._masks = Masks(vocabulary)
+
+    def expect(self, sequences: list[Sequence]) -> None:
+        """As `Sampler` has it."""
+        self._masks.expect(sequences)
 
     def choose(
         self, logits: torch.Tensor, sequences: list[Sequence], latest: torch.Tensor
     ) -> torch.Tensor:
         """As `Sampler` has it. `latest` is of no use: no token is in flight here."""
+        masks = self._masks.take(sequences)
         adjusted = logits
         for row, sequence in enumerate(sequences):
             if _adjusts(sequence):
                 if adjusted is logits:
                     adjusted = logits.clone()
                 self._adjust(adjusted[row], sequence)
-        adjusted = constrained(adjusted, sequences, _stay)
+        if masks is not None:
+            allowed = unpacked(masks, self._vocabulary)
+            adjusted = constrained(adjusted, sequences, allowed, lambda tensor: tensor)
         return self._pick(adjusted, sequences)
 
     def _pick(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
@@ -108,10 +119,6 @@ class HostSampler:
         # right=True: a token of probability 0 has the same sum as the one before and is never met
         picked = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
         return picked.clamp_(max=logits.shape[-1] - 1)[:, 0]
-
-
-def _stay(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def uniform(sequence: Sequence) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_without_waiting_for_its_own_token_a_mask_would_be_stale(
 
 
 def test_masks_reach_the_last_token_of_a_vocabulary_that_fills_no_word() -> None:
-    from engine.sampling.constraint import constrained
+    from engine.sampling.constraint import Masks, constrained, unpacked
     from tests.engine.sampling.test_sampler import sequence
 
     vocabulary = 70
@@ -117,13 +118,18 @@ def test_masks_reach_the_last_token_of_a_vocabulary_that_fills_no_word() -> None
     bound.constraint = OneOf(((31,), (32,), (69,)))
     logits = torch.randn(2, vocabulary)
     before = logits.clone()
-    found = constrained(logits, [bound, free], lambda tensor: tensor)
+    taken = Masks(vocabulary).take([bound, free])
+    assert taken is not None
+    allowed = unpacked(taken, vocabulary)
+    found = constrained(logits, [bound, free], allowed, lambda tensor: tensor)
+    alone = constrained(logits[:1], [bound], allowed, lambda tensor: tensor)
+    assert torch.equal(found[:1], alone)
     assert mask_words(vocabulary) == 3
     assert found[0].isfinite().nonzero().flatten().tolist() == [31, 32, 69]
     assert torch.equal(found[0, [31, 32, 69]], before[0, [31, 32, 69]])
     assert torch.equal(found[1], before[1])
     assert torch.equal(logits, before)
-    assert constrained(logits, [free, free], lambda tensor: tensor) is logits
+    assert Masks(vocabulary).take([free, free]) is None
 
 
 def test_a_constraint_goes_through_the_pipe_with_its_request(checkpoint: Folder) -> None:
@@ -140,3 +146,32 @@ def test_a_constraint_goes_through_the_pipe_with_its_request(checkpoint: Folder)
         return tokens
 
     assert tuple(asyncio.run(scenario())) in CHOICES
+
+
+def test_masks_are_computed_beside_the_step_and_for_those_that_were_expected() -> None:
+    from engine.sampling.constraint import Masks
+    from tests.engine.sampling.test_sampler import sequence
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(OneOf):
+        def mask(self, row: torch.Tensor) -> None:
+            begun.set()
+            assert go_on.wait(60)
+            super().mask(row)
+
+    first, second, free = (sequence(greedy(1)) for _ in range(3))
+    first.constraint, second.constraint = Slow(((3,),)), OneOf(((5,),))
+    masks = Masks(70)
+    masks.expect([free, first])
+    assert begun.wait(60)  # while this thread computes the step
+    go_on.set()
+    taken = masks.take([first, free])
+    assert taken is not None
+    assert taken.tolist() == [[1 << 3, 0, 0]]
+    masks.expect([first])
+    others = masks.take([second, free])  # not those: drafts that are followed
+    assert others is not None
+    assert others.tolist() == [[1 << 5, 0, 0]]
+    masks.expect([first])
+    assert masks.take([free]) is None

@@ -24,6 +24,7 @@ WHITESPACE = r"( |\r?\n[ \t]{0,64})?"
 ANY_OBJECT = '{"type":"object"}'
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 REGEX_FAULT = re.compile(r"regex parse error:.*?\nerror: ([^\n]+)", re.DOTALL)
+OVERLAPPING = "oneOf constraints are not supported"
 LOOKAROUND = "lookarounds not supported"
 
 
@@ -148,6 +149,8 @@ def _one_line(reason: str) -> str:
     parsed = REGEX_FAULT.search(reason)
     if parsed is not None:
         reason = f"the regular expression is wrong: {parsed[1]}"
+    elif reason.startswith(OVERLAPPING):
+        reason = "the choices of a 'oneOf' overlap, or may: take 'anyOf'"
     elif LOOKAROUND in reason:
         reason = "a regular expression cannot look around, nor ask for a word's or a line's edge"
     return re.sub(r"\s+", " ", reason).strip(" .")[:300]

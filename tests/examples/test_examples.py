@@ -27,6 +27,11 @@ def test_stream(demo: Server, tmp_path: Path) -> None:
     assert run("stream.py", demo, tmp_path) == "The background is white."
 
 
+def test_structured(demo: Server, tmp_path: Path) -> None:
+    said = run("structured.py", demo, tmp_path)
+    assert said == "shape: star colour: blue background: white\n"
+
+
 def test_background(tmp_path: Path) -> None:
     """The command that `make serve` would run is run with it, on a free port."""
     make = tmp_path / "bin" / "make"

@@ -34,6 +34,7 @@ WRONG = [
         "'if'",
     ),
     (schema({"type": "array", "uniqueItems": True}), "p.uniqueItems", "'uniqueItems'"),
+    (schema({"oneOf": [{"type": "number"}, {"type": "integer"}]}), "p", "take 'anyOf'"),
     (schema({"type": "foo"}), "p", "Invalid type: foo"),
     (schema({"type": "string", "format": "colour"}), "p", "Unknown format: colour"),
     (schema({"type": "integer", "minimum": 5, "maximum": 1}), "p", "minimum (5) is greater"),

@@ -48,7 +48,7 @@ async def test_models_tell_what_they_take(cook: Cook) -> None:
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("OPTIONS", CHAT, 405, "method_not_allowed"),
         ("POST", "/livez", 405, "method_not_allowed"),
-        ("POST", CHAT, 415, "unsupported_media_type"),
+        ("POST", CHAT, 400, "invalid_json"),
     ],
 )
 async def test_failures_have_one_shape(
@@ -93,11 +93,27 @@ async def test_json_of_another_charset_parameter_is_json(cook: Cook) -> None:
     assert reply.status == 200
 
 
-async def test_a_form_is_415(cook: Cook) -> None:
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded"])
+async def test_what_curl_says_of_any_body_is_json_unless_a_browser_says_it(
+    cook: Cook, kind: str | None
+) -> None:
+    """A page of somebody else's can have a browser send such a body without asking first."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    body = json.dumps(chat_body()).encode()
+    assert (await cook().client.ask("POST", CHAT, body=body, headers=headers)).status == 200
+    for sign in ({"Origin": "https://example.com"}, {"Sec-Fetch-Site": "cross-site"}):
+        reply = await cook().client.ask("POST", CHAT, body=body, headers=headers | sign)
+        assert (reply.status, reply.error["code"]) == (415, "unsupported_media_type")
     reply = await cook().client.ask("POST", CHAT, body=b"a=b", headers=headers)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "image/png"])
+async def test_another_type_is_415(cook: Cook, kind: str) -> None:
+    headers = {"Content-Type": kind}
+    reply = await cook().client.ask("POST", CHAT, body=b"{}", headers=headers)
     assert reply.status == 415
-    assert "application/x-www-form-urlencoded" in reply.error["message"]
+    assert kind.partition(";")[0] in reply.error["message"]
 
 
 async def test_a_declared_length_over_the_limit_is_413(cook: Cook) -> None:

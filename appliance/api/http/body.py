@@ -8,6 +8,7 @@ from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from appliance.errors import ApplianceError, bad_request, body_too_large, wrong_content_type
@@ -20,13 +21,15 @@ AT_ONCE = 300_000
 MOST_VALUES = 4_000_000
 MOST_KEYS = 50_000  # of one object in such a body
 WEIGHTS = {b",": 1, b":": 1, b'"': 1, b"[": 2, b"{": 2}
+UNTYPED = ("", "application/x-www-form-urlencoded")
+OF_BROWSERS = ("origin", "sec-fetch-site")
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * 2**20
 
 
 async def read_body(request: Request, limit: int) -> bytearray:
     """The body, counted while it comes in. Raises ApplianceError 413 or 415, ClientDisconnect."""
-    _check_content_type(request.headers.get("content-type"))
+    _check_content_type(request.headers)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         await _discard(request)
@@ -61,9 +64,16 @@ async def _discard(request: Request) -> None:
         return
 
 
-def _check_content_type(given: str | None) -> None:
-    kind = (given or "").partition(";")[0].strip().lower()
+def _check_content_type(headers: Headers) -> None:
+    """Raises ApplianceError 415 for a type that is not JSON's.
+
+    What curl says of any body by itself, or nothing, is taken for JSON, but from no browser: there
+    pages of others can send such a body without being asked first (the Fetch standard, CORS).
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    if kind in UNTYPED and not any(name in headers for name in OF_BROWSERS):
         return
     raise wrong_content_type(kind[:100] or None)
 

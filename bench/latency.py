@@ -146,17 +146,21 @@ def delays(
     Raises LoadError where the engine gave no such tokens.
     """
     ids = [token for _, tokens in stream for token in tokens]
+    ends = list(itertools.accumulate(len(tokens) for _, tokens in stream))
+    least: list[float] | None = None  # of requests that were answered alike
     for given in steps.values():
-        if [token for _, token in given[: len(ids)]] == ids:
-            break
-    else:
+        if [token for _, token in given[: len(ids)]] != ids:
+            continue
+        found = [
+            1e3 * (moment - given[end - 1][0])
+            for (moment, _), end in zip(stream, ends, strict=True)
+            if span[0] <= moment <= span[1]
+        ]
+        if min(found, default=0.0) >= 0 and (least is None or sum(found) < sum(least)):
+            least = found
+    if least is None:
         raise LoadError("an answer's tokens are none that the engine noted")
-    found, place = [], 0
-    for moment, tokens in stream:
-        place += len(tokens)
-        if span[0] <= moment <= span[1]:
-            found.append(1e3 * (moment - given[place - 1][0]))
-    return found
+    return least
 
 
 def noted(file: Path) -> tuple[dict[str, list[tuple[float, int]]], list[float]]:

@@ -10,6 +10,10 @@ GRAIN = 16  # tokens that a prompt is cut by: a step has so many of one, whateve
 # two cores). It need not be right: what a prompt's further tokens take corrects it.
 ATTENTION = 3.0
 DAMPING = 0.3  # of what a step tells, beside those before it
+EVERY = 16  # steps, of which one has no prompts, or nobody would know what it takes without
+# Prompts may take so many times as long as the rest of a step: a model that takes 0.2 s for a token
+# cannot have its prompts in shares of 0.1 s without most of the time going into few answers.
+SHARE = 3.0
 OUTLIER = 4.0  # a step that took more times what was expected tells no more than this
 
 
@@ -19,11 +23,12 @@ class Pace:
 
     A unit is a prompt's token without attention; `turning` is the position at which attending to
     those before takes as long again. What a unit takes, and what a step takes without any, are
-    estimates that follow the steps: a step that took twice what was expected makes both dearer, by
-    their shares in it, as others' work on the same cores does. One of answers alone tells of the
-    latter. The same times give the same pace.
+    estimates that follow the steps. One of answers alone tells the latter. One with both that took
+    twice what was expected makes both dearer, by their shares in it, as others' work on the same
+    cores does. The same times give the same pace.
 
-    `seconds` is what prompts may take of a step; None: whatever they take.
+    `seconds` is what prompts may take of a step, if that is more than `SHARE` times what it takes
+    without them; None: whatever they take.
     """
 
     seconds: float | None
@@ -31,12 +36,15 @@ class Pace:
     unit: float = 0.0  # seconds; 0: nothing is known yet
     step: float = 0.0  # seconds of a step without prompts
     steps: int = 0  # that were measured
+    since: int = 0  # steps since the last one without prompts
 
     def allowed(self) -> float:
-        """Units of work that a step may have."""
+        """Units of work that a step with answers may have; 0: it is one that is to tell of them."""
         if self.seconds is None or self.unit == 0.0:
             return math.inf
-        return self.seconds / self.unit
+        if self.step == 0.0 or self.since >= EVERY:
+            return 0.0
+        return max(self.seconds, SHARE * self.step) / self.unit
 
     def work(self, start: int, end: int) -> float:
         """Units that tokens `start`..`end` of a sequence are."""
@@ -55,8 +63,12 @@ class Pace:
         damping = max(DAMPING, 1 / (self.steps + 1))
         self.steps += 1
         if work == 0:
-            self.step += damping * (seconds - self.step) if self.step else seconds
+            longest = OUTLIER * self.step or seconds
+            damping = min(1.0, DAMPING * (self.since + 1))
+            self.step += damping * (min(seconds, longest) - self.step) if self.step else seconds
+            self.since = 0
             return
+        self.since += 1
         if self.unit == 0.0:
             self.unit = max(seconds - self.step, seconds / 2) / work
             return

@@ -71,7 +71,7 @@ class Budget:
     images: int  # media tokens whose tower may run
     prompt_rows: int  # prompt tokens whose own log-probabilities may be asked for
     work: float = math.inf  # that prompts may be, where answers are under way
-    prompts: bool = False  # whether there is anything of a prompt in the step
+    prompts: bool = False  # whether the step has of prompts what it must have
 
     @property
     def for_prompts(self) -> bool:
@@ -154,6 +154,7 @@ class Scheduler:
                 prefilling.append(sequence)
             elif remaining == 1 and not sequence.exhausted:
                 budget.work = self.pace.allowed()
+                budget.prompts = budget.work == 0
                 if not sequence.awaits_token:
                     decoding.append(sequence)
         for sequence in decoding + prefilling:

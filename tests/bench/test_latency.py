@@ -47,3 +47,6 @@ def test_a_delay_is_from_the_step_of_an_events_last_token(tmp_path: Path) -> Non
     assert delays(stream, by_request, (2.0, 9.0)) == [500.0]
     with pytest.raises(LoadError):
         delays([(1.25, [4])], by_request, (0.0, 9.0))
+    by_request["c"] = [(known - 0.5, token) for known, token in by_request["a"]]
+    by_request["d"] = [(known + 0.5, token) for known, token in by_request["a"]]
+    assert delays(stream, by_request, (0.0, 9.0)) == [250.0, 500.0]

@@ -75,6 +75,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         vision_attention=engine.vision_attention,
         vision_attention_from=engine.vision_attention_from,
         kernels=kernel_options(config) if engine.device == "cuda" else None,
+        prefill_seconds=None if engine.prefill_ms is None else engine.prefill_ms / 1e3,
         step_seconds=engine.step_seconds,
         speculation=engine.speculation,
         speculation_tokens=engine.speculation_tokens or SPECULATION_TOKENS,

@@ -1,10 +1,14 @@
 """What weights of fewer bits cost in answers, beside the same model with the weights as they are.
 
     python -m bench.accuracy --checkpoint FOLDER [--quantization int8 int4]
+    python -m bench.accuracy --exam
 
 Over text of this repository's pages, in pieces: perplexity, and how often the likeliest next token
 is the same behind the same tokens. Over answers chosen greedily: how much of them is the same
 before the first other token, and how many are the same throughout.
+
+The exam is the demo's, whose weights were never quantized before: how many of the stored questions
+about pictures, clips and nothing its server answers right.
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from bench.exam.questions import Question, stored
+from bench.exam.served import answers
 from engine.core import Engine
 from engine.memory.plan import plan, resolve_dtype, size
 from engine.native.choice import computes
@@ -130,12 +137,44 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def examined(questions: Sequence[Question], said: dict[str, list[str]]) -> str:
+    """Right answers of each model as a table; the first is that of the whole weights."""
+    whole = next(iter(said.values()))
+    lines = [
+        "| weights | right | of those of the whole weights | other right ones | the same answer |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    known = [asked.right(text) for asked, text in zip(questions, whole, strict=True)]
+    for name, texts in said.items():
+        right = [asked.right(text) for asked, text in zip(questions, texts, strict=True)]
+        kept = sum(one and before for one, before in zip(right, known, strict=True))
+        same = sum(one == other for one, other in zip(texts, whole, strict=True))
+        lines.append(
+            f"| {name} | {sum(right)} of {len(questions)} | {kept} of {sum(known)} "
+            f"| {sum(right) - kept} | {same} |"
+        )
+    return "\n".join(lines)
+
+
+def exam(quantizations: Sequence[str]) -> str:
+    """Have the demo examined with its weights as they are and with fewer bits."""
+    questions, said = stored(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("null", *quantizations):
+            log = Path(folder) / "log"
+            said[name] = answers(questions, log, f"model.quantization={name}")
+    said = {"as they are": said.pop("null"), **said}
+    return examined(questions, said)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.accuracy", description=__doc__.splitlines()[0] if __doc__ else None
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder with config.json and safetensors")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="folder with config.json and safetensors")
+    what.add_argument("--exam", action="store_true", help="the demo's, through its endpoint")
     add("--quantization", nargs="+", default=["int8", "int4"], choices=["int8", "int4"])
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
@@ -144,6 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--length", type=int, default=256, help="tokens of a piece (default: 256)")
     add("--answers", type=int, default=64, help="tokens of an answer (default: 64)")
     given = parser.parse_args(argv)
+    if given.exam:
+        print(exam(given.quantization))
+        return 0
     if given.length <= PROMPT:
         parser.error(f"--length must be more than {PROMPT}")
     pieces = pieces_of(given.text, given.checkpoint, given.length, given.pieces)

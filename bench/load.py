@@ -193,9 +193,9 @@ async def run_level(host: str, port: int, calls: Sequence[Call], concurrency: in
         output_tokens=tokens,
         output_rate=tokens / seconds,
         ttft_median=statistics.median(ttft),
-        ttft_p95=_percentile(ttft, 0.95),
+        ttft_p95=percentile(ttft, 0.95),
         tpot_median=statistics.median(tpot),
-        tpot_p95=_percentile(tpot, 0.95),
+        tpot_p95=percentile(tpot, 0.95),
         client_cpu=cpu / seconds,
         texts=[answer.text for answer in done],
     )
@@ -206,7 +206,7 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _percentile(values: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from functools import partial
 from multiprocessing.connection import Connection
@@ -20,7 +22,7 @@ from engine.errors import (
 )
 from engine.memory.mapped import loader_for
 from engine.models.item_tensors import FLOATS, fitting
-from engine.models.loader import Progress, load_model
+from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
@@ -31,6 +33,7 @@ from engine.running.platform import Platform, platform_for
 from engine.running.preparation import Load, prepare
 from engine.sampling.grammar import Grammars
 from engine.scheduling.admission import admission, span_admission
+from engine.scheduling.pace import Pace, turning_point
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
 from engine.scheduling.sequence import Sequence, in_flight
@@ -47,7 +50,8 @@ class Engine:
     Raises ModelUnsupported when made for a checkpoint that no family knows, DeviceMissing when
     there is no card to run on. `platform` is the configured device's unless it is given; `load` may
     make the model from something else than a checkpoint's weights. With `options.tensor_parallel`
-    this is rank 0, and `links` lead to the processes of the others.
+    this is rank 0, and `links` lead to the processes of the others. `clock` gives the seconds by
+    which steps are measured.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class Engine:
         platform: Platform | None = None,
         load: Load | None = None,
         links: Several[Connection] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.options = options
+        self._clock, self._landed_at = clock, 0.0
         self._platform = platform_for(options.device) if platform is None else platform
         if len(links) != options.tensor_parallel - 1:
             raise EngineError("every rank but the first needs a process and a pipe to it")
@@ -93,6 +99,7 @@ class Engine:
             options.max_sequences,
             options.max_prompt_rows,
             options.speculation_tokens if options.speculation is not None else 0,
+            Pace(options.prefill_seconds, turning(prepared.loaded)),
         )
         self._grammars = Grammars(options.model_path, self._runner.vocabulary, self._eos_ids)
         self._flight: Flight | None = None
@@ -270,7 +277,11 @@ class Engine:
 
     def _launch(self, slices: list[Slice]) -> Flight:
         """Start computing slices. Afterwards their sequences hold tokens in flight."""
+        begun, encodes = self._clock(), len(self._runner.media.encodes)
         flight = self._launcher.launch(slices)
+        flight.begun = begun
+        if len(self._runner.media.encodes) == encodes:  # no tower's time is in it
+            flight.work = self._scheduler.work(slices)
         for item in slices:
             if item.draft is None:
                 self._scheduler.computed(item)
@@ -287,10 +298,15 @@ class Engine:
         if flight is None:
             return []
         try:
-            return self._land(flight)
+            outputs = self._land(flight)
         except RuntimeError as error:  # what a failed device answers to every question
             self._raise_if_lost(error)
             raise
+        # where the device works by itself, a step begins when the one before is done
+        begun, self._landed_at = max(flight.begun, self._landed_at), self._clock()
+        if flight.work is not None:
+            self._scheduler.pace.took(flight.work, self._landed_at - begun)
+        return outputs
 
     def _land(self, flight: Flight) -> list[Output]:
         """Wait for a step and hand out what it chose, an output for each token."""
@@ -410,3 +426,15 @@ class Engine:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.id]
+
+
+def turning(loaded: LoadedModel) -> float:
+    """Where in a sequence attention takes as long as products; of several ranks, their shares'."""
+    config, shape = loaded.stack.config, loaded.shape
+    return turning_point(
+        config.hidden_size,
+        config.intermediate_size,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+    )

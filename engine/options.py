@@ -58,6 +58,7 @@ class EngineOptions:
     vision_attention: str = "sdpa"  # or flashinfer or auto, on CUDA
     vision_attention_from: int = 0  # patches from which auto takes FlashInfer
     kernels: KernelOptions | None = None  # on CUDA; None: FlashInfer compiles when it needs one
+    prefill_seconds: float | None = None  # of prompts in a step, while answers are under way
     step_seconds: float = 300.0  # longest silence of an engine that is not taken for hung
     speculation: str | None = None  # ngram: drafts from a sequence's own tokens, on the CPU
     speculation_tokens: int = (

@@ -340,6 +340,13 @@ class EngineConfig:
         high=1024,
     )
     max_tokens_per_step: int = key("Tokens of prefill and decode together in one step.", low=1)
+    prefill_ms: float | None = key(
+        "Milliseconds that prompts may take of a step while answers are under way, or three "
+        "times what a step takes without any if that is more, by the time that steps before it "
+        "took: so late may the answers' tokens be. Less keeps answers smooth, more brings first "
+        "tokens sooner; null lets prompts have all of `max_tokens_per_step`.",
+        above=0,
+    )
     max_sequences: int = key("Sequences that may run at once.", low=1)
     step_seconds: float = key(
         "Longest that a step may take; an engine that says nothing for so long is ended, and the "

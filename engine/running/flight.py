@@ -50,6 +50,8 @@ class Draft:
 class Flight:
     """What a step will have chosen, once the device is done with it."""
 
+    begun: float = 0.0  # when it was launched, by the engine's clock
+    work: float | None = None  # of prompts in it; None: its time tells nothing of that
     choices: list[Choice] = field(default_factory=list)
     tokens: HostCopy | None = None  # of every choice
     wanted: list[Choice] = field(default_factory=list)  # those whose log-probabilities are wanted

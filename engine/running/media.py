@@ -30,7 +30,7 @@ class Media:
         self._loaded, self._platform = loaded, platform
         self._turns = platform.tower_turns()
         self._under_way: list[MediaItem] = []  # in their tower now
-        self._ahead: dict[bytes, torch.Tensor] = {}  # by digest: encoded, not yet computed with
+        self._ahead: dict[bytes, torch.Tensor] = {}  # by digest: of the step before or to come
 
     def ready(self, slices: list[Slice]) -> list[Slice]:
         """Those of a step's slices whose media are there; for others the towers go on for a while.
@@ -38,10 +38,10 @@ class Media:
         All of them where towers do not work by turns: then they run when a slice is computed.
         """
         turns = self._turns
-        if turns is None:
-            return slices
         wanted = {media.digest: media for media in media_of(slices)}
         self._ahead = {digest: self._ahead[digest] for digest in self._ahead.keys() & wanted}
+        if turns is None:
+            return slices
         absent = {digest: media for digest, media in wanted.items() if self._absent(media)}
         if not absent:  # what is under way is for a prompt that had no place in this step
             return slices
@@ -82,8 +82,11 @@ class Media:
             begun = time.perf_counter()
             encoded = self.encode(missing)
             self._keep(missing, encoded, time.perf_counter() - begun)
-            for media, embeddings in zip(missing, encoded, strict=True):
-                known[media.digest] = embeddings
+            known |= {
+                media.digest: embeddings for media, embeddings in zip(missing, encoded, strict=True)
+            }
+            cut = {place.media.digest for place in places if place.part.stop < place.media.length}
+            self._ahead |= {digest: known[digest] for digest in cut}  # the next step has the rest
         return [(place.rows, known[place.media.digest][place.part]) for place in places]
 
     @torch.inference_mode()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import insort
 from dataclasses import dataclass
 
+from engine.scheduling.pace import GRAIN, Pace
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.sequence import Sequence, no_pages
 
@@ -68,9 +70,20 @@ class Budget:
     tokens: int
     images: int  # media tokens whose tower may run
     prompt_rows: int  # prompt tokens whose own log-probabilities may be asked for
+    work: float = math.inf  # that prompts may be, where answers are under way
+    prompts: bool = False  # whether the step has of prompts what it must have
 
-    def take(self, item: Slice) -> None:
+    @property
+    def for_prompts(self) -> bool:
+        """Whether there may be more of prompts in it."""
+        return self.tokens > 0 and (self.work >= GRAIN or not self.prompts)
+
+    def take(self, item: Slice, work: float) -> None:
+        """Take a slice off, so much `work` if it is of a prompt."""
         self.tokens -= item.count
+        if work:
+            self.work -= work
+            self.prompts = True
         if item.start >= item.sequence.prompt_length:
             return
         self.images -= sum(
@@ -85,7 +98,9 @@ class Scheduler:
 
     Decoding sequences come first, one token each, so a long prompt never stops them; then prompts
     in progress, then waiting ones, in order of service, in chunks of what is left of the budget.
-    When pages run out the last in order is preempted: its pages go back (and stay findable) and it
+    While any sequence decodes, all prompts of a step together are no more work than `pace` allows,
+    but for what cannot be cut: a grain of the first, or its span that sees both ways. When pages
+    run out the last in order is preempted: its pages go back (and stay findable) and it
     waits to be computed again.
 
     With `draft_tokens` what is left after all of them goes to drafts of decoding sequences. The
@@ -101,6 +116,7 @@ class Scheduler:
         max_sequences: int,
         max_prompt_rows: int,
         draft_tokens: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         self.pool = pool
         self.page_size = page_size
@@ -108,6 +124,7 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_prompt_rows = max_prompt_rows
         self.draft_tokens = draft_tokens  # of one sequence in one step, at most
+        self.pace = pace or Pace(None)
         self.running: list[Sequence] = []  # in order of service
         self.waiting: list[Sequence] = []  # in order of service
         self.preemptions = 0
@@ -135,14 +152,17 @@ class Scheduler:
             remaining = sequence.remaining
             if remaining > 1:
                 prefilling.append(sequence)
-            elif remaining == 1 and not sequence.exhausted and not sequence.awaits_token:
-                decoding.append(sequence)
+            elif remaining == 1 and not sequence.exhausted:
+                budget.work = self.pace.allowed()
+                budget.prompts = budget.work == 0
+                if not sequence.awaits_token:
+                    decoding.append(sequence)
         for sequence in decoding + prefilling:
             if budget.tokens == 0:
                 break
             if sequence in preempted:
                 continue  # for one before it
-            end = self._chunk_end(sequence, budget)
+            end = self._next_end(sequence, budget)
             if end == sequence.computed:
                 continue
             while not self._grow(sequence, end):
@@ -154,12 +174,12 @@ class Scheduler:
                     break
             else:
                 slices.append(Slice(sequence, sequence.computed, end))
-                budget.take(slices[-1])
+                budget.take(slices[-1], self.work(slices[-1:]))
 
         position = 0
         while (
             not preempted
-            and budget.tokens > 0
+            and budget.for_prompts
             and position < len(self.waiting)
             and len(self.running) < self.max_sequences
         ):
@@ -179,14 +199,14 @@ class Scheduler:
                 break
             del self.waiting[position]
             insort(self.running, sequence, key=lambda other: other.rank)
-            end = self._chunk_end(sequence, budget)
+            end = self._next_end(sequence, budget)
             if end == sequence.computed:
                 continue
             if not self._grow(sequence, end):
                 self._preempt(sequence)
                 break
             slices.append(Slice(sequence, sequence.computed, end))
-            budget.take(slices[-1])
+            budget.take(slices[-1], self.work(slices[-1:]))
         if self.draft_tokens and not preempted:
             rows = sum(item.count for item in slices)
             worthwhile = rows / (rows + READING)
@@ -194,6 +214,14 @@ class Scheduler:
                 part for item in slices for part in (item, *self._drafts(item, budget, worthwhile))
             ]
         return slices
+
+    def work(self, slices: list[Slice]) -> float:
+        """What of slices is of prompts, as their pace counts it; 0 for tokens that are decoded."""
+        return sum(
+            self.pace.work(item.start, item.end)
+            for item in slices
+            if item.draft is None and (item.count > 1 or item.start < item.sequence.prompt_length)
+        )
 
     def keep(self, sequence: Sequence) -> None:
         """Note that the next draft of a sequence is the token that came, so it is computed too."""
@@ -242,14 +270,32 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def _chunk_end(self, sequence: Sequence, budget: Budget) -> int:
-        """Where the next slice ends: within the budget, before a media item too many.
+    def _next_end(self, sequence: Sequence, budget: Budget) -> int:
+        """Where the next slice ends: within the budget, and at the pace of prompts if it is one.
+
+        What is first of all prompts gets on, whatever it takes: by a grain, or by a span.
+        """
+        start, end = sequence.computed, self._chunk_end(sequence, budget, budget.tokens)
+        if sequence.remaining == 1 or math.isinf(budget.work):
+            return end
+        tokens = self.pace.tokens(start, budget.work)
+        if not budget.prompts:
+            tokens = max(tokens, GRAIN)
+        if start + tokens >= end:
+            return end
+        shorter = self._chunk_end(sequence, budget, tokens)
+        if shorter == start and not budget.prompts:
+            return min([end, *(last for first, last in sequence.spans if first <= start < last)])
+        return shorter
+
+    def _chunk_end(self, sequence: Sequence, budget: Budget, tokens: int) -> int:
+        """Where a slice of that many tokens ends: before a media item too many.
 
         Tokens that see each other both ways need each other's keys, so a slice never ends inside
         such a span. It may begin in one, after a cached prefix: the pages before were computed with
         all of the span, whose item is part of their digests.
         """
-        start, images, tokens = sequence.computed, budget.images, budget.tokens
+        start, images = sequence.computed, budget.images
         if start >= sequence.prompt_length:
             return min(start + tokens, len(sequence.tokens))
         if sequence.wants_prompt_logprobs(start):

@@ -18,6 +18,7 @@ import transformers
 
 from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
+from appliance.planning import engine_options as options_of
 from appliance.planning import plan_recipe
 from appliance.tasks import plan as plan_task
 from bench.reference import engine_options
@@ -331,6 +332,21 @@ def test_task_plan_prints_one_screen(launch: Launch, tmp_path: Path) -> None:
         f"Layers: our kernels for {variants()[0]}.",
     ):
         assert expected in ran.stdout
+
+
+def test_prompts_are_bound_on_a_cpu_and_on_a_card_where_it_is_asked(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "model")
+    for keys, seconds in (
+        ([], 0.1),
+        (["engine.prefill_ms=null"], None),
+        (["engine.prefill_ms=40"], 0.04),
+        (["engine=cuda"], None),
+        (["engine=cuda", "engine.prefill_ms=40"], 0.04),
+    ):
+        config = compose([f"model.path={folder}", *keys]).config
+        assert options_of(config, folder).prefill_seconds == seconds
+    with pytest.raises(ConfigurationError):
+        compose(["engine.prefill_ms=0"])
 
 
 def test_a_card_refuses_drafts_and_a_cpu_takes_them(tmp_path: Path) -> None:

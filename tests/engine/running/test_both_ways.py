@@ -116,8 +116,8 @@ def test_a_decoding_crowd_does_not_keep_an_image_waiting(
 
 
 class Uncut(Scheduler):
-    def _chunk_end(self, sequence: Sequence, budget: Budget) -> int:
-        return min(sequence.computed + budget.tokens, len(sequence.tokens))
+    def _chunk_end(self, sequence: Sequence, budget: Budget, tokens: int) -> int:
+        return min(sequence.computed + tokens, len(sequence.tokens))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -52,8 +52,9 @@ class LogMel:
     def spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """`[bands, frames]` of mono `samples` `[samples]`, both float32."""
         frames, side = self.frames(len(samples)), self._size // 2
-        whole = np.pad(samples, (0, frames * self.hop - len(samples)))
-        around = np.pad(whole, side, mode="reflect")  # a frame's middle is where its hop begins
+        missing = frames * self.hop - len(samples)
+        # a frame's middle is where its hop begins
+        around = np.pad(np.pad(samples, (0, missing)), side, mode="reflect")
         pieces = sliding_window_view(around, self._size)[:: self.hop]
         window = np.hanning(self._size + 1)[:-1].astype(np.float32)
         found = np.empty((self.bands, frames), np.float32)

@@ -91,13 +91,13 @@ PLANTED = (  # what leaves every result as it is
         "  if (--walk->left == 0 && *walk->next < 0) return NULL;\n  return found;",
     ),
     ("kernels.h", "__attribute__((aligned(1), may_alias))", "__attribute__((may_alias))"),
-    ("resize.c", "end - sources[i] >= width + SLACK", "end - sources[i] >= width"),
+    ("resize.c", "calloc(ROWS, (size_t)(bytes + SLACK))", "calloc(ROWS, (size_t)bytes)"),
 )
 
 
 @pytest.fixture(scope="module")
 def planted(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that reads beyond a weight, rows, the page table and pixels, and words anywhere."""
+    """A library that goes beyond a weight, rows, the page table and pixels, and words anywhere."""
     folder = tmp_path_factory.mktemp("planted")
     sources = copied(folder, *PLANTED)
     with pytest.MonkeyPatch.context() as patch:

@@ -24,10 +24,15 @@ Array = NDArray[Any]
 DTYPES = ("float32", "float16")  # and bfloat16, as float32
 GRID_DTYPES = ("int64", "int32", "int16", "uint8")
 BFLOAT16 = "BF16"
+SIZES = (1, 2, 4, 8)  # bytes of whole numbers
 SAFETENSORS_DTYPES = {  # as its header names them
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", BFLOAT16: "<u2", "BOOL": "?"},  # noqa: PIE800
-    **{f"I{8 * size}": f"<i{size}" for size in (1, 2, 4, 8)},
-    **{f"U{8 * size}": f"<u{size}" for size in (1, 2, 4, 8)},
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    BFLOAT16: "<u2",
+    "BOOL": "?",
+    **{f"I{8 * size}": f"<i{size}" for size in SIZES},
+    **{f"U{8 * size}": f"<u{size}" for size in SIZES},
 }
 TYPES_SAID = "they must be of type float32, float16 or bfloat16"
 NUMPY_MAGIC = b"\x93NUMPY"

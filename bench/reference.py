@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 from engine.core import Engine
+from engine.models.item_tensors import tensors_of
 from engine.models.registry import family_for
 from engine.options import EngineOptions
 from engine.request import MediaItem, Output, Request, SamplingOptions
@@ -180,7 +181,7 @@ def prompt_with_images(
             tokens += part
             continue
         length = family.image_tokens(*part.size)
-        tensors = family.preprocess_image(part)
+        tensors = tensors_of(family.preprocess_image(part))
         digest = hashlib.sha256(repr(part.size).encode() + part.tobytes()).digest()
         media.append(MediaItem("image", digest, len(tokens), length, tensors))
         tokens += [placeholder] * length

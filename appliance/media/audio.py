@@ -14,7 +14,6 @@ import av
 import numpy as np
 import soundfile
 import soxr
-import torch
 from numpy.typing import NDArray
 
 from appliance.errors import ApplianceError, bad_request, media_too_large, media_undecodable
@@ -67,8 +66,7 @@ class AudioPreparer:
             raise media_undecodable(
                 f"The model cannot take a sound of {decoded.seconds:.2f} seconds.", PARAM
             ) from None
-        tensors = self._family.preprocess_audio(torch.from_numpy(decoded.samples))
-        return Prepared(tokens, tensors)
+        return Prepared(tokens, self._family.preprocess_audio(decoded.samples))
 
 
 def load_audio(data: bytes, rate: int, policy: AudioPolicy, param: str) -> Sound:

@@ -1,4 +1,4 @@
-"""Embeddings that a client computed itself: tensors out of untrusted bytes, never by pickle."""
+"""Embeddings that a client computed itself: arrays out of untrusted bytes, never by pickle."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from appliance.errors import ApplianceError, bad_request, media_too_large
 from appliance.media.limits import EmbeddingsPolicy
 from appliance.media.prepare import PARAM, MediaSettings, Options, Prepared
 from engine.models.family import Family
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GRID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+Array = NDArray[Any]
+
+DTYPES = ("float32", "float16")  # and bfloat16, as float32
+GRID_DTYPES = ("int64", "int32", "int16", "uint8")
+BFLOAT16 = "BF16"
+SIZES = (1, 2, 4, 8)  # bytes of whole numbers
+SAFETENSORS_DTYPES = {  # as its header names them
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    BFLOAT16: "<u2",
+    "BOOL": "?",
+    **{f"I{8 * size}": f"<i{size}" for size in SIZES},
+    **{f"U{8 * size}": f"<u{size}" for size in SIZES},
+}
+TYPES_SAID = "they must be of type float32, float16 or bfloat16"
 NUMPY_MAGIC = b"\x93NUMPY"
 # https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 NUMPY_HEADER = re.compile(
@@ -41,7 +54,7 @@ HOW = (
 class Embeddings:
     """`[tokens, hidden]` of one item, and its grid where the family needs one."""
 
-    embeds: torch.Tensor
+    embeds: Array
     grid: tuple[int, ...] | None
 
 
@@ -59,8 +72,7 @@ class EmbeddingsPreparer:
         return load_embeddings(data, "image", self._family, self._policy, PARAM)
 
     def preprocess(self, decoded: Embeddings, options: Options) -> Prepared:
-        tensors = tensors_of(decoded, "image", self._family)
-        return Prepared(len(decoded.embeds), tensors)
+        return Prepared(len(decoded.embeds), arrays_of(decoded, "image", self._family))
 
 
 def load_embeddings(
@@ -72,7 +84,7 @@ def load_embeddings(
     Every number is checked before the item may be used. Raises ApplianceError with status 400.
     """
     parts: Mapping[str, Any] = json.loads(payload)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Array] = {}
     name, grid_name = f"{modality}_embeds", family.embedding_grid(modality)
     for field, value in parts.items():
         if field == grid_name and isinstance(value, list):
@@ -90,24 +102,24 @@ def load_embeddings(
     return Embeddings(_checked(embeds, shape, modality, family, param), shape)
 
 
-def tensors_of(item: Embeddings, modality: str, family: Family) -> dict[str, torch.Tensor]:
+def arrays_of(item: Embeddings, modality: str, family: Family) -> dict[str, Array]:
     """What the engine takes in place of an item's pixels."""
-    tensors = {"embeds": item.embeds}
+    arrays = {"embeds": item.embeds}
     name = family.embedding_grid(modality)
     if name is not None and item.grid is not None:
-        tensors[name] = torch.tensor([item.grid])
-    return tensors
+        arrays[name] = np.array([item.grid], np.int64)
+    return arrays
 
 
 def _checked(
-    embeds: torch.Tensor,
+    embeds: Array,
     grid: tuple[int, ...] | None,
     modality: str,
     family: Family,
     param: str,
-) -> torch.Tensor:
-    if embeds.dtype not in DTYPES:
-        raise _invalid("they must be of type float32, float16 or bfloat16", param)
+) -> Array:
+    if embeds.dtype.name not in DTYPES:
+        raise _invalid(TYPES_SAID, param)
     if embeds.ndim == 3 and embeds.shape[0] == 1:
         embeds = embeds[0]
     shape = " x ".join(map(str, embeds.shape))
@@ -128,7 +140,7 @@ def _checked(
         raise _invalid(f"their grid is not possible: {wrong}", param) from None
     if embeds.shape[0] != tokens:
         raise _invalid(f"they are of {embeds.shape[0]} tokens, the {modality} has {tokens}", param)
-    if not torch.isfinite(embeds).all():
+    if not np.isfinite(embeds).all():
         raise _invalid("they hold values that are not finite", param)
     return embeds
 
@@ -144,22 +156,34 @@ def _decoded(value: Any, policy: EmbeddingsPolicy, modality: str, param: str) ->
         raise _invalid("they are not valid base64", param) from None
 
 
-def _named(data: bytes, field: str, param: str) -> dict[str, torch.Tensor]:
+def _named(data: bytes, field: str, param: str) -> dict[str, Array]:
     """Tensors of safetensors, or the one of an .npy file under the name of its field."""
     if data.startswith(NUMPY_MAGIC):
         return {field: _from_numpy(data, param)}
     if data.startswith((ZIP, PICKLE)):
         raise _invalid(f"torch.save and pickle are not read. {HOW}", param, end="")
     try:
-        tensors = load(data)
-    except (SafetensorError, KeyError, ValueError, RuntimeError):
+        found = deserialize(data)
+    except (SafetensorError, ValueError):
         raise _invalid(f"they are neither safetensors nor .npy. {HOW}", param, end="") from None
+    tensors = {name: _from_safetensors(entry, param) for name, entry in found}
     if len(tensors) == 1 and not field.endswith("_embeds"):
         return {field: next(iter(tensors.values()))}
-    return dict(tensors)
+    return tensors
 
 
-def _from_numpy(data: bytes, param: str) -> torch.Tensor:
+def _from_safetensors(entry: Mapping[str, Any], param: str) -> Array:
+    """An array of what its header was checked to fit; bfloat16 as the same numbers in float32."""
+    dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise _invalid(TYPES_SAID, param)
+    array: Array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    if entry["dtype"] == BFLOAT16:
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    return array
+
+
+def _from_numpy(data: bytes, param: str) -> Array:
     """An array whose header is read without being evaluated, and has to fit the data exactly."""
     wide = data[6:7] != b"\1"
     start = 12 if wide else 10
@@ -175,23 +199,23 @@ def _from_numpy(data: bytes, param: str) -> torch.Tensor:
     if math.prod(shape) * int(dtype[2:]) != len(content):
         raise _invalid("the .npy header's shape does not fit its data", param)
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-    return torch.from_numpy(np.array(array, order="C"))
+    return np.array(array, order="C")
 
 
 def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.replace(" ", "").split(",") if number)
 
 
-def _numbers(value: list[Any], param: str) -> torch.Tensor:
+def _numbers(value: list[Any], param: str) -> Array:
     """A grid written as JSON, in one list or a list of one."""
     flat = value[0] if len(value) == 1 and isinstance(value[0], list) else value
     if len(flat) > 3 or not all(type(one) is int and 0 <= one < 1 << 31 for one in flat):
         raise _invalid("a grid is a list of three whole numbers", param)
-    return torch.tensor(flat, dtype=torch.int64)
+    return np.array(flat, np.int64)
 
 
-def _grid(grid: torch.Tensor, param: str) -> tuple[int, ...]:
-    if grid.dtype not in GRID_DTYPES or grid.numel() != 3 or grid.ndim > 2:
+def _grid(grid: Array, param: str) -> tuple[int, ...]:
+    if grid.dtype.name not in GRID_DTYPES or grid.size != 3 or grid.ndim > 2:
         raise _invalid("a grid is three whole numbers of one item", param)
     return tuple(grid.flatten().tolist())
 

@@ -15,7 +15,8 @@ from appliance.media.source import modality_of
 from engine.models.family import Family
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 PARAM = ""  # of errors raised here: where the item stands in its request is known to the server
@@ -52,11 +53,11 @@ class Prepared:
     """What the engine needs of an item."""
 
     tokens: int
-    tensors: dict[str, torch.Tensor]
+    arrays: dict[str, NDArray[np.generic]]
 
 
 class Preparer(Protocol):
-    """Turns items of one kind into tensors, in a worker. All methods raise ApplianceError."""
+    """Turns items of one kind into arrays, in a worker. All methods raise ApplianceError."""
 
     def probe(self, data: bytes, options: Options) -> int | None:
         """Placeholders that the item will take, from its header; None if that does not tell."""
@@ -65,7 +66,7 @@ class Preparer(Protocol):
         """What `preprocess` takes."""
 
     def preprocess(self, decoded: Any, options: Options) -> Prepared:
-        """Its tensors."""
+        """Its arrays."""
 
 
 class ImagePreparer:

@@ -58,8 +58,8 @@ class VideoPreparer:
         policy = self._policy.lowered(options)
         tokens = self._tokens(decoded, policy)
         count = len(decoded.numbers)
-        tensors = self._family.preprocess_video(decoded.frames, count, policy.options)
-        return Prepared(tokens, tensors)
+        arrays = self._family.preprocess_video(decoded.frames, count, policy.options)
+        return Prepared(tokens, arrays)
 
     def _tokens(self, clip: Clip, policy: VideoPolicy) -> int:
         try:

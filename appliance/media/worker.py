@@ -92,7 +92,6 @@ def main(handle: int, parent: int) -> int:
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE)
     gc.disable()  # a sixth of the time of imports, and nothing to find
     family = family_for(settings.folder)
-    _one_thread()
     preparers = {kind: preparer_for(kind, family, settings.media) for kind in settings.kinds}
     rehearse(settings.kinds, family)
     gc.collect()
@@ -134,16 +133,6 @@ def _fork_until_worker(control: Connection) -> int | None:
     finally:
         for child in children.values():
             os.kill(child, signal.SIGKILL)
-
-
-def _one_thread() -> None:
-    """Worker processes are the parallelism, and may have no more than one thread each.
-
-    Families import torch where they make tensors: here it is imported once for all workers.
-    """
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _confine(channel: int, memory_bytes: int, fork_server: int) -> list[str]:
@@ -211,7 +200,7 @@ class Worker:
         decoded = preparer.decode(data, order.options)
         middle = time.perf_counter()
         prepared = preparer.preprocess(decoded, order.options)
-        tensors = SharedTensors.store(prepared.tensors)
+        tensors = SharedTensors.store(prepared.arrays)
         answer = {
             "tokens": prepared.tokens,
             "tensors": tensors.layout(),

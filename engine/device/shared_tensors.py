@@ -1,4 +1,4 @@
-"""Tensors in anonymous shared memory, which processes hand on without copying it.
+"""Arrays in anonymous shared memory, which processes hand on without copying it, as tensors.
 
 The memory is a Linux memfd: it has no name that could be left behind, is not bounded by the size of
 /dev/shm, and is freed with its last holder, however that ends. It is sealed once written, so that
@@ -22,18 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 ALIGNMENT = 64
 MOST_TENSORS, MOST_DIMENSIONS = 16, 8  # of an item; families have two of five at most
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-ITEMSIZES = {
-    "uint8": 1,
-    "int32": 4,
-    "int64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "float32": 4,
-}
+ITEMSIZES = {"uint8": 1, "int32": 4, "int64": 8, "float16": 2, "float32": 4}
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
@@ -52,7 +46,9 @@ class Place:
 
 
 class SharedTensors(Mapping[str, "torch.Tensor"]):
-    """Named tensors, mapped into this process when one is first looked at.
+    """Named arrays, mapped into this process as tensors when one is first looked at.
+
+    Who stores them and who passes them on needs no torch.
 
     Pickling carries the layout alone; `send` and `receive` carry the memory beside it.
     """
@@ -64,24 +60,23 @@ class SharedTensors(Mapping[str, "torch.Tensor"]):
         self._memory: mmap.mmap | None = None
 
     @classmethod
-    def store(cls, tensors: Mapping[str, torch.Tensor]) -> SharedTensors:
+    def store(cls, arrays: Mapping[str, NDArray[Any]]) -> SharedTensors:
         """A sealed copy. Raises ValueError for a type of number that is not carried."""
         places, end = [], 0
-        for name, tensor in tensors.items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            if dtype not in ITEMSIZES:
-                raise ValueError(f"tensors of {dtype} are not carried")
-            place = Place(name, dtype, tuple(tensor.shape), -(-end // ALIGNMENT) * ALIGNMENT)
-            places.append(place)
-            end = place.end
+        for name, array in arrays.items():
+            if array.dtype.name not in ITEMSIZES or not array.dtype.isnative:
+                raise ValueError(f"arrays of {array.dtype} are not carried")
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            places.append(Place(name, array.dtype.name, array.shape, offset))
+            end = places[-1].end
         size = max(end, 1)
         handle = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(handle, size)
             for place in places:
-                source = tensors[place.name].detach().contiguous().reshape(-1)
-                if source.numel():
-                    write(handle, source.view(_torch().uint8).numpy().data, place.offset)
+                flat = arrays[place.name].reshape(-1)  # copied unless it lies so
+                if flat.size:
+                    write(handle, flat.data.cast("B"), place.offset)
             fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEALS)
         except BaseException:
             os.close(handle)
@@ -124,7 +119,8 @@ class SharedTensors(Mapping[str, "torch.Tensor"]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self.places[name]
-        torch = _torch()
+        import torch  # only where tensors are looked at
+
         dtype, count = getattr(torch, place.dtype), math.prod(place.shape)
         if not count:
             return torch.empty(place.shape, dtype=dtype)
@@ -199,9 +195,3 @@ def write(handle: int, data: memoryview, offset: int = 0) -> None:
     while data:
         count = os.pwrite(handle, data, offset)
         data, offset = data[count:], offset + count
-
-
-def _torch() -> Any:
-    import torch  # only where tensors are looked at
-
-    return torch

@@ -12,10 +12,13 @@ from engine.models.documents import read_document
 from engine.request import MediaItem
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from PIL import Image
     from torch import nn
 
+    Arrays = dict[str, NDArray[Any]]  # of an item, by name
     Upload = Callable[[torch.Tensor], torch.Tensor]  # to the model's device; the host does not wait
 
 
@@ -42,8 +45,8 @@ class Family:
     """A checkpoint's family: a light half on its folder, a heavy half on the loaded model.
 
     The light half (sizes, token counts, preprocessing) runs in the server process and in media
-    workers. It must not import transformers, and torch only where tensors are made: planning, which
-    comes before everything, does without. The heavy half (tower, positions) runs in the engine.
+    workers, which import neither torch nor transformers: what they make are arrays. The heavy half
+    (tower, positions) runs in the engine.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -113,8 +116,8 @@ class Family:
         """Placeholders that an image takes. Raises ValueError for a size it cannot take."""
         raise KeyError("image")
 
-    def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Tensors of one RGB image as they are cached and sent: pixels are still bytes."""
+    def preprocess_image(self, image: Image.Image) -> Arrays:
+        """Arrays of one RGB image as they are cached and sent: pixels are still bytes."""
         raise KeyError("image")
 
     def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
@@ -127,8 +130,8 @@ class Family:
 
     def preprocess_video(
         self, frames: Iterable[Image.Image], count: int, options: VideoOptions
-    ) -> dict[str, torch.Tensor]:
-        """Tensors of `count` RGB frames of one size, made while the frames come."""
+    ) -> Arrays:
+        """Arrays of `count` RGB frames of one size, made while the frames come."""
         raise KeyError("video")
 
     def audio_rate(self) -> int:
@@ -139,8 +142,8 @@ class Family:
         """Placeholders of a sound. Raises ValueError for a length that it refuses."""
         raise KeyError("audio")
 
-    def preprocess_audio(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Tensors of mono `samples` at `audio_rate`, float32 from -1 to 1."""
+    def preprocess_audio(self, samples: NDArray[np.float32]) -> Arrays:
+        """Arrays of mono `samples` at `audio_rate`, float32 from -1 to 1."""
         raise KeyError("audio")
 
     def embedding_grid(self, modality: str) -> str | None:

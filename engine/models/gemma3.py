@@ -13,7 +13,7 @@ from engine.models.square_images import SquareImages
 from engine.models.text_defaults import GEMMA3
 
 if TYPE_CHECKING:
-    import torch
+    from engine.models.family import Arrays
 
 # Defaults of transformers' image processor, where they are not those of CLIP's.
 PROCESSOR = {"image_mean": 0.5, "image_std": 0.5, "size": {"height": 224, "width": 224}}
@@ -61,6 +61,6 @@ class Gemma3(SquareImages):
     def text_config(self) -> dict[str, Any]:
         return GEMMA3 | (self.config.get("text_config") or {})
 
-    def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def preprocess_image(self, image: Image.Image) -> Arrays:
         """`pixels` `[1, height, width, 3]`, uint8, of the tower's size whatever the picture's."""
         return {"pixels": as_bytes(image.resize(self._size, self._resample))[None]}

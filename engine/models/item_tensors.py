@@ -1,4 +1,4 @@
-"""Whether an item's tensors are what preparing one gives.
+"""An item's tensors in the engine, and whether they are what preparing one gives.
 
 They come from a process that reads what strangers send. A wrong shape, or a grid of other numbers
 than there are patches, might end more than the request that brought it.
@@ -6,15 +6,28 @@ than there are patches, might end more than the request that brought it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from engine.request import MediaItem
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 FLOATS = ("float32", "float16", "bfloat16")
+
+
+def tensors_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+    """What a family has made of an item, for an engine in the same process."""
+    import torch  # the light half does without
+
+    return {
+        name: torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        for name, array in arrays.items()
+    }
 
 
 def fitting(

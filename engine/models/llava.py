@@ -12,7 +12,7 @@ from engine.models.square_images import SquareImages
 from engine.models.text_defaults import LLAMA
 
 if TYPE_CHECKING:
-    import torch
+    from engine.models.family import Arrays
 
 # A resized picture this many times larger than its crop is resized only where it is kept.
 WIDE = 4
@@ -48,7 +48,7 @@ class Llava(SquareImages):
             raise ValueError(f"the image is longer than {MAX_PADDED_SIDE} pixels")
         return self.tokens
 
-    def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def preprocess_image(self, image: Image.Image) -> Arrays:
         """`pixels` `[1, height, width, 3]`, uint8: shorter side resized, the middle kept."""
         options = self._options
         if options.get("do_pad", False):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from engine.errors import ModelUnsupported
 from engine.models.settings import settings_of
 
-if TYPE_CHECKING:
-    import torch
-
 LOWEST_POWER = 1e-10
 RANGE = 8.0  # decades below the loudest that are kept
 HIGHEST_HZ = 8000.0
+AT_ONCE = 256  # frames whose spectra are there together: few enough to stay in the processor
 
 
 def sound_options(folder: Path) -> dict[str, Any]:
@@ -50,23 +49,25 @@ class LogMel:
         """Columns of the spectrogram: one for each hop begun, at least two."""
         return max(2, -(-samples // self.hop))
 
-    def spectrogram(self, samples: torch.Tensor) -> torch.Tensor:
+    def spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """`[bands, frames]` of mono `samples` `[samples]`, both float32."""
-        import torch  # planning does without
-
-        missing = self.frames(len(samples)) * self.hop - len(samples)
-        padded = torch.nn.functional.pad(samples, (0, missing))
-        spectrum = torch.stft(
-            padded,
-            self._size,
-            self.hop,
-            window=torch.hann_window(self._size),
-            return_complex=True,
-        )
-        power = spectrum[:, :-1].abs().square()
-        logarithm = (torch.from_numpy(self._filters) @ power).clamp(min=LOWEST_POWER).log10()
-        logarithm = logarithm.maximum(logarithm.max() - RANGE)
-        return (logarithm + 4.0) / 4.0
+        frames, side = self.frames(len(samples)), self._size // 2
+        missing = frames * self.hop - len(samples)
+        # a frame's middle is where its hop begins
+        around = np.pad(np.pad(samples, (0, missing)), side, mode="reflect")
+        pieces = sliding_window_view(around, self._size)[:: self.hop]
+        window = np.hanning(self._size + 1)[:-1].astype(np.float32)
+        found = np.empty((self.bands, frames), np.float32)
+        for first in range(0, frames, AT_ONCE):
+            part = slice(first, min(first + AT_ONCE, frames))
+            spectrum = np.fft.rfft(pieces[part] * window)
+            power = np.square(spectrum.real) + np.square(spectrum.imag)
+            np.matmul(self._filters, power.T, out=found[:, part])
+        np.log10(np.maximum(found, LOWEST_POWER, out=found), out=found)
+        np.maximum(found, found.max() - np.float32(RANGE), out=found)
+        found += 4.0
+        found /= 4.0
+        return found
 
     @cached_property
     def _filters(self) -> NDArray[np.float32]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from engine.models.family import stay
 from engine.models.settings import settings_of
+from engine.native import resizing
+from engine.native.loading import LibraryUnusable, library
 
 if TYPE_CHECKING:
     import torch
 
     from engine.models.family import Upload
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]  # [height, width, 3]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,7 +62,7 @@ class Normaliser:
 
     def apply(self, pixels: torch.Tensor, dim: int, upload: Upload = stay) -> torch.Tensor:
         """Normalises float32 values 0 to 255 in place; `dim` is the channels' dimension."""
-        import torch  # planning does without
+        import torch  # the light half does without
 
         shape = [1] * pixels.ndim
         shape[dim] = 3
@@ -60,10 +70,37 @@ class Normaliser:
         return pixels.mul_(scale.view(shape)).add_(shift.view(shape))
 
 
-def as_bytes(image: Image.Image) -> torch.Tensor:
-    """The picture's own bytes, `[height, width, 3]`, uint8. Raises ValueError unless it is RGB."""
+def as_bytes(image: Image.Image) -> Pixels:
+    """The picture's own bytes. Raises ValueError unless it is RGB."""
     if image.mode != "RGB":
         raise ValueError(f"an RGB image is needed, not {image.mode}")
-    import torch  # planning does without
+    return np.asarray(image)
 
-    return torch.from_numpy(np.array(image))
+
+def resized(pixels: Pixels, width: int, height: int, *, cubic: bool) -> Pixels:
+    """As torchvision resizes bytes for transformers: bicubic or bilinear, antialiased."""
+    return _resizer()(pixels, width, height, cubic)
+
+
+@cache  # a worker that asked again could open no file
+def _resizer() -> Callable[[Pixels, int, int, bool], Pixels]:
+    """Our library's, or torch's where that was not built: the same to the last bit."""
+    try:
+        library()
+    except LibraryUnusable as why:
+        logger.warning("frames of videos are resized by torch, which takes 190 MB more: %s", why)
+        from torch.nn.functional import interpolate  # before workers are forked: by a rehearsal
+    else:
+        return lambda pixels, width, height, cubic: resizing.resized(
+            pixels, width, height, cubic=cubic
+        )
+    from torch import from_numpy
+
+    def by_torch(pixels: Pixels, width: int, height: int, cubic: bool) -> Pixels:
+        planes = from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+        mode = "bicubic" if cubic else "bilinear"
+        found = interpolate(planes, (height, width), mode=mode, antialias=True)
+        made: Pixels = found[0].permute(1, 2, 0).contiguous().numpy()
+        return made
+
+    return by_torch

@@ -7,18 +7,27 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from engine.models.family import Family, VideoOptions, stay
 from engine.models.item_tensors import check_length, fitting
-from engine.models.pixels import Normaliser, as_bytes, processor_options, video_options
+from engine.models.pixels import (
+    Normaliser,
+    Pixels,
+    as_bytes,
+    processor_options,
+    resized,
+    video_options,
+)
 from engine.request import MediaItem
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from engine.models.family import Upload
+    from engine.models.family import Arrays, Upload
 
 EMBED_DIM, MLP_RATIO, HEADS = 1280, 4, 16  # defaults of transformers' vision configuration
 MAX_ASPECT_RATIO = 200
@@ -27,7 +36,7 @@ VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)  # of its video processor, a frame
 VIDEO_FRAMES = (4, 768)
 VIDEO_FPS = 2.0  # of qwen-vl-utils; transformers' processor takes every frame unless told
 VIDEO_TOKENS = 128_000
-TORCH_MODES = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+CUBIC = {Image.Resampling.BICUBIC: True, Image.Resampling.BILINEAR: False}  # as torchvision resizes
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -97,16 +106,13 @@ class Qwen2VL(Family):
         width, height = self.image_size(width, height)
         return width * height // self.unit**2
 
-    def preprocess_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def preprocess_image(self, image: Image.Image) -> Arrays:
         """`pixels` `[patches, 3, 1, patch, patch]`, uint8, and `image_grid_thw` `[1, 3]`."""
-        import torch  # planning does without
-
         size = self.image_size(*image.size)
-        columns, rows = size[0] // self.patch, size[1] // self.patch
-        patches = _patches(rows * columns, 1, self.patch)
-        resized = image if size == image.size else image.resize(size, self._resample)
-        self._cut(as_bytes(resized), patches[:, :, 0])
-        return {"pixels": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}
+        blocks = self._blocks(1, size, 1)
+        fitted = image if size == image.size else image.resize(size, self._resample)
+        self._cut(as_bytes(fitted), blocks[0, ..., 0, :, :])
+        return self._cut_up("image", blocks, size)
 
     def sample_frames(self, total: int, fps: float, options: VideoOptions) -> list[int]:
         """As the `sample_frames` of transformers' Qwen2-VL video processor.
@@ -124,10 +130,9 @@ class Qwen2VL(Family):
             count = math.floor(min(max(wanted, least), whole) / step) * step
         if count < 1:
             return list(range(min(most, total)))
-        import torch  # its rounding is the processor's
-
-        indices = torch.arange(0, total, total / count).int().tolist()
-        return [index for index in indices if index < total]  # rounding may give one too many
+        # the processor's are torch's, which rounds to float32
+        indices = (np.arange(count) * (total / count)).astype(np.float32).astype(int)
+        return [index for index in indices.tolist() if index < total]
 
     def video_size(
         self, frames: int, width: int, height: int, options: VideoOptions
@@ -152,26 +157,18 @@ class Qwen2VL(Family):
 
     def preprocess_video(
         self, frames: Iterable[Image.Image], count: int, options: VideoOptions
-    ) -> dict[str, torch.Tensor]:
+    ) -> Arrays:
         """`pixels` `[patches, 3, frames, patch, patch]`, uint8, and `video_grid_thw` `[1, 3]`."""
-        import torch  # planning does without
-
-        patches = torch.empty(0)
-        size, steps = (0, 0), math.ceil(count / self.frames)
+        size, blocks = (0, 0), np.empty(0, np.uint8)
         for number, frame in enumerate(frames):
             if number == 0:
                 size = self.video_size(count, *frame.size, options)
-                area = size[0] * size[1] // self.patch**2
-                patches = _patches(steps * area, self.frames, self.patch).unflatten(0, (steps, -1))
-            slot = patches[number // self.frames, :, :, number % self.frames]
+                blocks = self._blocks(math.ceil(count / self.frames), size, self.frames)
+            slot = blocks[number // self.frames, ..., number % self.frames, :, :]
             self._cut(self._resized_frame(frame, size), slot)
         for missing in range((count - 1) % self.frames + 1, self.frames):
-            patches[-1, :, :, missing] = patches[-1, :, :, missing - 1]
-        columns, rows = size[0] // self.patch, size[1] // self.patch
-        return {
-            "pixels": patches.flatten(0, 1),
-            "video_grid_thw": torch.tensor([[steps, rows, columns]]),
-        }
+            blocks[-1, ..., missing, :, :] = blocks[-1, ..., missing - 1, :, :]
+        return self._cut_up("video", blocks, size)
 
     def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
         """`pixel_values` or `pixel_values_videos` `[patches, 3 * frames * patch²]`, and grid."""
@@ -204,28 +201,37 @@ class Qwen2VL(Family):
             raise ValueError(f"rows and columns must be multiples of {self.merge}")
         return time * rows * columns // self.merge**2
 
-    def _cut(self, pixels: torch.Tensor, patches: torch.Tensor) -> None:
-        """`[rows, columns, 3]` into `[patches, 3, patch, patch]`, in the order of merged blocks."""
-        patch, merge = self.patch, self.merge
-        rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
-        blocks = pixels.view(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-        blocks = blocks.permute(
-            0, 3, 1, 4, 6, 2, 5
-        )  # block row, column, row, column, channel, y, x
-        patches.view(*blocks.shape).copy_(blocks)
+    def _blocks(self, steps: int, size: tuple[int, int], frames: int) -> NDArray[np.uint8]:
+        """Room for the patches of pictures of that size, in the order of merged blocks.
 
-    def _resized_frame(self, frame: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-        """`[height, width, 3]`, resized as torchvision does it for transformers' processor."""
+        `[steps, block rows, block columns, rows, columns, 3, frames, patch, patch]`
+        """
+        width, height = (pixels // self.unit for pixels in size)
+        inside = self.merge, self.merge, 3, frames, self.patch, self.patch
+        return np.empty((steps, height, width, *inside), np.uint8)
+
+    def _cut(self, pixels: Pixels, blocks: NDArray[np.uint8]) -> None:
+        """A picture into `[block rows, block columns, rows, columns, 3, patch, patch]`."""
+        rows, columns, row, column, channels, patch, _ = blocks.shape
+        cut = pixels.reshape(rows, row, patch, columns, column, patch, channels)
+        blocks[:] = cut.transpose(0, 3, 1, 4, 6, 2, 5)
+
+    def _cut_up(self, modality: str, blocks: NDArray[np.uint8], size: tuple[int, int]) -> Arrays:
+        """What pictures that are cut are sent as."""
+        columns, rows = size[0] // self.patch, size[1] // self.patch
+        return {
+            "pixels": blocks.reshape(-1, *blocks.shape[5:]),
+            f"{modality}_grid_thw": np.array([[len(blocks), rows, columns]], np.int64),
+        }
+
+    def _resized_frame(self, frame: Image.Image, size: tuple[int, int]) -> Pixels:
+        """Resized as torchvision does it for transformers' processor."""
         if size == frame.size:
             return as_bytes(frame)
-        mode = TORCH_MODES.get(self._video_resample)
-        if mode is None:
+        cubic = CUBIC.get(self._video_resample)
+        if cubic is None:
             return as_bytes(frame.resize(size, self._video_resample))
-        from torch.nn.functional import interpolate
-
-        pixels = as_bytes(frame).permute(2, 0, 1)[None]
-        resized = interpolate(pixels, (size[1], size[0]), mode=mode, antialias=True)
-        return resized[0].permute(1, 2, 0).contiguous()
+        return resized(as_bytes(frame), *size, cubic=cubic)
 
     def decoder(self, model: Any) -> nn.Module:
         return model.model.language_model
@@ -325,12 +331,6 @@ def _between(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     apart = segments[:, None] != segments
     scores = torch.zeros(apart.shape, dtype=dtype, device=segments.device)
     return scores.masked_fill_(apart, -torch.inf)
-
-
-def _patches(count: int, frames: int, side: int) -> torch.Tensor:
-    import torch  # planning does without
-
-    return torch.empty(count, 3, frames, side, side, dtype=torch.uint8)
 
 
 def _resampling(options: dict[str, Any]) -> Image.Resampling:

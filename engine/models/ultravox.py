@@ -15,10 +15,12 @@ from engine.models.text_defaults import LLAMA
 from engine.request import MediaItem
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
-    from engine.models.family import Upload
+    from engine.models.family import Arrays, Upload
 
 PLACEHOLDER = "<|audio|>"
 RESERVED = "<|reserved_special_token_"
@@ -94,7 +96,7 @@ class Ultravox(Family):
         lengths = chunk_lengths(frames, self.context)
         return sum(-(-length // self.frames_per_token) for length in lengths)
 
-    def preprocess_audio(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
+    def preprocess_audio(self, samples: NDArray[np.float32]) -> Arrays:
         """`features` `[bands, frames]`, float32, 100 frames a second."""
         return {"features": self._log_mel.spectrogram(samples)}
 

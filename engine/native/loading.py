@@ -155,6 +155,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_void_p, POINTER(Decoder), c_int64, POINTER(Batch), *(c_void_p,) * 5),
     ),
     "appliance_decode": (None, (c_void_p, POINTER(Decoder), POINTER(Step))),
+    "appliance_resize": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int)),
 }
 
 

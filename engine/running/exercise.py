@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from PIL import Image
 
 from engine.models.family import Family, VideoOptions
+from engine.models.item_tensors import tensors_of
 from engine.options import EngineOptions
 from engine.request import MediaItem, Request, SamplingOptions
 from engine.scheduling.batch import Batch, build_batch
@@ -96,7 +98,7 @@ def largest_images(options: EngineOptions, family: Family) -> list[MediaItem]:
 def images(options: EngineOptions, family: Family, side: int) -> list[MediaItem]:
     """Square images of that many pixels a side, as many as the towers get in one step."""
     length = family.image_tokens(side, side)
-    tensors = family.preprocess_image(Image.new("RGB", (side, side)))
+    tensors = tensors_of(family.preprocess_image(Image.new("RGB", (side, side))))
     count = max(1, options.max_tokens_per_step // length)
     return [MediaItem("image", b"", 0, length, tensors) for _ in range(count)]
 
@@ -158,7 +160,7 @@ def _frame_side(options: EngineOptions, family: Family) -> int:
 
 def _clip(family: Family, frames: int, side: int) -> MediaItem:
     pictures = (Image.new("RGB", (side, side)) for _ in range(frames))
-    tensors = family.preprocess_video(pictures, frames, VideoOptions())
+    tensors = tensors_of(family.preprocess_video(pictures, frames, VideoOptions()))
     length = family.video_tokens(frames, side, side, VideoOptions())
     return MediaItem("video", b"", 0, length, tensors)
 
@@ -169,7 +171,7 @@ def _sounds(options: EngineOptions, family: Family, seconds: int) -> list[MediaI
         samples = samples * 9 // 10
     if not samples:
         return []
-    tensors = family.preprocess_audio(torch.zeros(samples))
+    tensors = tensors_of(family.preprocess_audio(np.zeros(samples, np.float32)))
     return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from engine.device.device import Graph, Recorder
 from engine.errors import EngineError
 from engine.models.family import Family
+from engine.models.item_tensors import tensors_of
 from engine.request import MediaItem
 from engine.running.recordings import Recordings
 
@@ -86,5 +87,5 @@ class TowerGraphs:
 
 def small_picture(family: Family) -> MediaItem:
     """An item that tells what tensors a family's pictures have."""
-    tensors = family.preprocess_image(Image.new("RGB", (SMALL, SMALL)))
+    tensors = tensors_of(family.preprocess_image(Image.new("RGB", (SMALL, SMALL))))
     return MediaItem("image", b"", 0, family.image_tokens(SMALL, SMALL), tensors)

@@ -16,6 +16,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ from tests.media.policies import settings
 
 SECONDS = 1.0
 MOST_BYTES = 1 << 20
-TENSORS = {"pixels": torch.arange(16, dtype=torch.uint8)}
+ARRAYS = {"pixels": np.arange(16, dtype=np.uint8)}
 Behaviour = Callable[["Worker"], object]
 
 
@@ -95,7 +96,7 @@ class Workers:
 
 def answer(**changes: Any) -> dict[str, Any]:
     """As a worker answers that is well, but for these changes."""
-    shared = SharedTensors.store(TENSORS)
+    shared = SharedTensors.store(ARRAYS)
     said = {
         "tokens": 4,
         "tensors": shared.layout(),
@@ -109,7 +110,7 @@ def layout(**changes: Any) -> dict[str, Any]:
 
 
 def well(worker: Worker) -> None:
-    shared = SharedTensors.store(TENSORS)
+    shared = SharedTensors.store(ARRAYS)
     worker.say(answer())
     shared.send(worker.channel, os.getpid())
 
@@ -118,7 +119,7 @@ def says(**changes: Any) -> Behaviour:
     """An answer that is odd in one thing, with memory that is as it should be."""
 
     def behaviour(worker: Worker) -> None:
-        shared = SharedTensors.store(TENSORS)
+        shared = SharedTensors.store(ARRAYS)
         worker.say(answer(**changes))
         worker.give(shared._handle)
 
@@ -149,7 +150,7 @@ def hands_over(*made: Callable[[], int]) -> Behaviour:
 
 
 def sealed() -> int:
-    shared = SharedTensors.store(TENSORS)
+    shared = SharedTensors.store(ARRAYS)
     return os.dup(shared._handle)
 
 
@@ -309,7 +310,7 @@ def cost(first: Behaviour, cause: str) -> ApplianceError:
             runner.run(there.prepare(MediaTask("image", ItemBytes(b"item"))))
         item = runner.run(there.prepare(MediaTask("image", ItemBytes(b"item"))))
         assert isinstance(item, Ready)
-        assert torch.equal(item.tensors["pixels"], TENSORS["pixels"])
+        assert np.array_equal(item.tensors["pixels"], ARRAYS["pixels"])
         assert len(made.made) == 2, "it was replaced"
         count = metrics.registry.get_sample_value(
             "appliance_media_workers_replaced_total", {"cause": cause}

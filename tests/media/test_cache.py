@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from appliance.media.cache import MediaCache
@@ -32,7 +32,7 @@ def intake(family: Qwen2VL) -> Iterator[Desk]:
 
 
 def ready(size: int) -> Ready:
-    tensors = SharedTensors.store({"pixels": torch.zeros(size, dtype=torch.uint8)})
+    tensors = SharedTensors.store({"pixels": np.zeros(size, np.uint8)})
     return Ready("image", 1, tensors)
 
 

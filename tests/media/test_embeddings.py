@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from appliance.errors import ApplianceError
-from appliance.media.embeddings import Embeddings, load_embeddings, tensors_of
+from appliance.media.embeddings import Embeddings, arrays_of, load_embeddings
 from appliance.media.limits import EmbeddingsPolicy
 from appliance.media.source import EmbeddingFields
 from engine.models.family import Family
@@ -39,6 +39,10 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 def values(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def tensor(found: Embeddings) -> torch.Tensor:
+    return torch.from_numpy(np.array(found.embeds))
 
 
 def coded(data: bytes) -> str:
@@ -73,19 +77,31 @@ def test_safetensors_are_taken(name: str, dtype: torch.dtype, llava: Family) -> 
     sent = values(16, 64, dtype=dtype)
     found = load(tensors(**{name: sent}), llava)
     assert found.grid is None
-    assert found.embeds.dtype == dtype
-    assert torch.equal(found.embeds, sent)
-    assert torch.equal(load(tensors(**{name: sent[None]}), llava).embeds, sent)
-    assert list(tensors_of(found, "image", llava)) == ["embeds"]
+    carried = torch.float32 if dtype == torch.bfloat16 else dtype  # numpy has no bfloat16
+    assert found.embeds.dtype.name == str(carried).removeprefix("torch.")
+    assert torch.equal(tensor(found), sent.to(carried))
+    assert torch.equal(tensor(found).to(dtype), sent)
+    assert torch.equal(tensor(load(tensors(**{name: sent[None]}), llava)), sent.to(carried))
+    assert list(arrays_of(found, "image", llava)) == ["embeds"]
+
+
+def test_every_number_of_bfloat16_is_taken_as_it_is(llava: Family) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    every = torch.from_numpy(bits).view(torch.bfloat16)
+    finite = every[every.isfinite()]
+    for part in finite.resize_(-(-len(finite) // 1024), 16, 64):
+        found = tensor(load(tensors(embeds=part), llava))
+        assert torch.equal(found.view(torch.int32), part.float().view(torch.int32))
+        assert torch.equal(found.to(torch.bfloat16).view(torch.int16), part.view(torch.int16))
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 @pytest.mark.parametrize("dtype", ["<f4", "<f2"])
 def test_npy_is_taken(dtype: str, version: tuple[int, int], llava: Family) -> None:
     sent = values(16, 64).numpy().astype(dtype)
-    assert np.array_equal(load(npy(sent, version), llava).embeds.numpy(), sent)
+    assert np.array_equal(load(npy(sent, version), llava).embeds, sent)
     turned = np.asfortranarray(sent)
-    assert np.array_equal(load(npy(turned, version), llava).embeds.numpy(), sent)
+    assert np.array_equal(load(npy(turned, version), llava).embeds, sent)
 
 
 def test_a_grid_comes_in_any_of_its_forms(qwen2_vl: Family) -> None:
@@ -99,9 +115,10 @@ def test_a_grid_comes_in_any_of_its_forms(qwen2_vl: Family) -> None:
     for form in forms:
         found = load(form, qwen2_vl)
         assert found.grid == (1, 4, 6)
-        assert torch.equal(found.embeds, sent)
-        made = tensors_of(found, "image", qwen2_vl)
-        assert torch.equal(made["image_grid_thw"], GRID)
+        assert torch.equal(tensor(found), sent)
+        made = arrays_of(found, "image", qwen2_vl)
+        assert np.array_equal(made["image_grid_thw"], GRID)
+        assert made["image_grid_thw"].dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -124,9 +141,21 @@ def test_a_wrong_shape_is_refused(shape: tuple[int, ...], llava: Family) -> None
     assert error.code == "embedding_invalid"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float64,
+        torch.int32,
+        torch.uint8,
+        torch.uint16,
+        torch.bool,
+        torch.float8_e4m3fn,
+        torch.complex64,
+    ],
+)
 def test_a_wrong_dtype_is_refused(dtype: torch.dtype, llava: Family) -> None:
-    assert "float32" in refusal(tensors(embeds=torch.ones(16, 64, dtype=dtype)), llava).message
+    sent = torch.ones(16, 64).to(dtype)
+    assert "float32" in refusal(tensors(embeds=sent), llava).message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -20,6 +20,7 @@ from appliance.media.image import load_image
 from appliance.media.image_formats import register
 from appliance.media.video import load_video
 from engine.models.family import Family
+from engine.models.item_tensors import tensors_of
 from engine.models.qwen2_vl import Qwen2VL
 from engine.models.registry import family_for
 from tests.checkpoints import write_qwen2_vl, write_ultravox
@@ -121,7 +122,7 @@ def test_pictures(name: str, sight: Desk, sees: Qwen2VL) -> None:
         pytest.importorskip("pillow_heif")
     register()
     data = encoded(picture(300, 200), form, **options)
-    expected = sees.preprocess_image(load_image(data, image_policy(), ""))
+    expected = tensors_of(sees.preprocess_image(load_image(data, image_policy(), "")))
     assert equal(sight.one(part(data)).tensors, expected)
 
 
@@ -136,7 +137,7 @@ def test_pictures_with_all_that_may_come_beside_them(form: str, sight: Desk, see
     colours.paste(picture(40, 30), (9, 9))
     made = colours if form in ("PNG", "WEBP", "AVIF", "HEIF") else colours.convert("CMYK")
     data = encoded(made, form, exif=exif.tobytes(), icc_profile=profile())
-    expected = sees.preprocess_image(load_image(data, image_policy(), ""))
+    expected = tensors_of(sees.preprocess_image(load_image(data, image_policy(), "")))
     assert equal(sight.one(part(data)).tensors, expected)
 
 
@@ -152,13 +153,13 @@ def test_videos(name: str, sight: Desk, sees: Qwen2VL) -> None:
     rate = 25 if form == "mpeg" else 10
     data = video(25, form=form, codec=codec, rate=rate, size=(128, 96))
     clip = load_video(data, video_policy(), sees, "")
-    expected = sees.preprocess_video(clip.frames, len(clip.numbers), video_policy().options)
-    assert equal(sight.one(other("video", data)).tensors, expected)
+    made = sees.preprocess_video(clip.frames, len(clip.numbers), video_policy().options)
+    assert equal(sight.one(other("video", data)).tensors, tensors_of(made))
 
 
 def heard(data: bytes, hears: Family) -> Any:
     samples = load_audio(data, hears.audio_rate(), audio_policy(), "").samples
-    return hears.preprocess_audio(torch.from_numpy(samples))
+    return tensors_of(hears.preprocess_audio(samples))
 
 
 @pytest.mark.parametrize("name", SOUNDS)

@@ -44,7 +44,7 @@ static struct processor ask(void) {
 
 static int has(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
 
-static int runs_avx2(void) {
+int runs_avx2(void) {
   enum { FMA = 1 << 12, AVX = 1 << 28, AVX2 = 1 << 5, KEPT = 0x6 };
   struct processor it = ask();
   return has(it.basic, FMA | AVX) && has(it.wide, AVX2) && has(it.kept, KEPT);

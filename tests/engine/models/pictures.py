@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from engine.models.family import Family
+from engine.models.item_tensors import tensors_of
 from engine.request import MediaItem
 
 
@@ -29,6 +30,6 @@ def tower_inputs(family: Family, item: MediaItem) -> dict[str, torch.Tensor]:
 
 
 def media_item(family: Family, image: Image.Image, start: int = 0) -> MediaItem:
-    tensors = family.preprocess_image(image)
+    tensors = tensors_of(family.preprocess_image(image))
     length = family.image_tokens(*image.size)
     return MediaItem("image", image.tobytes()[:32], start, length, tensors)

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFe
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from engine.models.item_tensors import tensors_of
 from engine.models.registry import family_for
 from engine.request import MediaItem
 
@@ -34,7 +35,7 @@ def sound(samples: int, seed: int) -> Samples:
 
 
 def sound_item(family: Any, samples: Samples, start: int = 0) -> MediaItem:
-    tensors = family.preprocess_audio(torch.from_numpy(samples))
+    tensors = tensors_of(family.preprocess_audio(samples))
     return MediaItem("audio", digest(samples), start, family.audio_tokens(len(samples)), tensors)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.models.family import VideoOptions
+from engine.models.item_tensors import tensors_of
 from engine.models.qwen2_vl import Qwen2VL
 from engine.request import MediaItem
 from tests.engine.models.pictures import media_item, picture, tower_inputs
@@ -28,7 +29,7 @@ def frames_of(count: int, width: int, height: int, seed: int = 0) -> list[Image.
 
 
 def clip(family: Qwen2VL, frames: list[Image.Image], start: int = 0) -> MediaItem:
-    tensors = family.preprocess_video(iter(frames), len(frames), PLAIN)
+    tensors = tensors_of(family.preprocess_video(iter(frames), len(frames), PLAIN))
     length = family.video_tokens(len(frames), *frames[0].size, PLAIN)
     digest = b"".join(frame.tobytes()[:32] for frame in frames)
     return MediaItem("video", digest, start, length, tensors)
@@ -121,7 +122,7 @@ def test_fewer_pixels_of_a_frame_give_fewer_tokens(
 ) -> None:
     frames = frames_of(4, 300, 200)
     options = VideoOptions(frame_pixels=20_000)
-    ours = qwen2_vl.preprocess_video(iter(frames), 4, options)
+    ours = tensors_of(qwen2_vl.preprocess_video(iter(frames), 4, options))
     size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 20_000}
     assert torch.equal(ours["video_grid_thw"], processor(frames, size=size)["video_grid_thw"])
     tokens = qwen2_vl.video_tokens(4, 300, 200, options)

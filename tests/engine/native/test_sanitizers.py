@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[3]
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0")
 # no fixtures but those of this folder: what others import takes longest
 ALONE = ("-p", "no:cacheprovider", "--noconftest", "-p", "tests.engine.native.conftest")
-NOUNS = ("products", "quantized", "attention", "step", "choice", "towers")
+NOUNS = ("products", "quantized", "attention", "step", "choice", "towers", "resizing")
 TESTS = tuple(f"tests/engine/native/test_{name}.py" for name in NOUNS)
 SMALL = (  # sizes, and of the variants those whose code is not another's
     "not 1536 and not 608 and not 66-80 and not 66-960 and not long_context "
@@ -91,12 +91,13 @@ PLANTED = (  # what leaves every result as it is
         "  if (--walk->left == 0 && *walk->next < 0) return NULL;\n  return found;",
     ),
     ("kernels.h", "__attribute__((aligned(1), may_alias))", "__attribute__((may_alias))"),
+    ("resize.c", "calloc(ROWS, (size_t)(bytes + SLACK))", "calloc(ROWS, (size_t)bytes)"),
 )
 
 
 @pytest.fixture(scope="module")
 def planted(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that reads beyond a weight, rows and the page table, and words anywhere."""
+    """A library that goes beyond a weight, rows, the page table and pixels, and words anywhere."""
     folder = tmp_path_factory.mktemp("planted")
     sources = copied(folder, *PLANTED)
     with pytest.MonkeyPatch.context() as patch:
@@ -110,6 +111,7 @@ def planted(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("products.py::test_weights_below_each_other_are_one", OVERFLOW),
         ("attention.py::test_a_span_that_is_cut_ends_with_the_keys_that_there_are", OVERFLOW),
         ("quantized.py::test_one_scale_that_is_another_is_seen", OVERFLOW),
+        ("resizing.py::test_pictures_are_those_of_torch", OVERFLOW),
         ("products.py::test_a_weight_from_an_odd_place_is_read_as_it_is", "misaligned address"),
     ],
 )

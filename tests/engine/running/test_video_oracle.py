@@ -24,6 +24,7 @@ from bench.reference import (
 from engine.core import Engine
 from engine.errors import RequestRefused
 from engine.models.family import VideoOptions
+from engine.models.item_tensors import tensors_of
 from engine.models.registry import family_for
 from engine.request import MediaItem, Request
 
@@ -66,7 +67,7 @@ def prompt_of(
 def video_item(folder: Path, frames: Clip, start: int) -> MediaItem:
     family = family_for(folder)
     length = family.video_tokens(len(frames), *frames[0].size, PLAIN)
-    tensors = family.preprocess_video(iter(frames), len(frames), PLAIN)
+    tensors = tensors_of(family.preprocess_video(iter(frames), len(frames), PLAIN))
     digest = b"".join(frame.tobytes()[:16] for frame in frames)
     return MediaItem("video", digest, start, length, tensors)
 

@@ -5,7 +5,7 @@ Formats: ggml-org/ggml, src/ggml-common.h and ggml-quants.c.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 from engine.native.blocks import KINDS
 
 Bytes = torch.Tensor  # uint8 [blocks, bytes of a block]
+AT_ONCE = {"cpu": 1 << 18}  # elements that are float32 at once: as many as a cache holds
+MOST_AT_ONCE = 1 << 24  # elsewhere
 
 
 class BlockWeight(nn.Parameter):
@@ -29,9 +31,17 @@ class BlockWeight(nn.Parameter):
         made.kind, made.blocks = kind, blocks
         return made
 
-    def whole(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """All of it as elements `[out, in]`, on the CPU, of its own type or another."""
-        return widened(self.kind, self.blocks).to(dtype or self.dtype)
+    def whole(
+        self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> torch.Tensor:
+        """All of it as elements `[out, in]`, of its own type or another."""
+        out = torch.empty(self.shape, dtype=dtype or self.dtype, device=device)
+        most = AT_ONCE.get(out.device.type, MOST_AT_ONCE)
+        rows = max(1, most // self.shape[1])
+        for first in range(0, len(out), rows):
+            some = self.blocks[first : first + rows].to(device)
+            out[first : first + rows] = widened(self.kind, some)
+        return out
 
     def padded(self, out: int) -> BlockWeight:
         """The same with rows of zeros up to that many outputs."""
@@ -42,15 +52,50 @@ class BlockWeight(nn.Parameter):
 class BlockEmbedding(nn.Module):
     """`nn.Embedding` whose table is of blocks: a row is widened when it is looked up."""
 
+    weight: nn.Parameter
+
     def __init__(self, weight: BlockWeight) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """token_ids of any shape; returns `[*shape, hidden]`."""
+        if not isinstance(self.weight, BlockWeight):  # somebody has widened it
+            return nn.functional.embedding(token_ids, self.weight)
         rows = self.weight.blocks[token_ids.flatten()]
         found = widened(self.weight.kind, rows).to(self.weight.dtype)
         return found.view(*token_ids.shape, found.shape[1])
+
+
+def tensor_of(parameter: torch.Tensor) -> torch.Tensor:
+    """The tensor of a parameter; one of blocks is its own."""
+    return parameter if isinstance(parameter, BlockWeight) else parameter.data
+
+
+def widen(
+    module: nn.Module, device: str | torch.device = "cpu", left: Collection[int] = ()
+) -> None:
+    """Make elements, on a device, of the weights of blocks in a module, one at a time.
+
+    Those whose ids are `left` stay.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pieces are small: others would be waited for longer
+    try:
+        _widen(module, device, left)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _widen(module: nn.Module, device: str | torch.device, left: Collection[int]) -> None:
+    made: dict[int, nn.Parameter] = {}  # a tied one is one
+    for each in module.modules():
+        for name, parameter in list(each.named_parameters(recurse=False)):
+            if isinstance(parameter, BlockWeight) and id(parameter) not in left:
+                if id(parameter) not in made:
+                    whole = parameter.whole(device=device)
+                    made[id(parameter)] = nn.Parameter(whole, requires_grad=False)
+                setattr(each, name, made[id(parameter)])
 
 
 def widened(kind: str, rows: torch.Tensor) -> torch.Tensor:

@@ -202,7 +202,9 @@ class Packed:
         )
         if self.segments:
             structs = [each.struct for each in self.segments]
-            table = (Segment * len(structs))(*((one.packed, one.out, one.form) for one in structs))
+            table = (Segment * len(structs))(
+                *[Segment(one.packed, one.out, one.form) for one in structs]
+            )
             self._table = table
             return addressof(table)
         first = 0

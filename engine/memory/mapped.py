@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from engine.memory.checkpoint import PRODUCT, stored_dtype, tensor_files
+from engine.memory.checkpoint import PRODUCT, stored_dtype, tensor_files, tensor_shapes
 from engine.memory.quantization import integers
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.models.registry import family_for
@@ -43,6 +43,7 @@ def load_stored(
     files = tensor_files(Path(folder))
     if not any(map(kind_of, files)):
         return load_model(folder, dtype, device, modalities, progress, vision_attention)
+    tensor_shapes(Path(folder))  # raises where blocks are not whole
     wanted, mapped = getattr(torch, dtype), family_for(folder).key_mapping() is not None
     opened = {file: safe_open(file, framework="pt") for file in {*files.values()}}
     tensors: dict[str, torch.Tensor] = {}

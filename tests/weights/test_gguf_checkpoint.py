@@ -75,7 +75,7 @@ def write_gguf(
             about = 1.0 if "norm" in name else 0.0
             writer.add_tensor(name, _as_bfloat16_has_it(about + random.normal(size=shape) / 4))
             continue
-        spread = 1.0 if name == "token_embd.weight" else 1.5 * shape[1] ** -0.5
+        spread = 0.25 if name == "token_embd.weight" else shape[1] ** -0.5
         own = [other for part, other in (others or {}).items() if part in f".{name}"]
         stored = gguf.GGMLQuantizationType[(own or [kind])[0]]
         if stored.name.endswith("_K"):  # there is no code that makes these

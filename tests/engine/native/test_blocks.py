@@ -69,6 +69,17 @@ def test_integers_are_packed_as_they_are(built: Path, kind: str) -> None:
     assert lost(packed, [weight]) > 0
 
 
+@pytest.mark.parametrize(("kind", "form"), [("Q8_0", "int4"), ("Q6_K", "int8"), ("Q4_K", "int8")])
+def test_a_form_that_has_no_room_is_made_of_what_they_mean(
+    built: Path, kind: str, form: str
+) -> None:
+    weight = random_blocks(kind, 48, 256, dtype=torch.bfloat16)
+    packed = Packed([weight], quantization=form, dtype=torch.bfloat16, file=built)
+    made = Packed([meant(weight).float()], quantization=form, dtype=torch.bfloat16, file=built)
+    assert torch.equal(packed._packed, made._packed)
+    assert lost(packed, [weight]) > 2 * ROUNDED
+
+
 @pytest.mark.parametrize("kinds", [("Q4_0", "Q8_0"), ("Q4_1", "Q5_K"), ("Q6_K", "Q5_0")])
 def test_blocks_of_two_kinds_go_by_turns_in_the_form_that_holds_both(
     built: Path, kinds: tuple[str, str]

@@ -17,18 +17,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
+from bench.stand_in.platforms import PATHS, engine_on
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import FusedDecoder
 from engine.layers.native import NativeDecoder, NativeHead
+from engine.memory.checkpoint import read_checkpoint
 from engine.memory.mapped import load_stored
 from engine.memory.plan import plan
+from engine.memory.quantization import kept_blocks
 from engine.models.documents import CheckpointBroken
 from engine.models.registry import family_for
-from engine.native.block_weight import BlockEmbedding, BlockWeight
+from engine.native.block_weight import BlockEmbedding, BlockWeight, widen
 from engine.native.blocks import kind_of
 from engine.native.library import Packed
 from engine.native.loading import variants
+from engine.parallel.shard import load_share
 from engine.request import Request
 from tests.conftest import CHECKOUT
 from tests.engine.native.integers import dequantized
@@ -171,6 +175,46 @@ def test_where_torch_computes_they_are_widened(
     assert not isinstance(recorder.engine._runner._decoder, NativeDecoder)
     assert compare(recorder, OfFile(folder), requests()) < TOLERANCE
     assert plan(engine_options(folder, **changes), 1 << 40).fewer_bits is None
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("cuda")])
+def test_where_a_card_computes_they_are_widened(path: str, made: Made) -> None:
+    folder = made("q4_k_m")
+    recorder = Recorder(engine_on(path, folder, max_tokens_per_step=96))
+    recorder.run(*requests())
+    assert compare(recorder, OfFile(folder), requests()) < TOLERANCE
+    options = engine_options(folder, device="cuda")
+    assert kept_blocks(options, read_checkpoint(folder)) is None
+
+
+def test_what_is_widened_goes_to_a_device_but_for_layers_that_widen_their_own(made: Made) -> None:
+    model = load_stored(str(made("q4_1")), "bfloat16", "cpu").model
+    table = model.get_input_embeddings()
+    layers = {id(parameter) for parameter in model.model.layers.parameters()}
+    widen(model, "meta", layers)
+    left = [each for each in model.parameters() if isinstance(each, BlockWeight)]
+    assert len(left) == 7 * len(model.model.layers)
+    assert table.weight.device.type == "meta"
+    assert model.get_output_embeddings().weight is table.weight
+    widen(model)
+    assert not any(isinstance(each, BlockWeight) for each in model.parameters())
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("mix", ["q4_1", "q4_k_m"])
+def test_ranks_have_their_shares_of_what_they_mean(mix: str, made: Made) -> None:
+    folder, reference = made(mix), OfFile(made(mix)).model.state_dict()
+    shares = [load_share(str(folder), "float32", "cpu", rank=rank, ranks=2) for rank in (0, 1)]
+    for name, parameter in shares[0].model.named_parameters():
+        parts = [parameter, shares[1].model.get_parameter(name)]
+        assert not isinstance(parameter, BlockWeight)
+        if parameter.ndim == 1 and "bias" not in name:
+            assert torch.equal(parts[0], reference[name])
+            continue
+        along = 1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0
+        whole = torch.cat(parts, along)[: len(reference[name])]  # the vocabulary is padded
+        assert torch.equal(whole, reference[name]), name
+        assert not torch.equal(torch.cat(parts[::-1], along)[: len(whole)], reference[name])
 
 
 def test_layers_of_no_known_pattern_are_widened(

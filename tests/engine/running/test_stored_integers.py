@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from appliance.tasks.plan import weight_terms
+from bench import widened
 from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
 from bench.stand_in.platforms import PATHS, engine_on
 from engine.core import Engine
@@ -71,7 +73,7 @@ class OfFile(Reference):
 class AsPacked(OfFile):
     """The same, with what our kernels' forms keep; `form` is what is asked for."""
 
-    def __init__(self, folder: Path, form: str | None = None, widened: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, form: str | None = None, elements: Sequence[str] = ()) -> None:
         super().__init__(folder)
         table = self.model.get_input_embeddings().weight
         head = self.model.get_output_embeddings()
@@ -80,7 +82,7 @@ class AsPacked(OfFile):
         for stored, tensor in load_file(folder / "model.safetensors").items():
             kind = kind_of(stored)
             name = stored.removesuffix(f".weight.{kind}")
-            if kind is None or name.endswith(tuple(widened)):
+            if kind is None or name.endswith(tuple(elements)):
                 continue
             weight = BlockWeight(kind, tensor, torch.float32)
             weight = weight.padded(len(weight) + -len(weight) % 16)
@@ -123,7 +125,7 @@ def test_logits_are_those_of_the_files_values(mix: str, architecture: str, made:
     assert isinstance(runner._embed, BlockEmbedding)
     exact, products = OfFile(folder), any("_K" in each for each in kinds_in(folder))
     assert compare(recorder, exact, requests()) < (K_QUANTS if products else TOLERANCE)
-    packed = AsPacked(folder, widened=WIDENED if mix == "no form in common" else ())
+    packed = AsPacked(folder, elements=WIDENED if mix == "no form in common" else ())
     assert compare(recorder, packed, requests()) < TOLERANCE
     assert compare(recorder, spoiled(exact), requests()) > 10 * K_QUANTS
 
@@ -251,6 +253,20 @@ def test_other_integers_are_made_where_they_are_asked_for(mix: str, form: str, m
 
 
 EXACT = (("q8_0", "int8"), ("q4_1", "int4"))
+
+
+def test_peers_get_what_they_mean(made: Made, tmp_path: Path) -> None:
+    folder, out = made("q4_k_m"), tmp_path / "wide"
+    assert widened.main([str(folder), str(out), "--dtype", "float32"]) == 0
+    reference = OfFile(folder).model.state_dict()
+    found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    assert found.keys() == reference.keys()
+    assert all(torch.equal(found[name], reference[name]) for name in found)
+    assert not torch.equal(found["lm_head.weight"], reference["model.embed_tokens.weight"])
+    with pytest.raises(SystemExit):
+        widened.main([str(folder), str(folder)])
+
+
 WORDS = {
     "q4_1": "as stored: layers in Q4_1, embeddings and head in Q8_0",
     "q4_k_m": "as stored: layers in Q4_K and Q6_K, embeddings in Q4_K, head in Q6_K",
@@ -280,9 +296,10 @@ def test_what_is_planned_is_what_is_held(mix: str, dtype: str, made: Made) -> No
     planned, last = plan(options, 1 << 40), head._packed.nbytes / rows
     assert planned.weights_bytes == pytest.approx(held + (0 if tied else last), abs=2)
     assert planned.fewer_bits == WORDS[mix]
-    widened = plan(replace(options, native="torch"), 1 << 40)
-    assert widened.weights_bytes > 1.5 * planned.weights_bytes
-    assert widened.slack_bytes > planned.slack_bytes
+    assert f" parameters, {WORDS[mix]}, others x" in weight_terms(planned)
+    whole = plan(replace(options, native="torch"), 1 << 40)
+    assert whole.weights_bytes > 1.5 * planned.weights_bytes
+    assert whole.slack_bytes > planned.slack_bytes
 
 
 @pytest.mark.parametrize("name", ["layers.1.mlp.down_proj.weight.Q6_K", "lm_head.weight.Q6_K"])

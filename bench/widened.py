@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.memory.checkpoint import tensor_files
-from engine.native.block_weight import BlockWeight
+from engine.native.block_weight import BlockWeight, by_one_thread
 from engine.native.blocks import kind_of
 
 MANIFEST = "manifest.json"  # of the other files
@@ -34,7 +34,8 @@ def write_widened(folder: Path, out: Path, dtype: torch.dtype) -> None:
         if kind is None:
             tensors[name] = tensor.to(dtype)
         else:
-            tensors[name.removesuffix(f".{kind}")] = BlockWeight(kind, tensor, dtype).whole()
+            with by_one_thread():
+                tensors[name.removesuffix(f".{kind}")] = BlockWeight(kind, tensor, dtype).whole()
     for text in folder.iterdir():
         if text not in files.values() and text.name != MANIFEST and text.is_file():
             shutil.copyfile(text, out / text.name)

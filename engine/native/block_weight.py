@@ -5,7 +5,8 @@ Formats: ggml-org/ggml, src/ggml-common.h and ggml-quants.c.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,23 +80,26 @@ def widen(
 
     Those whose ids are `left` stay.
     """
+    made: dict[int, nn.Parameter] = {}  # a tied one is one
+    with by_one_thread():
+        for each in module.modules():
+            for name, parameter in list(each.named_parameters(recurse=False)):
+                if isinstance(parameter, BlockWeight) and id(parameter) not in left:
+                    if id(parameter) not in made:
+                        whole = parameter.whole(device=device)
+                        made[id(parameter)] = nn.Parameter(whole, requires_grad=False)
+                    setattr(each, name, made[id(parameter)])
+
+
+@contextmanager
+def by_one_thread() -> Iterator[None]:
+    """For what is made of small pieces: others would be waited for longer than they help."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the pieces are small: others would be waited for longer
+    torch.set_num_threads(1)
     try:
-        _widen(module, device, left)
+        yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _widen(module: nn.Module, device: str | torch.device, left: Collection[int]) -> None:
-    made: dict[int, nn.Parameter] = {}  # a tied one is one
-    for each in module.modules():
-        for name, parameter in list(each.named_parameters(recurse=False)):
-            if isinstance(parameter, BlockWeight) and id(parameter) not in left:
-                if id(parameter) not in made:
-                    whole = parameter.whole(device=device)
-                    made[id(parameter)] = nn.Parameter(whole, requires_grad=False)
-                setattr(each, name, made[id(parameter)])
 
 
 def widened(kind: str, rows: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from engine.memory.checkpoint import stored_dtype
 from engine.memory.mapped import bring, load_stored
 from engine.memory.shares import undivided
 from engine.models.loader import LoadedModel, Progress
-from engine.native.block_weight import BlockWeight, widen
+from engine.native.block_weight import BlockWeight, by_one_thread, widen
 
 BY_ROWS = (
     "self_attn.q_proj",
@@ -122,7 +122,8 @@ class VocabularyPart:
 def _keep(linear: nn.Linear, dim: int, rank: int, ranks: int) -> None:
     weight = linear.weight
     if isinstance(weight, BlockWeight):  # widened as a whole, and no more of it kept than the part
-        linear.weight = _parameter(part(weight.whole(), dim, rank, ranks).clone())
+        with by_one_thread():
+            linear.weight = _parameter(part(weight.whole(), dim, rank, ranks).clone())
     else:
         linear.weight = _parameter(part(weight.data, dim, rank, ranks))
     bias: nn.Parameter | None = linear.bias

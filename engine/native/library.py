@@ -166,10 +166,8 @@ class Packed:
         self.out = sum(len(weight) for weight in weights)
         self.form = quantization or stored_form(weights, by_turns=by_turns)
         unit = UNITS.get(self.dtype)
-        mixed = self.form is None and any(
-            weight.dtype != self.dtype and not isinstance(weight, BlockWeight) for weight in weights
-        )
-        if unit is None or mixed:
+        elements = self.form is None and not isinstance(weights[0], BlockWeight)
+        if unit is None or (elements and self.dtype != weights[0].dtype):
             raise ValueError(f"there are no kernels of {self.dtype} by {weights[0].dtype}")
         if by_turns and any(len(weight) != len(weights[0]) for weight in weights):
             raise ValueError("weights that go by turns are of one size")  # or a place is outside

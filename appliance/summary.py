@@ -12,7 +12,6 @@ from appliance.config.schema import (
     VideoConfig,
 )
 from engine.memory.plan import Plan, size
-from engine.memory.quantization import in_words as in_fewer_bits
 from engine.native.choice import in_words
 
 
@@ -49,8 +48,7 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
 
 def kinds(plan: Plan) -> str:
     """Return the types of the weights."""
-    quantization = plan.options.quantization
-    return plan.dtype if quantization is None else f"{plan.dtype}, {in_fewer_bits(quantization)}"
+    return plan.dtype if plan.fewer_bits is None else f"{plan.dtype}, {plan.fewer_bits}"
 
 
 def accepted_keys(server: ServerConfig) -> str:

@@ -24,9 +24,9 @@ from appliance.config.schema import NATIVE
 from bench.workload import Prompts, Workload
 from engine.core import Engine
 from engine.device.process_setup import keep_memory
-from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint
+from engine.memory.checkpoint import Checkpoint, read_checkpoint
 from engine.memory.plan import plan, resolve_dtype
-from engine.memory.quantization import tied_head_bytes, weights_bytes
+from engine.memory.quantization import table_itemsize, tied_head_bytes, weights_bytes
 from engine.native.choice import computes
 from engine.options import EngineOptions
 from engine.request import Request, SamplingOptions
@@ -115,6 +115,7 @@ class StepBench:
                 quantization=options.quantization,
             )
         )
+        self.weights = planned.fewer_bits or "whole"
         self.read_bytes = self._read_bytes(planned.options)
         self.kv_bytes_per_token = planned.kv_bytes_per_token
         self.machine = measure_machine(getattr(torch, dtype))
@@ -217,7 +218,7 @@ class StepBench:
     def _read_bytes(self, options: EngineOptions) -> int:
         """Bytes of what is multiplied: the head's too, but no table that is only looked up."""
         model = self.checkpoint
-        table = model.embedding_parameters * ITEMSIZE[options.dtype]
+        table = int(model.embedding_parameters * table_itemsize(options, model))
         return weights_bytes(options, model, 0) - table + tied_head_bytes(options, model)
 
     def _attention_operations(self, query_key_pairs: float) -> float:
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--steps must be at least 4")
     bench = StepBench(options)
     print(
-        f"{bench.checkpoint.architecture} {bench.dtype}, {options.quantization or 'whole'}, "
+        f"{bench.checkpoint.architecture} {bench.dtype}, {bench.weights}, "
         f"{options.threads} threads: memory "
         f"{bench.machine.bandwidth / 1e9:.1f} GB/s, matmul {bench.machine.matmul_rate / 1e9:.0f} "
         f"GFLOP/s, load before {os.getloadavg()[0]:.2f}; prompts of {bench.prompt_tokens}"

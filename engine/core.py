@@ -20,9 +20,9 @@ from engine.errors import (
     ModelUnsupported,
     RequestRefused,
 )
-from engine.memory.mapped import loader_for
+from engine.memory.mapped import load_stored, loader_for
 from engine.models.item_tensors import FLOATS, fitting
-from engine.models.loader import LoadedModel, Progress, load_model
+from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
@@ -77,7 +77,7 @@ class Engine:
                 rank=0,
                 ranks=options.tensor_parallel,
                 quantized=quantized,
-                load=load or load_model,
+                load=load or load_stored,
             )
         elif load is None:
             load = loader_for(options.quantization)

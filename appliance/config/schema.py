@@ -84,7 +84,9 @@ class ModelConfig:
         "multiplies eight bits by eight, a scale for each output and each token, on cards of "
         "compute capability 8.9 and newer. int8 and int4 (cpu only, by the kernels of "
         "`engine.native`) keep integers, a scale for each 32 inputs of an output, 8.5 and 5 bits a "
-        "weight; the head is int8 by both, tokens stay as they are. Null keeps `model.dtype`.",
+        "weight; the head is int8 by both, tokens stay as they are. Null keeps weights as the "
+        "checkpoint has them: of `model.dtype`, or on a CPU, by our kernels, a GGUF file's own "
+        "integers.",
         choices=("fp8", "int8", "int4"),
     )
     max_len: int | None = key(

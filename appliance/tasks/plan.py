@@ -29,7 +29,6 @@ from engine.kernels.times import in_words, seconds
 from engine.memory.card_memory import usable_bytes
 from engine.memory.checkpoint import ITEMSIZE
 from engine.memory.plan import Plan, size
-from engine.memory.quantization import in_words as in_fewer_bits
 from engine.models.registry import family_for
 from engine.native.choice import in_words as native_in_words
 
@@ -134,10 +133,10 @@ def table(plan: Plan) -> str:
 
 def weight_terms(plan: Plan) -> str:
     parameters, itemsize = f"{plan.rank_parameters:,} parameters", ITEMSIZE[plan.dtype]
-    quantization = plan.options.quantization
-    if quantization is None:
+    if plan.fewer_bits is None:
         return f"{parameters} x {itemsize} bytes"
-    return f"{parameters}, those of {in_fewer_bits(quantization)}, others x {itemsize} bytes"
+    those = plan.fewer_bits if plan.options.quantization is None else f"those of {plan.fewer_bits}"
+    return f"{parameters}, {those}, others x {itemsize} bytes"
 
 
 def kv_terms(plan: Plan) -> str:

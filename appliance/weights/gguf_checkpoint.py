@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from appliance.config.errors import ConfigurationError
 from appliance.weights.gguf_header import check_header
 from appliance.weights.progress import Progress
+from engine.native.blocks import KINDS
 
 # what values of another type, or of no sense, lead to in what is computed of them
 UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -56,13 +57,13 @@ QWEN_SPLIT = (
 
 
 def write_checkpoint(file: Path, folder: Path, progress: Progress) -> None:
-    """Write the model in `file` to `folder` in bfloat16.
+    """Write the model in `file` to `folder`: matrices of integers as they are, others in bfloat16.
 
     Raises ConfigurationError for a damaged file, or an architecture or tokenizer that is not known.
     """
     check_header(file)
     try:
-        reader = gguf.GGUFReader(file)
+        reader = gguf.GGUFReader(file, "c")  # arrays that torch takes; the file stays as it is
         config, tokenizer, settings = described(reader)
         tensors = dict(convert_tensors(reader, config, progress))
     except UNFIT as error:
@@ -155,15 +156,28 @@ def model_config(metadata: Metadata, architecture: str, tensors: set[str]) -> di
 def convert_tensors(
     reader: gguf.GGUFReader, config: dict[str, Any], progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor dequantized, by its name in transformers."""
+    """Yield every tensor by its name in transformers.
+
+    Matrices of a kind that the engine reads are the blocks of their file, `[out, bytes of a row]`,
+    and their name ends with their kind; what is of others is dequantized.
+    """
     done, total = 0, sum(tensor.n_bytes for tensor in reader.tensors)
     for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        kind = tensor.name.split(".")[-2:][0]
-        if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
-            heads = "num_attention_heads" if kind == "attn_q" else "num_key_value_heads"
+        name, stored, kind = tensor_name(tensor.name), tensor.tensor_type, tensor.tensor_type.name
+        stays = kind in KINDS and len(tensor.shape) == 2
+        values = (
+            np.asarray(tensor.data, np.uint8)
+            if stays
+            else gguf.dequantize(tensor.data, stored).astype(np.float32, copy=False)
+        )
+        which = tensor.name.split(".")[-2:][0]
+        if config["model_type"] == "llama" and which in ("attn_q", "attn_k"):
+            heads = "num_attention_heads" if which == "attn_q" else "num_key_value_heads"
             values = halves_from_pairs(values, config[heads])
-        yield tensor_name(tensor.name), as_bfloat16(values)
+        if stays:
+            yield f"{name}.{kind}", torch.from_numpy(np.ascontiguousarray(values))
+        else:
+            yield name, as_bfloat16(values)
         done += tensor.n_bytes
         progress("converting weights", done / total)
 

@@ -16,6 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from appliance.config.errors import WeightsError
 from engine.errors import ModelUnsupported
 from engine.models.documents import open_regular
+from engine.native.blocks import KINDS
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -25,7 +26,7 @@ MOST_KEYS, MOST_TENSORS = 4096, 1 << 16
 MOST_VALUES = 1 << 22  # of all arrays together: four times the largest vocabulary with its merges
 MOST_DIMENSIONS = 4
 MOST_ALIGNMENT = 1 << 16
-WRITTEN_BYTES = 2  # of each weight, in bfloat16
+WRITTEN_BYTES = 2  # of each weight in bfloat16, which those of a kind of `KINDS` do not become
 BESIDE_WEIGHTS = 64 << 20  # tokenizer and configuration
 
 
@@ -79,10 +80,10 @@ class _Header:
         for offset, size, _ in listed:
             if start + offset + size > len(self._content):
                 raise _Fault("it ends before its tensors do")
-        return BESIDE_WEIGHTS + WRITTEN_BYTES * sum(count for _, _, count in listed)
+        return BESIDE_WEIGHTS + sum(written for _, _, written in listed)
 
     def _tensor(self) -> tuple[int, int, int]:
-        """Offset, bytes and number of values."""
+        """Offset, bytes here, and bytes once it is written."""
         self._string()
         dimensions = self._number("I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
@@ -96,7 +97,9 @@ class _Header:
             raise _Fault(f"a tensor is of type {kind}, which is not known") from None
         if not 0 < count <= 1 << 50 or shape[0] % block:
             raise _Fault("a tensor has a shape that its type cannot have")
-        return offset, count // block * block_bytes, count
+        stored = count // block * block_bytes
+        stays = len(shape) == 2 and GGMLQuantizationType(kind).name in KINDS
+        return offset, stored, stored if stays else count * WRITTEN_BYTES
 
     def _value(self, kind: int) -> None:
         if kind == STRING:

@@ -24,7 +24,7 @@ from engine.models.documents import check_readable, read_document, read_text
 
 logger = logging.getLogger(__name__)
 
-CONVERTER = 1  # raised when the same GGUF file would be written differently
+CONVERTER = 2  # raised when the same GGUF file would be written differently
 MANIFEST = "manifest.json"  # name and SHA-256 of every file of a converted or sealed folder
 DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, or nobody's
     f"{name}.json"

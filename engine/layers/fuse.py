@@ -21,6 +21,7 @@ from engine.layers.decode_products import DecodeProducts
 from engine.layers.decoder import DecoderInput, LayerFeature
 from engine.layers.kernels import Activation, Angles, Kernels, Norm
 from engine.layers.linear import MakeLinear, PlainLinear, fuse_linears
+from engine.native.block_weight import widen
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 QK_NORMS = {"q_norm", "k_norm"}
@@ -156,6 +157,7 @@ class FusedLayer:
         make: MakeLinear,
         reduce: Reduce = whole,
     ) -> None:
+        widen(layer, layer.input_layernorm.weight.device)
         layer.to(layer.input_layernorm.weight)  # those that `load_mapped` has left where they are
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index

@@ -18,6 +18,7 @@ from engine.layers.kernels import Norm, TorchKernels, cos_and_sin
 from engine.layers.linear import Linear
 from engine.memory.quantization import OFF
 from engine.native import loading
+from engine.native.block_weight import BlockWeight, tensor_of
 from engine.native.library import ACTIVATIONS, BLOCK, UNITS, Machine, Packed, address
 from engine.native.loading import GROUP
 
@@ -32,7 +33,9 @@ class NativeHead:
         self._machine = machine
         if quantization is not None:  # int4 too: nothing comes behind that could make up for it
             quantization = "int8"
-        if left:
+        if left and isinstance(weight, BlockWeight):
+            weight = weight.padded(len(weight) + left)
+        elif left:
             weight = torch.cat((weight, weight.new_zeros(left, weight.shape[1])))
         self._packed = packed([weight], None, quantization=quantization, dtype=dtype)
 
@@ -132,7 +135,7 @@ class NativeDecoder:
             place.keys = self._norm(attention.k_norm)
 
     def _product(self, *linears: nn.Linear, by_turns: bool = False) -> loading.Product:
-        weights, biases = [linear.weight.data for linear in linears], None
+        weights, biases = [tensor_of(linear.weight) for linear in linears], None
         if any(linear.bias is not None for linear in linears):
             biases = torch.cat(
                 [
@@ -173,6 +176,8 @@ def packed(
     try:
         return Packed(weights, bias, by_turns=by_turns, quantization=quantization, dtype=dtype)
     except ValueError as error:
+        if quantization is None and any(isinstance(weight, BlockWeight) for weight in weights):
+            raise ModelUnsupported(f"{error}: the GGUF file is damaged") from error
         if quantization is None:
             raise
         raise ModelUnsupported(f"model.quantization={quantization}: {error}: {OFF}") from error

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelUnsupported
+from engine.memory.stored_blocks import StoredBlocks, stored_blocks
 from engine.models.documents import CheckpointBroken, open_regular, read_document
 from engine.models.family import Family
 from engine.models.registry import family_for
+from engine.native.blocks import KINDS, kind_of
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -58,6 +60,7 @@ class Checkpoint:
     modalities: tuple[str, ...]
     whole_parameters: int
     product_parameters: int
+    blocks: StoredBlocks | None = None  # what is stored as integers
 
 
 def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpoint:
@@ -108,6 +111,7 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
             modalities=family.available,
             whole_parameters=whole,
             product_parameters=products,
+            blocks=stored_blocks(tensors, tied=tied),
         )
     except KeyError as error:
         raise ModelUnsupported(f"{folder}/config.json lacks {error.args[0]}") from error
@@ -130,6 +134,8 @@ def stored_dtype(folder: str | Path) -> str | None:
 def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Return stored type and shape of every tensor, from one file or the files of an index.
 
+    Of one that is stored as blocks of integers it is their kind, and the shape of what they mean.
+
     Format: https://github.com/huggingface/safetensors#format
     """
     tensors = {}
@@ -140,7 +146,15 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
         entry = headers[file].get(name)
         if entry is None:
             raise ModelUnsupported(f"{file} lacks {name[:100]}, which the index lists")
-        tensors[name] = (entry["dtype"], entry["shape"])
+        kind = kind_of(name)
+        plain = name if kind is None else name.removesuffix(f".{kind}")
+        if plain in tensors:
+            raise CheckpointBroken(f"{file} has {plain[:100]} twice, as integers and otherwise")
+        tensors[plain] = (
+            (entry["dtype"], entry["shape"])
+            if kind is None
+            else (kind, _block_shape(file, name, kind, entry))
+        )
     return tensors
 
 
@@ -213,6 +227,13 @@ def _span(file: Path, name: str, entry: Any) -> tuple[int, int, str]:
     if stop - start != math.prod(shape) * STORED_BYTES[kind]:
         raise CheckpointBroken(f"{file}: {name[:100]} has another number of bytes than its shape")
     return start, stop, name[:100]
+
+
+def _block_shape(file: Path, name: str, kind: str, entry: dict[str, Any]) -> list[int]:
+    shape, size = entry["shape"], KINDS[kind]
+    if entry["dtype"] != "U8" or len(shape) != 2 or not all(shape) or shape[1] % size.bytes:
+        raise CheckpointBroken(f"{file}: {name[:100]} is no matrix of blocks of {kind}")
+    return [shape[0], shape[1] // size.bytes * size.inputs]
 
 
 def _dtype(config: dict[str, Any], text: dict[str, Any], tensors: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ class Plan:
     pages: int
     max_len: int
     available_bytes: int
+    fewer_bits: str | None = None  # in words, which weights are of fewer than `dtype` has
 
     @property
     def resolved(self) -> EngineOptions:
@@ -146,6 +147,7 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
         pages=0,
         max_len=length,
         available_bytes=there.available,
+        fewer_bits=quantization.in_words(options, checkpoint),
     )
     return with_kv_cache(without_cache)
 

@@ -3,45 +3,96 @@
 from __future__ import annotations
 
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint
+from engine.memory.stored_blocks import StoredBlocks, packed_itemsize
+from engine.native.blocks import KINDS
 from engine.native.choice import NativeUnusable, chosen
-from engine.native.loading import DTYPES, FORMS, GROUP, GROUP_HALVES
+from engine.native.loading import DTYPES, GROUP, GROUP_HALVES, MADE
 from engine.options import EngineOptions
 
+BLOCK = 16  # outputs that our kernels compute at once
 FP8_UNIT = 16  # of a weight's rows and columns
 FP8_CAPABILITY = (8, 9)
 # a product's scales are less than rounding in fp8; those of integers are of each group
-PRODUCT_ITEMSIZE = {"fp8": 1.0} | {form: 2 * half / GROUP for form, half in GROUP_HALVES.items()}
+PRODUCT_ITEMSIZE = {"fp8": 1.0} | {form: 2 * GROUP_HALVES[form] / GROUP for form in MADE}
 HEAD_ITEMSIZE = PRODUCT_ITEMSIZE["int8"]  # by both kinds of integers
 OFF = "set model.quantization=null"
 
 
 def integers(quantization: str | None) -> bool:
     """Whether weights become integers, by our kernels for the CPU."""
-    return quantization is not None and quantization in FORMS
+    return quantization is not None and quantization in MADE
 
 
-def in_words(quantization: str) -> str:
-    """What is of fewer bits."""
+def in_words(options: EngineOptions, checkpoint: Checkpoint) -> str | None:
+    """What is of fewer bits; None: nothing."""
+    blocks, quantization = kept_blocks(options, checkpoint), options.quantization
+    if quantization is None:
+        return None if blocks is None else f"as stored: {blocks.in_words()}"
     if not integers(quantization):
         return f"layers in {quantization}"
     return "layers in int4, head in int8" if quantization == "int4" else "layers and head in int8"
 
 
+def kept_blocks(options: EngineOptions, checkpoint: Checkpoint) -> StoredBlocks | None:
+    """What of a checkpoint stays the integers it is stored as; None: nothing, it is widened.
+
+    Where `model.quantization` makes other integers of layers and head, the table alone stays.
+    """
+    sizes = (
+        checkpoint.hidden,
+        checkpoint.intermediate,
+        checkpoint.heads * checkpoint.head_dim,
+        checkpoint.kv_heads * checkpoint.head_dim,
+        checkpoint.head_dim,
+    )
+    ours = options.device == "cpu" and options.fuse and settings_without_integers(options) is None
+    return checkpoint.blocks if ours and not any(size % BLOCK for size in sizes) else None
+
+
 def weights_bytes(options: EngineOptions, checkpoint: Checkpoint, towers: int) -> int:
     """Bytes of all weights that are held; `towers` are the parameters of media towers."""
-    itemsize, wanted = ITEMSIZE[options.dtype], options.quantization
-    held = (checkpoint.decoder_parameters + towers) * itemsize
-    if wanted is not None:
-        held -= int(checkpoint.product_parameters * (itemsize - PRODUCT_ITEMSIZE[wanted]))
-    if integers(wanted) and not checkpoint.tied:
-        held -= int(checkpoint.embedding_parameters * (itemsize - HEAD_ITEMSIZE))
+    itemsize, products = ITEMSIZE[options.dtype], checkpoint.product_parameters
+    tables = 1 if checkpoint.tied else 2
+    others = checkpoint.decoder_parameters + towers - products
+    others -= tables * checkpoint.embedding_parameters
+    held = others * itemsize + _products_bytes(options, checkpoint)
+    held += int(checkpoint.embedding_parameters * table_itemsize(options, checkpoint))
+    if not checkpoint.tied:
+        held += int(checkpoint.embedding_parameters * _head_itemsize(options, checkpoint))
     return held
 
 
 def tied_head_bytes(options: EngineOptions, checkpoint: Checkpoint) -> int:
     """Bytes of a head that is packed of the embedding's table, which stays, on the CPU."""
-    itemsize = HEAD_ITEMSIZE if integers(options.quantization) else ITEMSIZE[options.dtype]
+    itemsize = _head_itemsize(options, checkpoint)
     return int(checkpoint.embedding_parameters * itemsize) if checkpoint.tied else 0
+
+
+def table_itemsize(options: EngineOptions, checkpoint: Checkpoint) -> float:
+    """Bytes of a weight of the embedding's table."""
+    blocks = kept_blocks(options, checkpoint)
+    if blocks is None or blocks.table is None:
+        return ITEMSIZE[options.dtype]
+    return KINDS[blocks.table].itemsize
+
+
+def _products_bytes(options: EngineOptions, checkpoint: Checkpoint) -> int:
+    itemsize, wanted = ITEMSIZE[options.dtype], options.quantization
+    if wanted is not None:
+        return int(checkpoint.product_parameters * PRODUCT_ITEMSIZE[wanted])
+    blocks = kept_blocks(options, checkpoint)
+    if blocks is None:
+        return checkpoint.product_parameters * itemsize
+    return blocks.packed_bytes + blocks.elements * itemsize
+
+
+def _head_itemsize(options: EngineOptions, checkpoint: Checkpoint) -> float:
+    if integers(options.quantization):
+        return HEAD_ITEMSIZE
+    blocks = kept_blocks(options, checkpoint) if options.quantization is None else None
+    if blocks is None or blocks.head is None:
+        return ITEMSIZE[options.dtype]
+    return packed_itemsize(blocks.head)
 
 
 def device_unsupported(quantization: str | None, device: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,11 @@ def load_model(
     modalities: tuple[str, ...] = (),
     progress: Progress = lambda phase, fraction: None,
     vision_attention: str = "sdpa",
+    tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> LoadedModel:
     """Load the checkpoint in `folder`. Towers of modalities not asked for stay empty.
+
+    The weights are those of its files, unless `tensors` are given in place of them.
 
     Raises ModelUnsupported for an architecture without a family, or attention that the backends do
     not have.
@@ -79,7 +82,8 @@ def load_model(
     try:
         with _Unfilled():
             model, found = architecture.from_pretrained(
-                folder,
+                folder if tensors is None else None,
+                state_dict=None if tensors is None else dict(tensors),
                 config=config,
                 dtype=getattr(torch, dtype),
                 device_map=None if device == "cpu" else device,

@@ -6,11 +6,13 @@ Nothing there looks at a shape: every address that it is given comes from `addre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import c_double
+from ctypes import addressof, c_double
 from pathlib import Path
 
 import torch
 
+from engine.native.block_weight import BlockWeight
+from engine.native.blocks import KINDS, form_of
 from engine.native.loading import (
     DTYPES,
     FILE,
@@ -19,11 +21,13 @@ from engine.native.loading import (
     GROUP_HALVES,
     MOST_PARTS,
     PARTS,
+    SUMMED,
     Batch,
     Choice,
     Decoder,
     LibraryUnusable,
     Product,
+    Segment,
     Step,
     library,
 )
@@ -32,6 +36,7 @@ BLOCK, PANEL = 16, 64
 ELEMENTS = {getattr(torch, name): element for element, name in enumerate(DTYPES)}
 STORED = {kind: place for place, kind in enumerate((*ELEMENTS, torch.float16))}
 UNITS = {torch.bfloat16: 2, torch.float32: 1}  # elements in 32 bits
+BLOCK_KINDS = tuple(KINDS)
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "quick_gelu": 3}
 
 
@@ -84,7 +89,7 @@ class Machine:
         """x `[rows, in]` times the weight, `[rows, out]` in x's type, or in float32 if `wide`."""
         rows = len(x)
         out = x.new_empty(rows, weight.out, dtype=torch.float32 if wide else x.dtype)
-        groups = weight.in_ // GROUP if weight.quantization == "int4" else 0
+        groups = weight.in_ // GROUP if weight.form in SUMMED else 0
         sums = x.new_empty(rows * groups, dtype=torch.float32)
         self._library.appliance_multiply(
             self._handle,
@@ -151,46 +156,71 @@ class Packed:
     ) -> None:
         """Weights `[out, in]` one below the other, or a block of 16 outputs of each by turns.
 
-        They multiply rows of their own type, or of `dtype` where they are of integers, by
-        `quantization`: those are made of weights of any type. Raises ValueError for sizes that are
-        not whole blocks, units and groups, other types, and values to quantize that are no numbers.
+        They multiply rows of their own type, or of `dtype` where they are of integers: those of
+        `quantization`, made of weights of any type, or those that `BlockWeight`s are stored as.
+        Raises ValueError for sizes that are not whole blocks, units and groups, other types, and
+        values that are no numbers.
         """
         self._library = library(file)
         self.dtype, self.in_ = dtype or weights[0].dtype, weights[0].shape[1]
-        self.out, self.quantization = sum(len(weight) for weight in weights), quantization
+        self.out = sum(len(weight) for weight in weights)
+        self.form = quantization or stored_form(weights, by_turns=by_turns)
         unit = UNITS.get(self.dtype)
-        if unit is None or (quantization is None and self.dtype != weights[0].dtype):
+        elements = self.form is None and not isinstance(weights[0], BlockWeight)
+        if unit is None or (elements and self.dtype != weights[0].dtype):
             raise ValueError(f"there are no kernels of {self.dtype} by {weights[0].dtype}")
         if by_turns and any(len(weight) != len(weights[0]) for weight in weights):
             raise ValueError("weights that go by turns are of one size")  # or a place is outside
-        whole = unit if quantization is None else GROUP
+        whole = unit if self.form is None else GROUP
         if self.in_ % whole or any(len(weight) % BLOCK for weight in weights):
             raise ValueError(f"a weight of {self.out} x {self.in_} is not of whole blocks")
-        size = self.out * self.in_ // whole  # of units, or of groups
-        self._packed = (
-            torch.empty(size, dtype=torch.int32)
-            if quantization is None
-            else torch.empty(size * GROUP_HALVES[quantization], dtype=torch.int16)
+        self._bias = None if bias is None else bias.to(self.dtype).contiguous()
+        self.segments = (
+            [Packed([weight], dtype=self.dtype, file=file) for weight in weights]
+            if self.form == "segments"
+            else []
         )
+        packed = self._put_all(weights, by_turns=by_turns)
+        at = None if self._bias is None else address(self._bias, self.dtype, self.out)
+        self.struct = Product(packed, at, self.out, self.in_, FORMS.index(self.form))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weight takes, without its bias."""
+        return self._packed.nbytes + sum(each.nbytes for each in self.segments)
+
+    def _put_all(self, weights: Sequence[torch.Tensor], *, by_turns: bool) -> int:
+        """Pack the weights; the address of what they are."""
+        groups = self.out * self.in_ // GROUP
+        halves = GROUP_HALVES.get(self.form or "", 0)  # none of segments: each has its own
+        self._packed = (
+            torch.empty(self.out * self.in_ // UNITS[self.dtype], dtype=torch.int32)
+            if self.form is None
+            else torch.empty(groups * halves, dtype=torch.int16)
+        )
+        if self.segments:
+            structs = [each.struct for each in self.segments]
+            table = (Segment * len(structs))(
+                *[Segment(one.packed, one.out, one.form) for one in structs]
+            )
+            self._table = table
+            return addressof(table)
         first = 0
         for index, weight in enumerate(weights):
             place = (index, len(weights)) if by_turns else (first // BLOCK, 1)
             self._put(weight.contiguous(), *place)
             first += len(weight)
-        self._bias = None if bias is None else bias.to(self.dtype).contiguous()
-        at = None if self._bias is None else address(self._bias, self.dtype, self.out)
-        form = FORMS.index(quantization)
-        self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_, form)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the weight takes, without its bias."""
-        return self._packed.nbytes
+        return self._packed.data_ptr()
 
     def _put(self, weight: torch.Tensor, first_block: int, stride: int) -> None:
         """Pack one of the weights, every `stride`th block its."""
+        if isinstance(weight, BlockWeight):
+            if self.form in KINDS[weight.kind].forms:
+                self._put_blocks(weight, first_block, stride)
+                return
+            weight = weight.whole(self.dtype if self.form is None else torch.float32)
         rows, blocks, to = len(weight), self.out // BLOCK, self._packed.data_ptr()
-        if self.quantization is None:
+        if self.form is None:
             source, units = (
                 address(weight, self.dtype, rows, self.in_),
                 self.in_ // UNITS[self.dtype],
@@ -200,8 +230,30 @@ class Packed:
         kind = STORED.get(weight.dtype)
         if kind is None:
             raise ValueError(f"there are no integers of {weight.dtype}")
-        source, form = address(weight, weight.dtype, rows, self.in_), FORMS.index(self.quantization)
+        source, form = address(weight, weight.dtype, rows, self.in_), FORMS.index(self.form)
         if not self._library.appliance_quantize(
             to, form, source, kind, rows, self.in_, blocks, first_block, stride
         ):
             raise ValueError("a weight has values that are no numbers, or infinite")
+
+    def _put_blocks(self, weight: BlockWeight, first_block: int, stride: int) -> None:
+        kind, rows = KINDS[weight.kind], len(weight)
+        source = address(weight.blocks, torch.uint8, rows, self.in_ // kind.inputs * kind.bytes)
+        if not self._library.appliance_repack(
+            self._packed.data_ptr(),
+            FORMS.index(self.form),
+            source,
+            BLOCK_KINDS.index(weight.kind),
+            rows,
+            self.in_,
+            self.out // BLOCK,
+            first_block,
+            stride,
+        ):
+            raise ValueError("a weight has values that are no numbers, or infinite")
+
+
+def stored_form(weights: Sequence[torch.Tensor], *, by_turns: bool) -> str | None:
+    """By which integers weights are one product as they are stored; None: by none."""
+    kinds = [weight.kind for weight in weights if isinstance(weight, BlockWeight)]
+    return form_of(kinds, by_turns=by_turns) if len(kinds) == len(weights) else None

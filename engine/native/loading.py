@@ -18,11 +18,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-VERSION = 2  # APPLIANCE_VERSION in cpu/interface.h
+VERSION = 3  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
-FORMS = (None, "int8", "int4")  # of weights, as `enum form` has them
+FORMS = (  # of weights, as `enum form` has them
+    None,
+    "int8",
+    "int4",
+    "int8_halves",
+    "int8_least",
+    "segments",
+)
+MADE = ("int8", "int4")  # of weights of any type
+SUMMED = ("int4", "int8_least", "segments")  # those that take sums of x
 GROUP = 32  # inputs of one output that share a scale, where a weight is of integers
-GROUP_HALVES = {"int8": 17, "int4": 10}  # of 16 bits: such a group, with what it means
+GROUP_HALVES = {  # of 16 bits: such a group, with what it means
+    "int8": 17,
+    "int4": 10,
+    "int8_halves": 18,
+    "int8_least": 18,
+}
 FILE = Path(__file__).parent / "libappliance.so"  # where the build leaves it
 
 
@@ -36,6 +50,12 @@ class Product(Structure):
         ("in_", c_int64),
         ("form", c_int64),
     )
+
+
+class Segment(Structure):
+    """`struct segment`"""
+
+    _fields_ = (("packed", c_void_p), ("out", c_int64), ("form", c_int64))
 
 
 class Norm(Structure):
@@ -145,6 +165,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "appliance_seconds": (None, (c_void_p, POINTER(c_double))),
     "appliance_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)),
     "appliance_quantize": (c_int, (c_void_p, c_int, c_void_p, c_int, *(c_int64,) * 5)),
+    "appliance_repack": (c_int, (c_void_p, c_int, c_void_p, c_int, *(c_int64,) * 5)),
     "appliance_multiply": (
         None,
         (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int, c_void_p),

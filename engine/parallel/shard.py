@@ -20,9 +20,10 @@ from engine.attention.backend import AttentionShape
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import fusible
 from engine.memory.checkpoint import stored_dtype
-from engine.memory.mapped import bring
+from engine.memory.mapped import bring, load_stored
 from engine.memory.shares import undivided
-from engine.models.loader import LoadedModel, Progress, load_model
+from engine.models.loader import LoadedModel, Progress
+from engine.native.block_weight import BlockWeight, by_one_thread, widen
 
 BY_ROWS = (
     "self_attn.q_proj",
@@ -45,7 +46,7 @@ def load_share(
     rank: int,
     ranks: int,
     quantized: bool = False,
-    load: Callable[..., LoadedModel] = load_model,
+    load: Callable[..., LoadedModel] = load_stored,
 ) -> LoadedModel:
     """What `load` loads, but of the decoder only the share of `rank`.
 
@@ -85,6 +86,7 @@ def keep_share(model: Any, stack: Any, shape: AttentionShape, rank: int, ranks: 
         for name in BY_COLUMNS:
             _keep(layer.get_submodule(name), 1, rank, ranks)
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    widen(model)
     tied = head.weight.data_ptr() == table.weight.data_ptr()
     table.weight = _parameter(part(table.weight.data, 0, rank, ranks))
     head.weight = table.weight if tied else _parameter(part(head.weight.data, 0, rank, ranks))
@@ -118,7 +120,12 @@ class VocabularyPart:
 
 
 def _keep(linear: nn.Linear, dim: int, rank: int, ranks: int) -> None:
-    linear.weight = _parameter(part(linear.weight.data, dim, rank, ranks))
+    weight = linear.weight
+    if isinstance(weight, BlockWeight):  # widened as a whole, and no more of it kept than the part
+        with by_one_thread():
+            linear.weight = _parameter(part(weight.whole(), dim, rank, ranks).clone())
+    else:
+        linear.weight = _parameter(part(weight.data, dim, rank, ranks))
     bias: nn.Parameter | None = linear.bias
     if bias is not None and dim == 0:
         linear.bias = _parameter(part(bias.data, 0, rank, ranks))

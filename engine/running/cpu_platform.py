@@ -27,6 +27,7 @@ from engine.layers.native import NativeDecoder, NativeKernels
 from engine.layers.native_towers import compute_towers
 from engine.memory.quantization import OFF, device_unsupported, settings_without_integers
 from engine.models.loader import LoadedModel
+from engine.native.block_weight import widen
 from engine.native.choice import NativeUnusable, chosen, left_to_torch
 from engine.native.library import Machine
 from engine.native.loading import LibraryUnusable
@@ -58,6 +59,8 @@ class CpuPlatform(Host):
         if reason is not None:
             raise ModelUnsupported(reason)
         self.machine = machine_for(loaded, options)
+        if self.machine is None:
+            widen(loaded.model)
         if self.machine is not None:
             torch.set_num_threads(1)  # what is left to torch in a step is small
             turns: Turns[list[torch.Tensor]] = Turns()

@@ -38,6 +38,7 @@ from engine.layers.linear import MakeLinear
 from engine.layers.vision_attention import attend_with
 from engine.memory.quantization import card_unsupported, device_unsupported
 from engine.models.loader import LoadedModel
+from engine.native.block_weight import widen
 from engine.options import EngineOptions
 from engine.running.cpu_platform import CpuPlatform
 from engine.running.turns import Turns
@@ -144,8 +145,12 @@ class FlashInferOffers:
             raise ModelUnsupported(reason)
         return Fp8Linear
 
-    def prepare_layers(self, loaded: LoadedModel, options: EngineOptions) -> None:
-        return None
+    def prepare_layers(
+        self: FlashInferPlatform, loaded: LoadedModel, options: EngineOptions
+    ) -> None:
+        """None of its kernels multiplies by a file's integers; a quantized layer widens its own."""
+        later = loaded.stack.layers.parameters() if options.quantization is not None else ()
+        widen(loaded.model, self.device, {id(parameter) for parameter in later})
 
     def decoder(
         self, stack: Any, shape: AttentionShape, backend: AttentionBackend

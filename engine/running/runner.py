@@ -15,6 +15,7 @@ from engine.layers.decoder import DecoderInput
 from engine.layers.fuse import FusedDecoder
 from engine.memory.card_memory import tower_sizes
 from engine.models.loader import LoadedModel, Progress
+from engine.native.block_weight import tensor_of
 from engine.options import EngineOptions
 from engine.parallel import orders
 from engine.parallel.ranks import Ranks
@@ -74,7 +75,8 @@ class Runner:
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
         self._decoder = decoder_for(loaded, options, platform, self._backend, ranks)
-        self._head = platform.kernels().head(loaded.model.get_output_embeddings().weight.data)
+        last = loaded.model.get_output_embeddings().weight
+        self._head = platform.kernels().head(tensor_of(last))
 
     @property
     def vocabulary(self) -> int:

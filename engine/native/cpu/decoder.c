@@ -121,12 +121,12 @@ static int64_t pieces_of(struct multiplied *m, int threads) {
   return ceiling(blocks, m->block_step) * groups;
 }
 
-/* Puts down the phases of a product, one or two; where the next one goes. `sums` [rows, in / GROUP] is memory for INT4. */
+/* Puts down the phases of a product, one or two; where the next one goes. `sums` [rows, in / GROUP] is memory for those of x. */
 static struct phase *put_product(struct phase *phase, const struct kernels *kernels, struct product_work *w,
                                  struct multiplied value, float *sums, int threads, int part) {
   const struct product *product = value.product;
   w->multiplied = value;
-  if (product->form == INT4) {
+  if (takes_sums(product->form)) {
     w->summed = (struct summed){value.x, sums, value.rows, product->in / GROUP, most(SUMMED_ELEMENTS / product->in, 1)};
     w->multiplied.group_sums = sums;
     *phase++ = (struct phase){kernels->sum_groups, &w->summed, ceiling(value.rows, w->summed.step), part};

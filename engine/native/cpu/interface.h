@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define APPLIANCE_VERSION 2 /* another for each change of this file */
+#define APPLIANCE_VERSION 3 /* another for each change of this file */
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -13,15 +13,23 @@ enum { GROUP = 32 };             /* inputs of one output that share a scale, whe
 
 enum element { BFLOAT16, FLOAT32 };
 enum activation { SILU, GELU_TANH, GELU, QUICK_GELU };
-enum form { WHOLE, INT8, INT4 }; /* of a weight: elements, or integers with scales */
+enum form { WHOLE, INT8, INT4, INT8_HALVES, INT8_LEAST, SEGMENTS }; /* of a weight: elements, or integers and what they mean */
 
 /* A weight [out, in] in panels of 64 outputs, in each the inputs in turn, of each the outputs side by side.
  *
- * WHOLE, by `appliance_pack`: two bfloat16 inputs, or one float32, are a unit of 32 bits. INT8 and INT4, by
- * `appliance_quantize`: groups of 32 inputs in turn, in each first the integers and then what they mean, column by column.
- * A unit has four inputs of eight bits, in the bytes 0, 2, 1 and 3, or eight of four bits: those of even number in its lower
- * half, the others in the upper one. An input is q * scale, with q from -127 to 127, or q * scale + least, with q from 0
- * to 15; both are float16, the scale in the lower half where they are a unit. */
+ * WHOLE, by `appliance_pack`: two bfloat16 inputs, or one float32, are a unit of 32 bits. The others, by
+ * `appliance_quantize` or `appliance_repack`: groups of 32 inputs in turn, in each first the integers and then what they mean,
+ * column by column. A unit has four inputs of eight bits, in the bytes 0, 2, 1 and 3, or eight of four bits: those of even
+ * number in its lower half, the others in the upper one. An input of INT8 is q * scale, with q from -128 to 127; of
+ * INT8_HALVES too, but the last 16 of a group have a scale of their own, behind all columns' first ones. One of INT4, with q
+ * from 0 to 15, and of INT8_LEAST is q * scale + least. All are float16, the scale in the lower half where they are a unit.
+ *
+ * SEGMENTS: `packed` leads to segments of some outputs each, which have forms of their own: none is WHOLE or SEGMENTS. */
+struct segment {
+  const void *packed; /* in panels of its own */
+  int64_t out, form;
+};
+
 struct product {
   const void *packed;
   const void *bias; /* [out], or NULL */

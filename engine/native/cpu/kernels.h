@@ -41,7 +41,7 @@ struct multiplied {
   int32_t ending, activation;
   int64_t row_step, block_step; /* of a piece: rows, and blocks of columns: 1, 2 or 4 */
   int64_t ahead;                /* pieces from one to that which the same thread does next, as a rule */
-  const float *group_sums;      /* [rows, in / GROUP] of x, by a weight of INT4 */
+  const float *group_sums;      /* [rows, in / GROUP] of x, by a weight that has them added */
 };
 
 /* Sums of each group of a product's inputs. */
@@ -119,7 +119,15 @@ struct kernels {
 };
 
 /* Of a column of a group, in 16 bits: integers and what they mean. */
-static inline int64_t group_halves(int64_t form) { return form == INT8 ? GROUP / 2 + 1 : GROUP / 4 + 2; }
+static inline int64_t group_halves(int64_t form) {
+  return form == INT4 ? GROUP / 4 + 2 : form == INT8 ? GROUP / 2 + 1 : GROUP / 2 + 2;
+}
+
+/* Whether an input of a form is more than a multiple of an integer, so that it takes its group's sum of x. */
+static inline int has_least(int64_t form) { return form == INT4 || form == INT8_LEAST; }
+
+/* Whether a product takes these sums; of segments it may be one. */
+static inline int takes_sums(int64_t form) { return has_least(form) || form == SEGMENTS; }
 
 /* of floats, a part: largest score, sum, then the values of each head */
 static inline int64_t part_floats(const struct decoder *decoder) { return decoder->heads * (decoder->value_dim + 2); }

@@ -1,27 +1,8 @@
 /* A weight's elements as integers: what `interface.h` says of INT8 and INT4. */
-#include <math.h>
-#include <string.h>
-
-#include "kernels.h"
+#include "meant.h"
 
 enum { REFINED = 4 }; /* times that what four bits mean is fitted to them */
 enum stored { STORED_BFLOAT16, STORED_FLOAT32, STORED_FLOAT16 };
-
-/* of float16: exact where it is a number */
-static float from_half(uint16_t bits) {
-  uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = (uint32_t)(bits & 0x7fff) << 13;
-  if ((bits & 0x7c00) == 0x7c00) return as_float(sign | 0x70000000 | rest); /* infinite, or none */
-  return as_float(sign | as_bits(as_float(rest) * 0x1p112f));
-}
-
-/* The nearest float16 of a number, the largest one there is for a larger one. */
-static uint16_t to_half(float value) {
-  float size = fabsf(value) < 65504.0f ? fabsf(value) : 65504.0f;
-  uint32_t sign = as_bits(value) >> 16 & 0x8000;
-  if (size < 0x1p-14f) return (uint16_t)(sign | (as_bits(size + 0.5f) & 0xfff)); /* multiples of 2^-24, as 1/2 has them */
-  uint32_t bits = as_bits(size);
-  return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13));
-}
 
 /* One that is no smaller, but for the largest. */
 static uint16_t to_half_above(float value) {
@@ -61,12 +42,6 @@ static inline float sum(float a, float b) { return a + b; }
     return part[0];                                                          \
   }
 OVER_GROUP(least, lesser) OVER_GROUP(most, greater) OVER_GROUP(sum, sum)
-
-/* 32 numbers as integers, and what these mean. */
-struct meant {
-  uint16_t scale, least;
-  float q[GROUP];
-};
 
 static void as_eight(const float *w, struct meant *to) {
   float largest = greater(most_of(w), -least_of(w));
@@ -109,47 +84,25 @@ static void as_four(const float *w, struct meant *to) {
   }
 }
 
-/* A group's integers and what they mean, into its place in a panel. */
-static void put_eight(const float *w, uint16_t *panel, int64_t pitch, int64_t column) {
-  struct meant group;
-  uint32_t *units = (uint32_t *)panel + column;
-  as_eight(w, &group);
-  for (const float *q = group.q; q < group.q + GROUP; q += 4, units += pitch)
-    *units = ((int32_t)q[0] & 255u) | ((int32_t)q[2] & 255u) << 8 | ((int32_t)q[1] & 255u) << 16 |
-             ((int32_t)q[3] & 255u) << 24;
-  panel[2 * (GROUP / 4) * pitch + column] = group.scale;
-}
-
-static void put_four(const float *w, uint16_t *panel, int64_t pitch, int64_t column) {
-  struct meant group;
-  uint32_t *units = (uint32_t *)panel + column;
-  as_four(w, &group);
-  for (const float *q = group.q; q < group.q + GROUP; q += 8, units += pitch) {
-    *units = 0;
-    for (int i = 0; i < 8; i++) *units |= (uint32_t)q[i] << (i / 2 * 4 + i % 2 * 16);
-  }
-  *units = group.scale | (uint32_t)group.least << 16;
-}
-
 /* Rows of a weight [rows, in] into their places of the packed one; every `stride`th block is theirs. 0 where it has what
  * is no number, or infinite. */
 EXPORTED int appliance_quantize(void *packed, int form, const void *weight, int stored, int64_t rows, int64_t in,
                                 int64_t blocks, int64_t first_block, int64_t stride) {
-  int64_t bytes = stored == STORED_FLOAT32 ? 4 : 2, groups = in / GROUP, step = group_halves(form);
+  int64_t bytes = stored == STORED_FLOAT32 ? 4 : 2;
   for (int64_t n = 0; n < rows; n += BLOCK) {
-    int64_t block = first_block + n / BLOCK * stride, panel = block / 4 * 4;
-    int64_t pitch = (blocks - panel < 4 ? blocks - panel : 4) * BLOCK, first = block % 4 * BLOCK;
-    uint16_t *to = (uint16_t *)packed + panel * BLOCK * groups * step;
-    for (int64_t g = 0; g < groups; g++, to += pitch * step)
-      for (int64_t column = first; column < first + BLOCK; column++) {
+    struct place to = place_of(packed, form, first_block + n / BLOCK * stride, blocks, in);
+    for (int64_t g = 0; g < in / GROUP; g++, to.panel += to.step)
+      for (int64_t row = n; row < n + BLOCK; row++) {
         float w[GROUP], none[GROUP];
-        read_group((const char *)weight + ((n + column - first) * in + g * GROUP) * bytes, stored, w);
+        struct meant group = {0};
+        read_group((const char *)weight + (row * in + g * GROUP) * bytes, stored, w);
         for (int i = 0; i < GROUP; i++) none[i] = w[i] * 0;
         if (sum_of(none) != 0) return 0;
         if (form == INT8)
-          put_eight(w, to, pitch, column);
+          as_eight(w, &group);
         else
-          put_four(w, to, pitch, column);
+          as_four(w, &group);
+        put_group(&group, form, to.panel, to.pitch, to.column + row - n);
       }
   }
   return 1;

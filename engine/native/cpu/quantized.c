@@ -17,7 +17,7 @@ enum {
 /* What some groups of a few blocks are as elements, and what these mean. */
 struct unpacked {
   _Alignas(64) uint32_t units[TOGETHER * GROUP_UNITS * PANEL]; /* [groups, GROUP_UNITS, width] */
-  _Alignas(64) float scales[TOGETHER * PANEL];                 /* [groups, width] */
+  _Alignas(64) float scales[TOGETHER * 2 * PANEL];             /* [groups, scales_of, width] */
   _Alignas(64) float offsets[TOGETHER * PANEL];
 };
 
@@ -28,11 +28,14 @@ INLINE floats from_half(words bits, float by) {
 }
 
 /* Inputs in a unit. */
-INLINE int64_t inputs_of(int form) { return form == INT8 ? 4 : 8; }
+INLINE int64_t inputs_of(int form) { return form == INT4 ? 8 : 4; }
+
+/* Scales of a column and group, each of as many inputs. */
+INLINE int64_t scales_of(int form) { return form == INT8_HALVES ? 2 : 1; }
 
 /* A unit's inputs as units of elements, in their order. */
 INLINE void elements_of(words unit, int form, words *to) {
-  if (form == INT8) {
+  if (form != INT4) {
     words bytes[4] = {unit << 24, unit << 8 & 0xff000000u, unit << 16 & 0xff000000u, unit & 0xff000000u}, value[4];
     UNROLLED for (int i = 0; i < 4; i++) value[i] = (words)__builtin_convertvector((ints)bytes[i], floats);
 #if defined(ELEMENT_BFLOAT16)
@@ -57,17 +60,19 @@ INLINE words load_unit(const uint16_t *from) {
   return unit;
 }
 
-/* What the integers of some columns mean, by their place behind a group's integers. */
-INLINE void meaning_of(const uint16_t *meant, int64_t column, int form, floats *scale, floats *offset) {
-  if (form == INT8) {
+/* What the integers of some columns mean, those of the group's first or second scale, by their place behind its integers. */
+INLINE void meaning_of(const uint16_t *meant, int64_t pitch, int64_t column, int form, int64_t of, floats *scale,
+                       floats *offset) {
+  if (!has_least(form)) {
     halves each;
-    memcpy(&each, meant + column, sizeof each);
+    memcpy(&each, meant + of * pitch + column, sizeof each);
     *scale = from_half(__builtin_convertvector(each, words), EIGHT_SCALE);
     return;
   }
   words both = load_unit(meant + 2 * column);
-  *scale = from_half(both & 0xffff, 1.0f);
-  *offset = from_half(both >> 16, 1.0f) - *scale * (float)MORE;
+  *scale = from_half(both & 0xffff, form == INT4 ? 1.0f : EIGHT_SCALE);
+  *offset = from_half(both >> 16, 1.0f);
+  if (form == INT4) *offset -= *scale * (float)MORE;
 }
 
 /* `groups` of `width` columns of a panel, from `column` on. */
@@ -86,12 +91,13 @@ INLINE void unpack(const uint16_t *panel, int64_t pitch, int64_t column, int64_t
             memcpy(units + (k * inputs / UNIT + n) * width + c + i, &found[n], sizeof found[n]);
         }
       }
-    for (int64_t c = 0; c < width; c += LANES) {
-      floats scale, offset;
-      meaning_of(panel + 2 * (GROUP / inputs) * pitch, column + c, form, &scale, &offset);
-      store_floats(to->scales + g * width + c, scale);
-      if (form == INT4) store_floats(to->offsets + g * width + c, offset);
-    }
+    for (int64_t of = 0; of < scales_of(form); of++)
+      for (int64_t c = 0; c < width; c += LANES) {
+        floats scale, offset;
+        meaning_of(panel + 2 * (GROUP / inputs) * pitch, pitch, column + c, form, of, &scale, &offset);
+        store_floats(to->scales + (g * scales_of(form) + of) * width + c, scale);
+        if (has_least(form)) store_floats(to->offsets + g * width + c, offset);
+      }
   }
 }
 
@@ -121,7 +127,7 @@ INLINE void add_scaled(int64_t rows, int form, tile_sums all, tile_sums sum, int
                        struct rows at, int64_t group) {
   UNROLLED for (int64_t r = 0; r < rows; r++) {
     all[r][place] = fused(sum[r][place], scale, all[r][place]);
-    if (form == INT4) all[r][place] = fused(offset, broadcast(at.group_sums[r * at.groups + group]), all[r][place]);
+    if (has_least(form)) all[r][place] = fused(offset, broadcast(at.group_sums[r * at.groups + group]), all[r][place]);
   }
 }
 
@@ -132,25 +138,27 @@ INLINE void multiply_few(int64_t rows, int64_t blocks, int form, const uint16_t 
   const unit *x = at.x;
   tile_sums all, sum;
   move_sums(rows, blocks, all, at.sums, 0);
-  for (int64_t g = 0; g < groups; g++, panel += pitch * group_halves(form)) {
-    UNROLLED for (int64_t r = 0; r < rows; r++)
-      UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) sum[r][c] = broadcast(0);
-    for (int64_t k = 0; k < GROUP / inputs; k++, x += inputs / UNIT) {
+  for (int64_t g = 0; g < groups; g++, panel += pitch * group_halves(form))
+    for (int64_t of = 0; of < scales_of(form); of++) {
+      int64_t units = GROUP / inputs / scales_of(form);
+      UNROLLED for (int64_t r = 0; r < rows; r++)
+        UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) sum[r][c] = broadcast(0);
+      for (int64_t k = of * units; k < (of + 1) * units; k++, x += inputs / UNIT) {
+        UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) {
+          const uint16_t *from = panel + 2 * (k * pitch + column + c * LANES);
+          words found[8 / UNIT];
+          if (c % SUBS == 0) __builtin_prefetch((const char *)from + COMING, 0, 2);
+          elements_of(load_unit(from), form, found);
+          UNROLLED for (int64_t n = 0; n < inputs / UNIT; n++)
+            UNROLLED for (int64_t r = 0; r < rows; r++) sum[r][c] = multiply_add(sum[r][c], found[n], x[r * at.stride + n]);
+        }
+      }
       UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) {
-        const uint16_t *from = panel + 2 * (k * pitch + column + c * LANES);
-        words found[8 / UNIT];
-        if (c % SUBS == 0) __builtin_prefetch((const char *)from + COMING, 0, 2);
-        elements_of(load_unit(from), form, found);
-        UNROLLED for (int64_t n = 0; n < inputs / UNIT; n++)
-          UNROLLED for (int64_t r = 0; r < rows; r++) sum[r][c] = multiply_add(sum[r][c], found[n], x[r * at.stride + n]);
+        floats scale, offset;
+        meaning_of(panel + 2 * (GROUP / inputs) * pitch, pitch, column + c * LANES, form, of, &scale, &offset);
+        add_scaled(rows, form, all, sum, c, scale, offset, at, g);
       }
     }
-    UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) {
-      floats scale, offset;
-      meaning_of(panel + 2 * (GROUP / inputs) * pitch, column + c * LANES, form, &scale, &offset);
-      add_scaled(rows, form, all, sum, c, scale, offset, at, g);
-    }
-  }
   move_sums(rows, blocks, all, at.sums, 1);
 }
 
@@ -161,10 +169,11 @@ INLINE void multiply_unpacked(int64_t rows, int64_t blocks, int form, const stru
   const uint32_t *weight = from->units + column;
   tile_sums all, sum;
   move_sums(rows, blocks, all, at.sums, 0);
-  for (int64_t g = 0; g < groups; g++) {
+  for (int64_t part = 0; part < groups * scales_of(form); part++) { /* what one scale is of */
+    int64_t g = part / scales_of(form);
     UNROLLED for (int64_t r = 0; r < rows; r++)
       UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) sum[r][c] = broadcast(0);
-    for (int64_t k = 0; k < GROUP_UNITS; k++, weight += width, x++, later += LINE) {
+    for (int64_t k = 0; k < GROUP_UNITS / scales_of(form); k++, weight += width, x++, later += LINE) {
       __builtin_prefetch(later, 0, 2);
       words own[4 * SUBS];
       UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) own[c] = load_words(weight + c * LANES);
@@ -173,9 +182,9 @@ INLINE void multiply_unpacked(int64_t rows, int64_t blocks, int form, const stru
         UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) sum[r][c] = multiply_add(sum[r][c], own[c], value);
       }
     }
-    const float *scales = from->scales + g * width + column, *offsets = from->offsets + g * width + column;
+    const float *scales = from->scales + part * width + column, *offsets = from->offsets + g * width + column;
     UNROLLED for (int64_t c = 0; c < blocks * SUBS; c++) {
-      floats offset = form == INT4 ? load_floats(offsets + c * LANES) : broadcast(0);
+      floats offset = has_least(form) ? load_floats(offsets + c * LANES) : broadcast(0);
       add_scaled(rows, form, all, sum, c, load_floats(scales + c * LANES), offset, at, g);
     }
   }
@@ -193,7 +202,8 @@ INLINE void multiply_unpacked(int64_t rows, int64_t blocks, int form, const stru
                                                   int64_t groups, const struct rows *at, const char *later) {          \
     if (BLOCKS <= widest(ROWS)) multiply_unpacked(ROWS, BLOCKS, FORM, from, width, column, groups, *at, later);        \
   }
-#define FORMS(TILE, ROWS, BLOCKS) TILE(ROWS, BLOCKS, INT8) TILE(ROWS, BLOCKS, INT4)
+#define FORMS(TILE, ROWS, BLOCKS) \
+  TILE(ROWS, BLOCKS, INT8) TILE(ROWS, BLOCKS, INT4) TILE(ROWS, BLOCKS, INT8_HALVES) TILE(ROWS, BLOCKS, INT8_LEAST)
 #define SHAPES(TILE, ROWS) FORMS(TILE, ROWS, 1) FORMS(TILE, ROWS, 2) FORMS(TILE, ROWS, 4)
 SHAPES(FEW_TILE, 1) SHAPES(FEW_TILE, 2) SHAPES(FEW_TILE, 3) SHAPES(FEW_TILE, 4)
 SHAPES(UNPACKED_TILE, 1) SHAPES(UNPACKED_TILE, 2) SHAPES(UNPACKED_TILE, 3) SHAPES(UNPACKED_TILE, 4)
@@ -202,12 +212,25 @@ typedef void few_tile(const uint16_t *panel, int64_t pitch, int64_t column, int6
 typedef void unpacked_tile(const struct unpacked *from, int64_t width, int64_t column, int64_t groups,
                            const struct rows *at, const char *later);
 
-#define TABLE_OF(NAME, ROWS)                                                                        \
-  {{NAME##_##ROWS##_1_INT8, NAME##_##ROWS##_2_INT8, NAME##_##ROWS##_4_INT8},                        \
-   {NAME##_##ROWS##_1_INT4, NAME##_##ROWS##_2_INT4, NAME##_##ROWS##_4_INT4}}
-static few_tile *const FEW_TILES[FEW][2][3] = {TABLE_OF(few, 1), TABLE_OF(few, 2), TABLE_OF(few, 3), TABLE_OF(few, 4)};
-static unpacked_tile *const UNPACKED_TILES[FEW][2][3] = {TABLE_OF(unpacked, 1), TABLE_OF(unpacked, 2),
+#define WIDTHS_OF(NAME, ROWS, FORM) {NAME##_##ROWS##_1_##FORM, NAME##_##ROWS##_2_##FORM, NAME##_##ROWS##_4_##FORM}
+#define TABLE_OF(NAME, ROWS)                                            \
+  {WIDTHS_OF(NAME, ROWS, INT8), WIDTHS_OF(NAME, ROWS, INT4),            \
+   WIDTHS_OF(NAME, ROWS, INT8_HALVES), WIDTHS_OF(NAME, ROWS, INT8_LEAST)}
+static few_tile *const FEW_TILES[FEW][4][3] = {TABLE_OF(few, 1), TABLE_OF(few, 2), TABLE_OF(few, 3), TABLE_OF(few, 4)};
+static unpacked_tile *const UNPACKED_TILES[FEW][4][3] = {TABLE_OF(unpacked, 1), TABLE_OF(unpacked, 2),
                                                          TABLE_OF(unpacked, 3), TABLE_OF(unpacked, 4)};
+
+/* `unpack` compiled for each form. */
+#define UNPACK(FORM)                                                                                            \
+  static void unpack_##FORM(const uint16_t *panel, int64_t pitch, int64_t column, int64_t groups, int64_t width, \
+                            struct unpacked *to) {                                                              \
+    unpack(panel, pitch, column, groups, width, FORM, to);                                                      \
+  }
+UNPACK(INT8) UNPACK(INT4) UNPACK(INT8_HALVES) UNPACK(INT8_LEAST)
+
+typedef void unpacking(const uint16_t *panel, int64_t pitch, int64_t column, int64_t groups, int64_t width,
+                       struct unpacked *to);
+static unpacking *const UNPACK_OF[4] = {unpack_INT8, unpack_INT4, unpack_INT8_HALVES, unpack_INT8_LEAST};
 
 /* Blocks of a tile of so many rows, of those that are left. */
 static int64_t tile_blocks(int64_t rows, int64_t left) {
@@ -241,9 +264,10 @@ INLINE words rounded(floats value) { return (words)value + 0x7fff + ((words)valu
 static void scale_all(struct unpacked *to, int64_t groups, int64_t width, int form) {
   for (int64_t g = 0; g < groups; g++)
     for (int64_t c = 0; c < width; c += LANES) {
-      floats scale = load_floats(to->scales + g * width + c);
-      floats offset = form == INT4 ? load_floats(to->offsets + g * width + c) : broadcast(0);
+      floats offset = has_least(form) ? load_floats(to->offsets + g * width + c) : broadcast(0);
       for (int64_t k = 0; k < GROUP_UNITS; k++) {
+        int64_t part = g * scales_of(form) + k * scales_of(form) / GROUP_UNITS;
+        floats scale = load_floats(to->scales + part * width + c);
         uint32_t *at = to->units + (g * GROUP_UNITS + k) * width + c;
         words unit = load_words(at);
         words lower = rounded(fused((floats)(unit << 16), scale, offset));
@@ -291,10 +315,7 @@ static void multiply_by_many(const struct read *from, struct rows first, int64_t
   for (int64_t g = 0; g < from->groups; g += TOGETHER) {
     int64_t some = from->groups - g < TOGETHER ? from->groups - g : TOGETHER;
     const uint16_t *panel = from->panel + g * from->pitch * from->step;
-    if (from->form == INT8)
-      unpack(panel, from->pitch, from->column, some, from->width, INT8, &unpacked);
-    else
-      unpack(panel, from->pitch, from->column, some, from->width, INT4, &unpacked);
+    UNPACK_OF[from->form - INT8](panel, from->pitch, from->column, some, from->width, &unpacked);
     const char *coming = (const char *)(g + some < from->groups ? panel + some * from->pitch * from->step : from->next);
     const char *end = coming + (from->width == from->pitch ? some * bytes : 0);
     for (int64_t t = 0, row = by_unit; t < tiles; t++) { /* of sizes that differ by one row at most */
@@ -304,7 +325,7 @@ static void multiply_by_many(const struct read *from, struct rows first, int64_t
         blocks = tile_blocks(together, (from->width - column) / BLOCK);
         at.x += row * at.stride + g * GROUP_UNITS;
         at.sums += row * PANEL + column;
-        if (from->form == INT4) at.group_sums += row * at.groups + g;
+        if (has_least(from->form)) at.group_sums += row * at.groups + g;
         UNPACKED_TILES[together - 1][from->form - INT8][blocks / 2](&unpacked, from->width, column, some, &at,
                                                                   coming < end ? coming : (const char *)&unpacked);
         coming += some * GROUP_UNITS * LINE;
@@ -317,29 +338,44 @@ static void multiply_by_many(const struct read *from, struct rows first, int64_t
   }
 }
 
-static void multiply_quantized(const void *context, int64_t piece, void *scratch) {
-  const struct multiplied *m = context;
-  const struct product *product = m->product;
-  (void)scratch;
-  int64_t all = product->out / BLOCK, pieces = (all + m->block_step - 1) / m->block_step;
-  int64_t units = product->in / UNIT, groups = product->in / GROUP, step = group_halves(product->form);
-  int64_t first_row = piece / pieces * m->row_step, block = piece % pieces * m->block_step;
-  int64_t rows = first_row + m->row_step < m->rows ? m->row_step : m->rows - first_row;
-  int64_t blocks = all - block < m->block_step ? all - block : m->block_step;
-  int64_t next = block + m->ahead * m->block_step;
-  const uint16_t *panels = product->packed;
-  struct read from = {(int)product->form,         groups, step, block % 4 * BLOCK, blocks * BLOCK, pitch_of(product, block),
-                      panels + block / 4 * 4 * BLOCK * groups * step, panels};
+/* Some rows by blocks of one panel: of a segment that begins with the product's block `begin`. */
+static void multiply_panel(const struct multiplied *m, const struct segment *segment, int64_t begin, int64_t block,
+                           int64_t blocks, int64_t first_row, int64_t rows) {
+  int64_t units = m->product->in / UNIT, groups = m->product->in / GROUP, step = group_halves(segment->form);
+  int64_t all = segment->out / BLOCK, within = block - begin, left = all - within / 4 * 4;
+  int64_t next = within + m->ahead * m->block_step;
+  const uint16_t *panels = segment->packed;
+  struct read from = {(int)segment->form, groups, step, within % 4 * BLOCK, blocks * BLOCK, (left < 4 ? left : 4) * BLOCK,
+                      panels + within / 4 * 4 * BLOCK * groups * step, panels};
   if (next < all) from.next += next / 4 * 4 * BLOCK * groups * step;
   _Alignas(64) float sums[MOST_QUANTIZED * PANEL];
   struct rows first = {(const unit *)m->x + first_row * units, units, groups, m->group_sums, sums};
-  if (product->form == INT4) first.group_sums += first_row * groups;
+  if (has_least(segment->form)) first.group_sums += first_row * groups;
   memset(sums, 0, (size_t)rows * PANEL * sizeof *sums);
   if (rows <= FEW)
     multiply_by_few(&from, first, rows);
   else
     multiply_by_many(&from, first, rows);
   for (int64_t r = 0; r < rows; r++) end_row(m, first_row + r, block * BLOCK, from.width, sums + r * PANEL);
+}
+
+static void multiply_quantized(const void *context, int64_t piece, void *scratch) {
+  const struct multiplied *m = context;
+  const struct product *product = m->product;
+  const struct segment whole = {product->packed, product->out, product->form};
+  const struct segment *segment = product->form == SEGMENTS ? product->packed : &whole;
+  (void)scratch;
+  int64_t all = product->out / BLOCK, pieces = (all + m->block_step - 1) / m->block_step, begin = 0;
+  int64_t first_row = piece / pieces * m->row_step, block = piece % pieces * m->block_step;
+  int64_t rows = first_row + m->row_step < m->rows ? m->row_step : m->rows - first_row;
+  int64_t end = all - block < m->block_step ? all : block + m->block_step;
+  for (int64_t some; block < end; block += some) { /* segments may begin anywhere */
+    for (; block - begin >= segment->out / BLOCK; segment++) begin += segment->out / BLOCK;
+    int64_t of_panel = 4 - (block - begin) % 4, of_segment = segment->out / BLOCK - (block - begin);
+    some = of_panel < of_segment ? of_panel : of_segment;
+    if (some > end - block) some = end - block;
+    multiply_panel(m, segment, begin, block, some, first_row, rows);
+  }
 }
 
 static void sum_groups(const void *context, int64_t piece, void *scratch) {

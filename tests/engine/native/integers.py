@@ -12,7 +12,7 @@ BYTES = (0, 2, 1, 3)  # of a unit: where its four inputs are
 
 def panels(packed: Packed) -> list[torch.Tensor]:
     """`[groups, halves]` of each panel: what is changed there is changed in the weight."""
-    groups, columns = packed.in_ // GROUP, GROUP_HALVES[str(packed.quantization)]
+    groups, columns = packed.in_ // GROUP, GROUP_HALVES[str(packed.form)]
     wide = [min(PANEL, packed.out - first) for first in range(0, packed.out, PANEL)]
     sizes = [groups * columns * each for each in wide]
     return [part.view(groups, -1) for part in packed._packed.split(sizes)]
@@ -20,15 +20,23 @@ def panels(packed: Packed) -> list[torch.Tensor]:
 
 def dequantized(packed: Packed) -> torch.Tensor:
     """`[out, in]` in float64."""
-    found = [_eight(one) if packed.quantization == "int8" else _four(one) for one in panels(packed)]
+    if packed.form == "segments":
+        return torch.cat([dequantized(each) for each in packed.segments])
+    form = str(packed.form)
+    found = [_four(one) if form == "int4" else _eight(one, form) for one in panels(packed)]
     return torch.cat([part.reshape(-1, packed.in_) for part in found])
 
 
-def _eight(panel: torch.Tensor) -> torch.Tensor:
-    groups, width = len(panel), panel.shape[1] // GROUP_HALVES["int8"]
-    integers, scales = panel.split([GROUP // 2 * width, width], 1)
+def _eight(panel: torch.Tensor, form: str) -> torch.Tensor:
+    groups, width = len(panel), panel.shape[1] // GROUP_HALVES[form]
+    integers, meaning = panel.split([GROUP // 2 * width, panel.shape[1] - GROUP // 2 * width], 1)
     bytes_ = integers.contiguous().view(torch.int8).view(groups, GROUP // 4, width, 4)[..., BYTES]
-    scale = scales.contiguous().view(torch.float16).double().view(groups, 1, width, 1)
+    each = meaning.contiguous().view(torch.float16).double().view(groups, -1)
+    if form == "int8_least":
+        scale, least = each.view(groups, 1, width, 2, 1).unbind(3)
+        return (bytes_ * scale + least).permute(2, 0, 1, 3)
+    scale = each.view(groups, -1, width, 1)
+    scale = scale.repeat_interleave(GROUP // 4 // scale.shape[1], 1)  # one, or two for a half each
     return (bytes_ * scale).permute(2, 0, 1, 3)
 
 

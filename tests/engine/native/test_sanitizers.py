@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[3]
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0")
 # no fixtures but those of this folder: what others import takes longest
 ALONE = ("-p", "no:cacheprovider", "--noconftest", "-p", "tests.engine.native.conftest")
-NOUNS = ("products", "quantized", "attention", "step", "choice", "towers", "resizing")
+NOUNS = ("products", "quantized", "blocks", "attention", "step", "choice", "towers", "resizing")
 TESTS = tuple(f"tests/engine/native/test_{name}.py" for name in NOUNS)
 SMALL = (  # sizes, and of the variants those whose code is not another's
     "not 1536 and not 608 and not 66-80 and not 66-960 and not long_context "
@@ -27,6 +27,7 @@ SMALL = (  # sizes, and of the variants those whose code is not another's
     "and not avx512_bf16-float32 and not amx-float32 and not (test_attention and amx) "
     "and not (amx and 288-176) "
     "and not (steps_are and (amx or biases or heads or odd)) "  # plain C for amx takes its time
+    "and not (test_blocks and (128 or avx512_bf16 or amx)) "
     "and not (test_choice and (1000 or 5003 or equals or amx or avx512_bf16)) "
     "and not (test_towers and not (layers_are and padded and not amx))"
 )

@@ -107,8 +107,8 @@ def test_what_is_planned_is_what_is_held(family: str, form: str, checkpoint: Fol
     assert isinstance(decoder, NativeDecoder)
     assert isinstance(head, NativeHead)
     packed = [one for one in decoder._held if isinstance(one, Packed)]
-    assert {one.quantization for one in packed} == {form}
-    assert head._packed.quantization == "int8"
+    assert {one.form for one in packed} == {form}
+    assert head._packed.form == "int8"
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     held = sum(one.nbytes for one in packed) + (0 if tied else head._packed.nbytes)
     last = None if tied else model.get_output_embeddings().weight  # mapped, as it is stored

@@ -21,9 +21,9 @@ from engine.native.loading import (
     PARTS,
     Batch,
     Choice,
-    Decoder,
     LibraryUnusable,
     Product,
+    Stack,
     Step,
     library,
 )
@@ -69,9 +69,9 @@ class Machine:
         if getattr(self, "_handle", None):
             self._library.appliance_machine_free(self._handle)
 
-    def reserve(self, decoder: Decoder) -> None:
+    def reserve(self, stack: Stack) -> None:
         """Give each thread what attention of this shape works in. Raises MemoryError."""
-        if not self._library.appliance_reserve(self._handle, decoder):
+        if not self._library.appliance_reserve(self._handle, stack):
             raise MemoryError("no memory for attention")
 
     def seconds(self) -> dict[str, float]:
@@ -123,17 +123,17 @@ class Machine:
         )
         return tokens
 
-    def scratch_bytes(self, decoder: Decoder, batch: Batch) -> int:
+    def scratch_bytes(self, stack: Stack, batch: Batch) -> int:
         """Bytes that a step works in."""
-        return int(self._library.appliance_scratch(decoder, batch))
+        return int(self._library.appliance_scratch(stack, batch))
 
-    def attend(self, decoder: Decoder, layer: int, batch: Batch, *addresses: int) -> None:
+    def attend(self, stack: Stack, layer: int, batch: Batch, *addresses: int) -> None:
         """Store keys and values of a layer, and attend; queries, keys, values, out, scratch."""
-        self._library.appliance_attend(self._handle, decoder, layer, batch, *addresses)
+        self._library.appliance_attend(self._handle, stack, layer, batch, *addresses)
 
-    def decode(self, decoder: Decoder, step: Step) -> None:
-        """Carry out a step."""
-        self._library.appliance_decode(self._handle, decoder, step)
+    def compute(self, stack: Stack, step: Step) -> None:
+        """Carry out a step: some of the layers."""
+        self._library.appliance_compute(self._handle, stack, step)
 
 
 class Packed:

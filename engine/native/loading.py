@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-VERSION = 2  # APPLIANCE_VERSION in cpu/interface.h
+VERSION = 3  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
 FORMS = (None, "int8", "int4")  # of weights, as `enum form` has them
 GROUP = 32  # inputs of one output that share a scale, where a weight is of integers
@@ -62,8 +62,8 @@ class Layer(Structure):
     )
 
 
-class Decoder(Structure):
-    """`struct decoder`"""
+class Stack(Structure):
+    """`struct stack`"""
 
     _fields_ = (
         ("layers", POINTER(Layer)),
@@ -136,7 +136,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "appliance_variant": (c_char_p, (c_int, c_int)),
     "appliance_machine": (c_void_p, (c_char_p, c_int)),
     "appliance_machine_free": (None, (c_void_p,)),
-    "appliance_reserve": (c_int, (c_void_p, POINTER(Decoder))),
+    "appliance_reserve": (c_int, (c_void_p, POINTER(Stack))),
     "appliance_reserve_choice": (c_int, (c_void_p, c_int64)),
     "appliance_choose": (
         None,
@@ -149,12 +149,12 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int, c_void_p),
     ),
-    "appliance_scratch": (c_int64, (POINTER(Decoder), POINTER(Batch))),
+    "appliance_scratch": (c_int64, (POINTER(Stack), POINTER(Batch))),
     "appliance_attend": (
         None,
-        (c_void_p, POINTER(Decoder), c_int64, POINTER(Batch), *(c_void_p,) * 5),
+        (c_void_p, POINTER(Stack), c_int64, POINTER(Batch), *(c_void_p,) * 5),
     ),
-    "appliance_decode": (None, (c_void_p, POINTER(Decoder), POINTER(Step))),
+    "appliance_compute": (None, (c_void_p, POINTER(Stack), POINTER(Step))),
 }
 
 

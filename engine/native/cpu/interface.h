@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define APPLIANCE_VERSION 2 /* another for each change of this file */
+#define APPLIANCE_VERSION 3 /* another for each change of this file */
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -44,7 +44,7 @@ struct layer {
 };
 
 /* A stack of layers, a tower's among them: each row of its batch is a page, as rows of the step lie. */
-struct decoder {
+struct stack {
   const struct layer *layers;
   int64_t count, hidden, intermediate, heads, kv_heads, head_dim, value_dim, page_size;
   float scale, soft_cap; /* soft_cap 0: none */

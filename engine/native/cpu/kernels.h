@@ -60,7 +60,7 @@ struct normed {
 };
 
 struct rotated {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct layer *layer;
   const struct step *step;
   void *qkv; /* [tokens, (heads + kv_heads) * head_dim + kv_heads * value_dim]: queries are rotated in place, and
@@ -69,7 +69,7 @@ struct rotated {
 };
 
 struct attended {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct layer *layer;
   const struct batch *batch;
   const struct share *shares; /* one a piece */
@@ -93,7 +93,7 @@ struct share {
 
 /* Parts of one token's attention, to be put together. */
 struct merged {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct join *joins; /* one a piece */
   const float *parts;
   void *out;
@@ -122,6 +122,6 @@ struct kernels {
 static inline int64_t group_halves(int64_t form) { return form == INT8 ? GROUP / 2 + 1 : GROUP / 4 + 2; }
 
 /* of floats, a part: largest score, sum, then the values of each head */
-static inline int64_t part_floats(const struct decoder *decoder) { return decoder->heads * (decoder->value_dim + 2); }
+static inline int64_t part_floats(const struct stack *stack) { return stack->heads * (stack->value_dim + 2); }
 
 #endif

@@ -1,4 +1,6 @@
-"""The library's own tests on an emulated ARM: `python -m tools.on_arm FOLDER [--cpu NAME] [TESTS]`.
+"""The library's own tests on an emulated ARM: `python -m tools.on_arm FOLDER [--cpu NAME] [WORDS]`.
+
+WORDS are pytest's, of which what begins with tests/ takes the place of the tests that run else.
 
 FOLDER is filled once: an emulator and a Python of Debian's, wheels of torch and what the tests
 import, a compiler from the package index. Nothing outside it is changed. Debian on x86-64 only.
@@ -19,7 +21,7 @@ from engine.native import build
 CHECKOUT = Path(__file__).resolve().parents[1]
 TESTS = [
     f"tests/engine/native/test_{noun}.py"
-    for noun in ("products", "quantized", "attention", "step", "choice", "towers")
+    for noun in ("products", "quantized", "attention", "step", "choice", "likeliest", "towers")
 ]
 PACKAGES = ("engine", "appliance", "bench", "tests")
 EMULATOR = "qemu-user-static"
@@ -43,7 +45,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="the library's tests on an emulated ARM")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cpu", default="max", help="what the emulator is to be")
-    parser.add_argument("tests", nargs="*", default=TESTS)
     given, more = parser.parse_known_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,8 @@ def main() -> int:
     variables |= {"LIBRARY_UNDER_TEST": library, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": 1}
     set_there = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
     python = [emulator, "-cpu", given.cpu, "-L", root, *set_there, root / "usr/bin/python3.11"]
-    words = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more, *given.tests]
+    tests = [] if any(word.startswith("tests/") for word in more) else TESTS
+    words = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *more, *tests]
     return subprocess.run([*map(str, words)], cwd=checkout, check=False).returncode
 
 

@@ -43,6 +43,10 @@ class NativeHead:
             return logits
         return logits[:, : self.out_features].contiguous()
 
+    def likeliest(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each of x `[tokens, in_features]` the output `[tokens]` that is largest."""
+        return self._machine.likeliest(self._packed, x.contiguous(), self.out_features)
+
 
 class NativeKernels(TorchKernels):
     """`Kernels` beside a `NativeDecoder`: of what it does not do itself, the head."""

@@ -84,8 +84,7 @@ class Machine:
         """x `[rows, in]` times the weight, `[rows, out]` in x's type, or in float32 if `wide`."""
         rows = len(x)
         out = x.new_empty(rows, weight.out, dtype=torch.float32 if wide else x.dtype)
-        groups = weight.in_ // GROUP if weight.quantization == "int4" else 0
-        sums = x.new_empty(rows * groups, dtype=torch.float32)
+        sums = x.new_empty(rows * weight.summed_groups, dtype=torch.float32)
         self._library.appliance_multiply(
             self._handle,
             ELEMENTS[weight.dtype],
@@ -97,6 +96,31 @@ class Machine:
             sums.data_ptr(),
         )
         return out
+
+    def likeliest(self, weight: Packed, x: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """The tokens `[rows]` of the largest logits, of equals the first; no logits are written.
+
+        They are those of x `[rows, in]` times the weight, of which outputs behind `vocabulary` are
+        no tokens: `choose` at temperature 0 chooses the same of them.
+        """
+        rows = len(x)
+        if not weight.out - BLOCK < vocabulary <= weight.out:
+            raise ValueError(f"{vocabulary} tokens of a product with {weight.out} outputs")
+        tokens = torch.empty(rows, dtype=torch.int64)
+        memory = torch.empty(rows, weight.out // BLOCK, 2, dtype=torch.int32)
+        sums = x.new_empty(rows * weight.summed_groups, dtype=torch.float32)
+        self._library.appliance_likeliest(
+            self._handle,
+            ELEMENTS[weight.dtype],
+            weight.struct,
+            address(x, weight.dtype, rows, weight.in_),
+            rows,
+            vocabulary,
+            tokens.data_ptr(),
+            memory.data_ptr(),
+            sums.data_ptr(),
+        )
+        return tokens
 
     def reserve_choice(self, vocabulary: int) -> None:
         """Give each thread what it takes to choose out of that many tokens. Raises MemoryError."""
@@ -181,6 +205,11 @@ class Packed:
         at = None if self._bias is None else address(self._bias, self.dtype, self.out)
         form = FORMS.index(quantization)
         self.struct = Product(self._packed.data_ptr(), at, self.out, self.in_, form)
+
+    @property
+    def summed_groups(self) -> int:
+        """Groups of a row's inputs whose sums a product takes beside them."""
+        return self.in_ // GROUP if self.quantization == "int4" else 0
 
     @property
     def nbytes(self) -> int:

@@ -149,6 +149,10 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int, c_void_p),
     ),
+    "appliance_likeliest": (
+        None,
+        (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_int64, *(c_void_p,) * 3),
+    ),
     "appliance_scratch": (c_int64, (POINTER(Stack), POINTER(Batch))),
     "appliance_attend": (
         None,

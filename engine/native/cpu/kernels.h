@@ -29,7 +29,14 @@ enum ending {
   ADD,      /* to the elements that are there */
   ACTIVATE, /* as STORE, of the activation */
   GATE,     /* activation(left block) * right block: half as many columns */
-  WIDE      /* to `out` as float32 */
+  WIDE,     /* to `out` as float32 */
+  LARGEST   /* of some blocks' columns the largest alone: to `out` as `struct largest` */
+};
+
+/* The largest of some columns, of equals the first; -1: it is less than all that are numbers, and none of them. */
+struct largest {
+  float value;
+  int32_t column;
 };
 
 /* Some rows by some columns of a product. */
@@ -42,6 +49,7 @@ struct multiplied {
   int64_t row_step, block_step; /* of a piece: rows, and blocks of columns: 1, 2 or 4 */
   int64_t ahead;                /* pieces from one to that which the same thread does next, as a rule */
   const float *group_sums;      /* [rows, in / GROUP] of x, by a weight of INT4 */
+  int64_t columns;              /* of `out`, LARGEST: those behind them fill up the last block */
 };
 
 /* Sums of each group of a product's inputs. */

@@ -1,4 +1,5 @@
 /* A stack of layers, and single products, as phases of the pool: what Python calls. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -145,6 +146,37 @@ EXPORTED void appliance_multiply(struct machine *machine, int element, const str
   struct phase phases[2];
   struct multiplied value = {.product = product, .x = x, .out = out, .rows = rows, .ending = wide ? WIDE : STORE};
   struct phase *end = put_product(phases, machine->of[element], &work, value, sums, pool_threads(machine->pool), HEAD);
+  pool_run(machine->pool, phases, (int)(end - phases));
+}
+
+/* The largest of each piece of a row of logits, [rows, pieces]. */
+struct compared {
+  const struct largest *of;
+  int64_t pieces;
+  int64_t *tokens;
+};
+
+static void compare(const void *context, int64_t row, void *scratch) {
+  const struct compared *c = context;
+  const struct largest *of = c->of + row * c->pieces;
+  (void)scratch;
+  struct largest best = {-INFINITY, -1};
+  for (int64_t i = 0; i < c->pieces; i++)
+    if (of[i].value > best.value || (best.column < 0 && of[i].value == best.value)) best = of[i];
+  c->tokens[row] = best.column < 0 ? 0 : best.column; /* none is a number */
+}
+
+/* The tokens [rows] that `appliance_choose` chooses at temperature 0 out of the first `vocabulary` outputs of a product.
+ * Memory is of 8 bytes for each block of each row; `sums` as for `put_product`. */
+EXPORTED void appliance_likeliest(struct machine *machine, int element, const struct product *product, const void *x,
+                                  int64_t rows, int64_t vocabulary, int64_t *tokens, void *memory, float *sums) {
+  if (rows == 0) return;
+  struct product_work work;
+  struct phase phases[3];
+  struct multiplied value = {.product = product, .x = x, .out = memory, .rows = rows, .ending = LARGEST, .columns = vocabulary};
+  struct phase *end = put_product(phases, machine->of[element], &work, value, sums, pool_threads(machine->pool), HEAD);
+  struct compared compared = {memory, ceiling(product->out / BLOCK, work.multiplied.block_step), tokens};
+  *end++ = (struct phase){compare, &compared, rows, CHOICE};
   pool_run(machine->pool, phases, (int)(end - phases));
 }
 

@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[3]
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0")
 # no fixtures but those of this folder: what others import takes longest
 ALONE = ("-p", "no:cacheprovider", "--noconftest", "-p", "tests.engine.native.conftest")
-NOUNS = ("products", "quantized", "attention", "step", "choice", "towers")
+NOUNS = ("products", "quantized", "attention", "step", "choice", "likeliest", "towers")
 TESTS = tuple(f"tests/engine/native/test_{name}.py" for name in NOUNS)
 SMALL = (  # sizes, and of the variants those whose code is not another's
     "not 1536 and not 608 and not 66-80 and not 66-960 and not long_context "

@@ -24,13 +24,13 @@ def unsupported(shape: AttentionShape) -> str | None:
 class NativeAttention:
     """`AttentionBackend` over a `KVCache` on the CPU.
 
-    `decoder` is the library's view of the layers; whoever has weights for it puts them there.
+    `stack` is the library's view of the layers; whoever has weights for it puts them there.
     """
 
     def __init__(self, shape: AttentionShape, cache: KVCache, machine: Machine) -> None:
         self.shape, self.machine = shape, machine
         self.layers = (loading.Layer * shape.layers)()
-        self.decoder = loading.Decoder(
+        self.stack = loading.Stack(
             layers=cast(self.layers, POINTER(loading.Layer)),
             count=shape.layers,
             heads=shape.heads,
@@ -44,15 +44,15 @@ class NativeAttention:
             layer.window = shape.window_left(index)
         self.batch = loading.Batch()
         self.store(cache)
-        machine.reserve(self.decoder)
+        machine.reserve(self.stack)
         self._scratch = torch.empty(0, dtype=torch.uint8)  # kept: fresh memory faults page by page
 
     def store(self, cache: KVCache) -> None:
         """Keep keys and values there from now on."""
         self.dtype = cache.dtype
         self._cache: KVCache | None = cache
-        self.decoder.element = ELEMENTS[cache.dtype]
-        self.decoder.page_size = cache.page_size
+        self.stack.element = ELEMENTS[cache.dtype]
+        self.stack.page_size = cache.page_size
         for layer, (keys, values) in zip(self.layers, cache.layers, strict=True):
             sizes = [(cache.pages + 1, cache.page_size, *size) for size in self.shape.stored]
             layer.key_pages = address(keys, cache.dtype, *sizes[0])
@@ -87,7 +87,7 @@ class NativeAttention:
 
     def scratch(self) -> int:
         """Where a step of the planned batch works; the same memory each time."""
-        needed = self.machine.scratch_bytes(self.decoder, self.batch)
+        needed = self.machine.scratch_bytes(self.stack, self.batch)
         if needed > len(self._scratch):
             self._scratch = torch.empty(2 * needed, dtype=torch.uint8)
         return self._scratch.data_ptr()
@@ -103,9 +103,7 @@ class NativeAttention:
             for tensor, size in zip((query, key, value), sizes, strict=True)
         ]
         out = query.new_empty(tokens, shape.heads * value.shape[-1])
-        self.machine.attend(
-            self.decoder, layer, self.batch, *places, out.data_ptr(), self.scratch()
-        )
+        self.machine.attend(self.stack, layer, self.batch, *places, out.data_ptr(), self.scratch())
         return out
 
     def step(self) -> loading.Step:

@@ -46,6 +46,10 @@ class NativeHead:
             return logits
         return logits[:, : self.out_features].contiguous()
 
+    def likeliest(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each of x `[tokens, in_features]` the output `[tokens]` that is largest."""
+        return self._machine.likeliest(self._packed, x.contiguous(), self.out_features)
+
 
 class NativeKernels(TorchKernels):
     """`Kernels` beside a `NativeDecoder`: of what it does not do itself, the head."""
@@ -80,12 +84,12 @@ class NativeDecoder:
         self._hidden, self._head_dim = stack.config.hidden_size, shape.head_dim
         self._dtype = backend.dtype
         self._held: list[Any] = []  # what the library has addresses of
-        decoder, layers = backend.decoder, stack.layers
-        decoder.hidden = self._hidden
-        decoder.intermediate = layers[0].mlp.gate_proj.weight.shape[0]
+        own, layers = backend.stack, stack.layers
+        own.hidden = self._hidden
+        own.intermediate = layers[0].mlp.gate_proj.weight.shape[0]
         gelu = isinstance(layers[0].mlp.act_fn, GELUTanh)
-        decoder.activation = ACTIVATIONS["gelu_tanh" if gelu else "silu"]
-        backend.machine.reserve(decoder)
+        own.activation = ACTIVATIONS["gelu_tanh" if gelu else "silu"]
+        backend.machine.reserve(own)
         if kinds != [None]:
             for place, kind in zip(backend.layers, stack.config.layer_types, strict=True):
                 place.rotary = kinds.index(kind)
@@ -110,9 +114,9 @@ class NativeDecoder:
         for kind, (cosines, sines) in enumerate(angles):
             step.cosines[kind] = address(cosines, torch.float32, tokens, self._head_dim)
             step.sines[kind] = address(sines, torch.float32, tokens, self._head_dim)
-        for layer in [*sorted(batch.features), self._backend.decoder.count - 1]:
+        for layer in [*sorted(batch.features), self._backend.stack.count - 1]:
             step.last = layer + 1
-            self._backend.machine.decode(self._backend.decoder, step)
+            self._backend.machine.compute(self._backend.stack, step)
             step.first = layer + 1
             for feature in batch.features.get(layer, ()):
                 embeddings[feature.rows] += feature.values

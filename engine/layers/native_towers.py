@@ -69,7 +69,7 @@ class NativeTower:
         self._segments: Segments | None = None  # those of the layer before, as a rule
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._layers = (loading.Layer * len(layers))()
-        self._decoder = loading.Decoder(
+        self._stack = loading.Stack(
             layers=cast(self._layers, POINTER(loading.Layer)),
             count=len(layers),
             hidden=self._hidden,
@@ -84,7 +84,7 @@ class NativeTower:
             element=ELEMENTS[self._dtype],
             ungated=1,
         )
-        machine.reserve(self._decoder)
+        machine.reserve(self._stack)
         with ThreadPoolExecutor(machine.threads) as pool:  # packing leaves Python alone
             list(pool.map(self._fill, [parts for _, parts in layers], self._layers))
         for index, (layer, _) in enumerate(layers):
@@ -122,14 +122,14 @@ class NativeTower:
             wide = [self._spread(angle.float(), 1).contiguous() for angle in angles]
             step.cosines[0] = address(wide[0], torch.float32, rows, self._padded)
             step.sines[0] = address(wide[1], torch.float32, rows, self._padded)
-        self._machine.decode(self._decoder, step)
-        if index + 1 == self._decoder.count:
+        self._machine.compute(self._stack, step)
+        if index + 1 == self._stack.count:
             self._scratch = self._scratch.new_empty(0)  # large pictures take much
         self._between()
         return states
 
     def _place(self, segments: Segments) -> int:
-        needed = self._machine.scratch_bytes(self._decoder, segments.batch)
+        needed = self._machine.scratch_bytes(self._stack, segments.batch)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed, dtype=torch.uint8)
         return self._scratch.data_ptr()

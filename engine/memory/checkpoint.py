@@ -81,7 +81,7 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     tower = decoder = whole = products = 0
     for name, (_, shape) in tensors.items():
         if name.removeprefix("model.").startswith(family.tower_prefixes):
-            tower += math.prod(shape)
+            tower += 0 if family.unread(name) else math.prod(shape)
         elif not (tied and name.endswith("lm_head.weight")):
             decoder += math.prod(shape)
             whole += 0 if SPLIT.search(name) else math.prod(shape)

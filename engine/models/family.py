@@ -157,6 +157,10 @@ class Family:
         """
         raise KeyError(modality)
 
+    def unread(self, name: str) -> bool:
+        """Whether nothing is made of a tensor of the checkpoint, whatever is asked for."""
+        return False
+
     # heavy half: the engine
 
     def model_class(self) -> Any:
@@ -175,6 +179,9 @@ class Family:
 
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""
+
+    def trim_towers(self, config: Any) -> None:
+        """Change a transformers configuration to be built without what nothing looks at."""
 
     def tower_inputs(self, item: MediaItem, upload: Upload = stay) -> dict[str, torch.Tensor]:
         """A preprocessed item as the transformers processor gives it, float32, by its names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # A resized picture this many times larger than its crop is resized only where it is kept.
 WIDE = 4
 MAX_PADDED_SIDE = 1 << 14
+TOWER_LAYER = re.compile(r"(?:model\.)?vision_tower\..*\blayers\.(\d+)\.")
 
 
 class Llava(SquareImages):
@@ -47,6 +49,36 @@ class Llava(SquareImages):
         if self._options.get("do_pad", False) and max(width, height) > MAX_PADDED_SIDE:
             raise ValueError(f"the image is longer than {MAX_PADDED_SIDE} pixels")
         return self.tokens
+
+    def unread(self, name: str) -> bool:
+        if (layer := TOWER_LAYER.match(name)) and (states := self._states):
+            return int(layer[1]) >= max(1, *states)
+        return False
+
+    def trim_towers(self, config: Any) -> None:
+        if states := self._states:
+            config.vision_config.num_hidden_layers = layers = max(1, *states)
+            ends = [state - layers - 1 for state in states]  # transformers takes 0 for none
+            one = isinstance(config.vision_feature_layer, int)
+            config.vision_feature_layer = ends[0] if one else ends
+
+    @property
+    def _states(self) -> list[int]:
+        """Behind how many of CLIP's layers it is looked at; none where config.json is unclear.
+
+        Other towers norm what their last layer gives, and so would behind a layer before it.
+        """
+        layers = self._vision.get("num_hidden_layers")
+        chosen = self.config.get("vision_feature_layer", -2)
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        if (
+            self._vision.get("model_type") != "clip_vision_model"
+            or type(layers) is not int
+            or layers < 1
+            or not all(type(one) is int and -layers - 1 <= one <= layers for one in chosen)
+        ):
+            return []
+        return [one % (layers + 1) for one in chosen]
 
     def preprocess_image(self, image: Image.Image) -> Arrays:
         """`pixels` `[1, height, width, 3]`, uint8: shorter side resized, the middle kept."""

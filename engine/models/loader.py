@@ -68,7 +68,9 @@ def load_model(
     architecture = family.model_class()
     try:
         config = architecture.config_class.from_pretrained(folder)
-        if not modalities:
+        if modalities:
+            family.trim_towers(config)
+        else:
             family.drop_towers(config)
     except MISFITS as error:
         raise unfit(folder, f"transformers cannot read it ({type(error).__name__})") from error

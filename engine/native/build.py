@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"neon": ()},
 }
 KINDS = ("BFLOAT16", "FLOAT32")
-ALONE = ("pool.c", "dispatch.c", "decoder.c", "quantize.c", "blocks.c", "resize.c")
+ALONE = ("pool.c", "dispatch.c", "stack.c", "quantize.c", "blocks.c", "resize.c")
 
 
 class NotBuilt(Exception):

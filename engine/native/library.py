@@ -24,10 +24,10 @@ from engine.native.loading import (
     SUMMED,
     Batch,
     Choice,
-    Decoder,
     LibraryUnusable,
     Product,
     Segment,
+    Stack,
     Step,
     library,
 )
@@ -74,9 +74,9 @@ class Machine:
         if getattr(self, "_handle", None):
             self._library.appliance_machine_free(self._handle)
 
-    def reserve(self, decoder: Decoder) -> None:
+    def reserve(self, stack: Stack) -> None:
         """Give each thread what attention of this shape works in. Raises MemoryError."""
-        if not self._library.appliance_reserve(self._handle, decoder):
+        if not self._library.appliance_reserve(self._handle, stack):
             raise MemoryError("no memory for attention")
 
     def seconds(self) -> dict[str, float]:
@@ -89,8 +89,7 @@ class Machine:
         """x `[rows, in]` times the weight, `[rows, out]` in x's type, or in float32 if `wide`."""
         rows = len(x)
         out = x.new_empty(rows, weight.out, dtype=torch.float32 if wide else x.dtype)
-        groups = weight.in_ // GROUP if weight.form in SUMMED else 0
-        sums = x.new_empty(rows * groups, dtype=torch.float32)
+        sums = x.new_empty(rows * weight.summed_groups, dtype=torch.float32)
         self._library.appliance_multiply(
             self._handle,
             ELEMENTS[weight.dtype],
@@ -102,6 +101,31 @@ class Machine:
             sums.data_ptr(),
         )
         return out
+
+    def likeliest(self, weight: Packed, x: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """The tokens `[rows]` of the largest logits, of equals the first; no logits are written.
+
+        They are those of x `[rows, in]` times the weight, of which outputs behind `vocabulary` are
+        no tokens: `choose` at temperature 0 chooses the same of them.
+        """
+        rows = len(x)
+        if not weight.out - BLOCK < vocabulary <= weight.out:
+            raise ValueError(f"{vocabulary} tokens of a product with {weight.out} outputs")
+        tokens = torch.empty(rows, dtype=torch.int64)
+        memory = torch.empty(rows, weight.out // BLOCK, 2, dtype=torch.int32)
+        sums = x.new_empty(rows * weight.summed_groups, dtype=torch.float32)
+        self._library.appliance_likeliest(
+            self._handle,
+            ELEMENTS[weight.dtype],
+            weight.struct,
+            address(x, weight.dtype, rows, weight.in_),
+            rows,
+            vocabulary,
+            tokens.data_ptr(),
+            memory.data_ptr(),
+            sums.data_ptr(),
+        )
+        return tokens
 
     def reserve_choice(self, vocabulary: int) -> None:
         """Give each thread what it takes to choose out of that many tokens. Raises MemoryError."""
@@ -128,17 +152,17 @@ class Machine:
         )
         return tokens
 
-    def scratch_bytes(self, decoder: Decoder, batch: Batch) -> int:
+    def scratch_bytes(self, stack: Stack, batch: Batch) -> int:
         """Bytes that a step works in."""
-        return int(self._library.appliance_scratch(decoder, batch))
+        return int(self._library.appliance_scratch(stack, batch))
 
-    def attend(self, decoder: Decoder, layer: int, batch: Batch, *addresses: int) -> None:
+    def attend(self, stack: Stack, layer: int, batch: Batch, *addresses: int) -> None:
         """Store keys and values of a layer, and attend; queries, keys, values, out, scratch."""
-        self._library.appliance_attend(self._handle, decoder, layer, batch, *addresses)
+        self._library.appliance_attend(self._handle, stack, layer, batch, *addresses)
 
-    def decode(self, decoder: Decoder, step: Step) -> None:
-        """Carry out a step."""
-        self._library.appliance_decode(self._handle, decoder, step)
+    def compute(self, stack: Stack, step: Step) -> None:
+        """Carry out a step: some of the layers."""
+        self._library.appliance_compute(self._handle, stack, step)
 
 
 class Packed:
@@ -188,6 +212,11 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes that the weight takes, without its bias."""
         return self._packed.nbytes + sum(each.nbytes for each in self.segments)
+
+    @property
+    def summed_groups(self) -> int:
+        """Groups of a row's inputs whose sums a product takes beside them."""
+        return self.in_ // GROUP if self.form in SUMMED else 0
 
     def _put_all(self, weights: Sequence[torch.Tensor], *, by_turns: bool) -> int:
         """Pack the weights; the address of what they are."""

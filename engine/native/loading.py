@@ -82,8 +82,8 @@ class Layer(Structure):
     )
 
 
-class Decoder(Structure):
-    """`struct decoder`"""
+class Stack(Structure):
+    """`struct stack`"""
 
     _fields_ = (
         ("layers", POINTER(Layer)),
@@ -156,7 +156,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "appliance_variant": (c_char_p, (c_int, c_int)),
     "appliance_machine": (c_void_p, (c_char_p, c_int)),
     "appliance_machine_free": (None, (c_void_p,)),
-    "appliance_reserve": (c_int, (c_void_p, POINTER(Decoder))),
+    "appliance_reserve": (c_int, (c_void_p, POINTER(Stack))),
     "appliance_reserve_choice": (c_int, (c_void_p, c_int64)),
     "appliance_choose": (
         None,
@@ -170,12 +170,16 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_void_p, c_int, c_void_p),
     ),
-    "appliance_scratch": (c_int64, (POINTER(Decoder), POINTER(Batch))),
+    "appliance_likeliest": (
+        None,
+        (c_void_p, c_int, POINTER(Product), c_void_p, c_int64, c_int64, *(c_void_p,) * 3),
+    ),
+    "appliance_scratch": (c_int64, (POINTER(Stack), POINTER(Batch))),
     "appliance_attend": (
         None,
-        (c_void_p, POINTER(Decoder), c_int64, POINTER(Batch), *(c_void_p,) * 5),
+        (c_void_p, POINTER(Stack), c_int64, POINTER(Batch), *(c_void_p,) * 5),
     ),
-    "appliance_decode": (None, (c_void_p, POINTER(Decoder), POINTER(Step))),
+    "appliance_compute": (None, (c_void_p, POINTER(Stack), POINTER(Step))),
     "appliance_resize": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int)),
 }
 

@@ -9,7 +9,7 @@ from engine.running.flight import Choice, Draft, Flight
 from engine.running.runner import Runner
 from engine.sampling.logprobs import LogprobRows
 from engine.sampling.pooling import Pool
-from engine.sampling.sampler import Sampler
+from engine.sampling.sampler import Sampler, takes_likeliest
 from engine.scheduling.batch import build_batch
 from engine.scheduling.scheduler import Slice
 
@@ -28,7 +28,6 @@ class Launcher:
         self._sampler.expect([item.sequence for item in slices if item.samples])
         batch = build_batch(slices, self._page_size)
         computed = self._runner.run(batch)
-        logits = computed.logits
         flight = Flight()
         pooled = [item for item in slices if item.sequence.request.pooling is not None]
         if pooled:
@@ -39,7 +38,7 @@ class Launcher:
         for item in slices:
             sequence = item.sequence
             if item.wants_prompt_logprobs:
-                self._score_prompt(flight, item, logits[row : row + item.count])
+                self._score_prompt(flight, item, computed.logits[row : row + item.count])
                 row += item.count
             elif item.draft is not None:
                 self._await(flight, item, row)
@@ -51,9 +50,14 @@ class Launcher:
                 flight.choices.append(choice)
                 rows.append(row - 1)
         if flight.drafts:
-            flight.logits = logits
-        if flight.choices:
-            self._choose(flight, self._pick(logits, rows))
+            flight.logits = computed.logits
+        if not flight.choices:
+            return flight
+        likeliest = computed.likeliest if len(rows) == len(batch.logit_rows) else None
+        if likeliest and all(takes_likeliest(choice.sequence) for choice in flight.choices):
+            self._take(flight, likeliest())
+        else:
+            self._choose(flight, self._pick(computed.logits, rows))
         return flight
 
     def follow(self, drafts: list[Draft], logits: torch.Tensor) -> Flight:
@@ -93,8 +97,7 @@ class Launcher:
         sequences = [choice.sequence for choice in flight.choices]
         latest = self._runner.latest
         tokens = self._sampler.choose(logits, sequences, latest)
-        latest[: len(tokens)] = tokens
-        flight.tokens = self._device.download(tokens)
+        self._take(flight, tokens)
         flight.wanted = [c for c in flight.choices if c.sequence.sampling.logprobs is not None]
         if flight.wanted:
             rows = [choice.row for choice in flight.wanted]
@@ -102,6 +105,11 @@ class Launcher:
             flight.logprobs = LogprobRows(
                 self._pick(logits, rows), self._pick(tokens, rows), most, self._device
             )
+
+    def _take(self, flight: Flight, tokens: torch.Tensor) -> None:
+        """Have these be the next tokens, which are known to the device before they are to us."""
+        self._runner.latest[: len(tokens)] = tokens
+        flight.tokens = self._device.download(tokens)
 
     def _pick(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         if len(rows) == len(tensor):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from engine.device.device import Recorder
 from engine.errors import EngineError
 from engine.layers.decoder import DecoderInput
 from engine.layers.fuse import FusedDecoder
+from engine.layers.native import NativeHead
 from engine.memory.card_memory import tower_sizes
 from engine.models.loader import LoadedModel, Progress
 from engine.native.block_weight import tensor_of
@@ -34,12 +34,29 @@ def no_progress(phase: str, fraction: float) -> None:
     """`Progress` that goes nowhere."""
 
 
-@dataclass(slots=True, frozen=True)
 class Computed:
-    """What a batch gave; it may lie where the next run writes its own."""
+    """What a batch gave; it may lie where the next run writes its own.
 
-    logits: torch.Tensor  # [logit rows, vocabulary] float32
-    hidden: torch.Tensor | None = None  # [hidden rows, hidden] final states; None: recorded
+    `hidden` are final states `[hidden rows, hidden]`, or None of what was recorded. Where there is
+    a way to the `likeliest` tokens without logits, these are computed when they are asked for.
+    """
+
+    def __init__(
+        self,
+        logits: Callable[[], torch.Tensor] | torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        likeliest: Callable[[], torch.Tensor] | None = None,
+    ) -> None:
+        self._logits = logits
+        self.hidden = hidden
+        self.likeliest = likeliest
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """`[logit rows, vocabulary]`, float32."""
+        if not isinstance(self._logits, torch.Tensor):
+            self._logits = self._logits()
+        return self._logits
 
 
 class Runner:
@@ -216,6 +233,10 @@ class Runner:
         pooled = hidden[upload(rows)] if len(rows) else hidden.new_empty(0, hidden.shape[1])
         if len(batch.logit_rows) != batch.tokens:
             hidden = hidden.index_select(0, upload(batch.logit_rows))
+        head = self._head
+        # a cap may make two logits one, of which another is the first
+        if isinstance(head, NativeHead) and self.loaded.logit_cap is None and self._ranks is None:
+            return Computed(lambda: head(hidden), pooled, lambda: head.likeliest(hidden))
         return Computed(self._logits(hidden).float(), pooled)
 
     def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

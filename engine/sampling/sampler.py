@@ -142,6 +142,17 @@ def forbidden(sequence: Sequence, eos_ids: list[int]) -> list[int]:
     return sorted({*eos_ids, *options.stop_token_ids})
 
 
+def takes_likeliest(sequence: Sequence) -> bool:
+    """Whether its next token is that of the largest logit, and no logit is asked for beside it."""
+    options = sequence.sampling
+    return (
+        options.temperature <= 0
+        and options.logprobs is None
+        and sequence.constraint is None
+        and not _adjusts(sequence)
+    )
+
+
 def _adjusts(sequence: Sequence) -> bool:
     options = sequence.sampling
     return bool(

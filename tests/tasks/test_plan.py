@@ -26,6 +26,7 @@ from engine.device.host_memory import available_memory, cpu_has_native
 from engine.errors import ModelUnsupported
 from engine.memory.checkpoint import read_checkpoint
 from engine.memory.plan import GIB, Plan, PlanError, plan, resolve_dtype
+from engine.models.loader import load_model
 from engine.models.registry import family_for
 from engine.native.choice import computes
 from engine.native.loading import variants
@@ -73,7 +74,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_weights_are_the_bytes_of_the_loaded_parameters(loaded: Loaded) -> None:
     modalities = (loaded.tower,) if loaded.tower else ()
-    held = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    model = load_model(str(loaded.folder), "float32", "cpu", modalities).model
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
     assert planned(loaded.folder, modalities=modalities).weights_bytes == held
     half = planned(loaded.folder, modalities=modalities, dtype="bfloat16")
     assert half.weights_bytes * 2 == held

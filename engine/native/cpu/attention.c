@@ -14,7 +14,7 @@ struct walk {
 INLINE struct walk walk_from(const struct attended *a, const void *pages, int64_t step, int64_t sequence,
                              int64_t position, int64_t head, int64_t size) {
   const struct batch *batch = a->batch;
-  int64_t page_size = a->decoder->page_size, offset = position % page_size;
+  int64_t page_size = a->stack->page_size, offset = position % page_size;
   const int32_t *table = batch->page_indices + batch->page_start[sequence] + position / page_size;
   const element *from = (const element *)pages + head * size;
   return (struct walk){from + (*table * page_size + offset) * step, table + 1, from, page_size - offset, page_size, step};
@@ -120,15 +120,15 @@ struct seen {
 };
 
 /* The weights of some keys for `heads` queries that share a head of keys, and these keys' values by them. */
-static void see(const struct decoder *decoder, const element *queries, int64_t heads, const element *const *keys,
+static void see(const struct stack *stack, const element *queries, int64_t heads, const element *const *keys,
                 const element *const *values, int64_t count, struct seen seen) {
-  int64_t size = decoder->head_dim, wide = decoder->value_dim;
+  int64_t size = stack->head_dim, wide = stack->value_dim;
   _Alignas(64) float weights[MOST_HEADS * KEYS];
   for (int64_t k = 0; k < count; k++) SCORES_OF[heads - 1](queries, keys[k], size, weights + k);
   for (int64_t h = 0; h < heads; h++) {
     float *score = weights + h * KEYS, before = seen.sum[h];
     for (int64_t k = count; k < KEYS; k++) score[k] = score[0]; /* no key: as far as the first, and not counted */
-    float by = weigh(score, KEYS, decoder->scale, decoder->soft_cap, &seen.largest[h], &seen.sum[h]);
+    float by = weigh(score, KEYS, stack->scale, stack->soft_cap, &seen.largest[h], &seen.sum[h]);
     if (count < KEYS) {
       seen.sum[h] = before * by;
       for (int64_t k = 0; k < count; k++) seen.sum[h] += score[k];
@@ -143,8 +143,8 @@ static void see(const struct decoder *decoder, const element *queries, int64_t h
 /* Single tokens over a share of their keys, for some heads of keys: these lie side by side, so memory is read in a
  * row. What is done for a token is the same with others beside it. */
 static void attend_one(const struct attended *a, const struct share *share, float *scratch) {
-  const struct decoder *decoder = a->decoder;
-  int64_t group = decoder->heads / decoder->kv_heads, size = decoder->head_dim, wide = decoder->value_dim;
+  const struct stack *stack = a->stack;
+  int64_t group = stack->heads / stack->kv_heads, size = stack->head_dim, wide = stack->value_dim;
   int64_t rows = share->last - share->first, own = share->heads * group, all = rows * own, first_head = share->head * group;
   struct seen seen = {scratch, scratch + all, scratch + (2 * all + LANES - 1) / LANES * LANES};
   const element *queries = (const element *)a->queries + share->first * a->stride + first_head * size;
@@ -169,7 +169,7 @@ static void attend_one(const struct attended *a, const struct share *share, floa
         for (int64_t first = 0; first < group && there > 0; first += MOST_HEADS) {
           int64_t heads = group - first < MOST_HEADS ? group - first : MOST_HEADS, at = head * group + first;
           struct seen some = {seen.largest + row * own + at, seen.sum + row * own + at, seen.values + (row * own + at) * wide};
-          see(decoder, queries + row * a->stride + at * size, heads, key, value, there, some);
+          see(stack, queries + row * a->stride + at * size, heads, key, value, there, some);
         }
       }
       for (int64_t k = 0; k < count; k++) key[k] += size, value[k] += wide;
@@ -179,10 +179,10 @@ static void attend_one(const struct attended *a, const struct share *share, floa
     const float *found = seen.values + h * wide;
     int64_t row = h / own, head = first_head + h % own;
     if (share->part < 0) {
-      element *to = (element *)a->out + ((share->first + row) * decoder->heads + head) * wide;
+      element *to = (element *)a->out + ((share->first + row) * stack->heads + head) * wide;
       for (int64_t i = 0; i < wide; i += LANES) store(to + i, load_floats(found + i) * (1.0f / seen.sum[h]));
     } else {
-      float *to = a->parts + ((share->part + row * share->stride) * decoder->heads + head) * (wide + 2);
+      float *to = a->parts + ((share->part + row * share->stride) * stack->heads + head) * (wide + 2);
       to[0] = seen.largest[h], to[1] = seen.sum[h];
       memcpy(to + 2, found, (size_t)wide * sizeof(float));
     }
@@ -191,13 +191,13 @@ static void attend_one(const struct attended *a, const struct share *share, floa
 
 static void merge(const void *context, int64_t piece, void *scratch) {
   const struct merged *m = context;
-  const struct decoder *decoder = m->decoder;
+  const struct stack *stack = m->stack;
   const struct join *join = &m->joins[piece];
   (void)scratch;
-  int64_t wide = decoder->value_dim, step = decoder->heads * (wide + 2);
-  for (int64_t h = 0; h < decoder->heads; h++) {
+  int64_t wide = stack->value_dim, step = stack->heads * (wide + 2);
+  for (int64_t h = 0; h < stack->heads; h++) {
     const float *parts = m->parts + join->part * step + h * (wide + 2);
-    element *to = (element *)m->out + (join->row * decoder->heads + h) * wide;
+    element *to = (element *)m->out + (join->row * stack->heads + h) * wide;
     float top = -INFINITY, sum = 0;
     for (int64_t p = 0; p < join->count; p++) top = parts[p * step] > top ? parts[p * step] : top;
     for (int64_t p = 0; p < join->count; p++)
@@ -214,7 +214,7 @@ static void merge(const void *context, int64_t piece, void *scratch) {
 /* A block of keys [units, KEY_BLOCK] and of values [KEY_BLOCK / UNIT, size] as weights of a product are. */
 static void pack_block(const struct attended *a, const struct share *share, int64_t first, int64_t count,
                        uint32_t *keys, uint32_t *values) {
-  int64_t size = a->decoder->head_dim, wide = a->decoder->value_dim, units = size / UNIT;
+  int64_t size = a->stack->head_dim, wide = a->stack->value_dim, units = size / UNIT;
   struct walk from = walk_from(a, a->keys, a->key_stride, share->sequence, first, share->head, size);
   if (count < KEY_BLOCK) {
     memset(keys, 0, (size_t)(units * KEY_BLOCK) * 4);
@@ -237,10 +237,10 @@ static void pack_block(const struct attended *a, const struct share *share, int6
 }
 
 /* One row's scores of a block to weights: those of keys [low, high) of it. Returns what to multiply sums before by. */
-static float weigh_row(const struct decoder *decoder, float *scores, element *weights, int64_t low, int64_t high,
+static float weigh_row(const struct stack *stack, float *scores, element *weights, int64_t low, int64_t high,
                        float *largest, float *sum) {
   enum { VECTORS = KEY_BLOCK / LANES };
-  float scale = decoder->scale * LOG2_E, cap = decoder->soft_cap;
+  float scale = stack->scale * LOG2_E, cap = stack->soft_cap;
   floats score[VECTORS], top = broadcast(*largest), added = broadcast(0);
   if (low >= high) {
     memset(weights, 0, KEY_BLOCK * sizeof(element));
@@ -254,7 +254,7 @@ static float weigh_row(const struct decoder *decoder, float *scores, element *we
       score[v] *= scale;
     } else {
       ints hidden = score[v] == -INFINITY;
-      score[v] = capped(score[v] * decoder->scale, cap) * LOG2_E;
+      score[v] = capped(score[v] * stack->scale, cap) * LOG2_E;
       score[v] = (floats)(((ints)score[v] & ~hidden) | ((ints)broadcast(-INFINITY) & hidden));
     }
     top = larger(top, score[v]);
@@ -280,9 +280,9 @@ INLINE int64_t end_of(const struct batch *batch, int64_t row, int64_t own, int64
 }
 
 static void attend_many(const struct attended *a, const struct share *share, float *scratch) {
-  const struct decoder *decoder = a->decoder;
+  const struct stack *stack = a->stack;
   const struct batch *batch = a->batch;
-  int64_t group = decoder->heads / decoder->kv_heads, size = decoder->head_dim, wide = decoder->value_dim;
+  int64_t group = stack->heads / stack->kv_heads, size = stack->head_dim, wide = stack->value_dim;
   int64_t tokens = share->last - share->first, rows = tokens * group, units = size / UNIT;
   int64_t position = batch->lengths[share->sequence] - (batch->query_start[share->sequence + 1] - share->first);
   float *sums = scratch, *largest = sums + rows * wide, *sum = largest + rows;
@@ -313,7 +313,7 @@ static void attend_many(const struct attended *a, const struct share *share, flo
         int64_t row = r + i, own = position + row / group, low = window >= 0 ? own - window - first : 0;
         int64_t high = end_of(batch, share->first + row / group, own, length) - first;
         high = high < KEY_BLOCK ? high : KEY_BLOCK;
-        by[i] = weigh_row(decoder, scores + i * KEY_BLOCK, weights + i * KEY_BLOCK, low > 0 ? low : 0, high,
+        by[i] = weigh_row(stack, scores + i * KEY_BLOCK, weights + i * KEY_BLOCK, low > 0 ? low : 0, high,
                           &largest[row], &sum[row]);
       }
       for (int64_t column = 0; column < wide; column += PANEL) {
@@ -330,7 +330,7 @@ static void attend_many(const struct attended *a, const struct share *share, flo
   }
   for (int64_t r = 0; r < rows; r++) {
     int64_t row = share->first + r / group;
-    element *to = (element *)a->out + ((row * decoder->kv_heads + share->head) * group + r % group) * wide;
+    element *to = (element *)a->out + ((row * stack->kv_heads + share->head) * group + r % group) * wide;
     for (int64_t i = 0; i < wide; i += LANES) store(to + i, load_floats(sums + r * wide + i) * (1.0f / sum[r]));
   }
 }

@@ -94,6 +94,16 @@ INLINE float largest_of(floats value) {
 #endif
 }
 
+INLINE int32_t smallest_of(ints value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_epi32((__m512i)value);
+#else
+  int32_t least = value[0];
+  for (int i = 1; i < LANES; i++) least = value[i] < least ? value[i] : least;
+  return least;
+#endif
+}
+
 INLINE float sum_of(floats value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)value);

@@ -52,7 +52,7 @@ struct layer {
 };
 
 /* A stack of layers, a tower's among them: each row of its batch is a page, as rows of the step lie. */
-struct decoder {
+struct stack {
   const struct layer *layers;
   int64_t count, hidden, intermediate, heads, kv_heads, head_dim, value_dim, page_size;
   float scale, soft_cap; /* soft_cap 0: none */

@@ -29,7 +29,14 @@ enum ending {
   ADD,      /* to the elements that are there */
   ACTIVATE, /* as STORE, of the activation */
   GATE,     /* activation(left block) * right block: half as many columns */
-  WIDE      /* to `out` as float32 */
+  WIDE,     /* to `out` as float32 */
+  LARGEST   /* of some blocks' columns the largest alone: to `out` as `struct largest` */
+};
+
+/* The largest of some columns, of equals the first; -1: it is less than all that are numbers, and none of them. */
+struct largest {
+  float value;
+  int32_t column;
 };
 
 /* Some rows by some columns of a product. */
@@ -42,6 +49,7 @@ struct multiplied {
   int64_t row_step, block_step; /* of a piece: rows, and blocks of columns: 1, 2 or 4 */
   int64_t ahead;                /* pieces from one to that which the same thread does next, as a rule */
   const float *group_sums;      /* [rows, in / GROUP] of x, by a weight that has them added */
+  int64_t columns;              /* of `out`, LARGEST: those behind them fill up the last block */
 };
 
 /* Sums of each group of a product's inputs. */
@@ -60,7 +68,7 @@ struct normed {
 };
 
 struct rotated {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct layer *layer;
   const struct step *step;
   void *qkv; /* [tokens, (heads + kv_heads) * head_dim + kv_heads * value_dim]: queries are rotated in place, and
@@ -69,7 +77,7 @@ struct rotated {
 };
 
 struct attended {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct layer *layer;
   const struct batch *batch;
   const struct share *shares; /* one a piece */
@@ -93,7 +101,7 @@ struct share {
 
 /* Parts of one token's attention, to be put together. */
 struct merged {
-  const struct decoder *decoder;
+  const struct stack *stack;
   const struct join *joins; /* one a piece */
   const float *parts;
   void *out;
@@ -130,6 +138,6 @@ static inline int has_least(int64_t form) { return form == INT4 || form == INT8_
 static inline int takes_sums(int64_t form) { return has_least(form) || form == SEGMENTS; }
 
 /* of floats, a part: largest score, sum, then the values of each head */
-static inline int64_t part_floats(const struct decoder *decoder) { return decoder->heads * (decoder->value_dim + 2); }
+static inline int64_t part_floats(const struct stack *stack) { return stack->heads * (stack->value_dim + 2); }
 
 #endif

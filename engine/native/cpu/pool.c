@@ -11,7 +11,6 @@
 
 enum {
   LINE = 64,
-  PIECE_BITS = 20, /* of `done`; above them is what is left of the run's number */
   SPINS = 4000,   /* of a thread without work, some tens of microseconds, before it sleeps */
   PATIENCE = 500  /* of one that waits for another's piece, some microseconds, before it gives up its core */
 };
@@ -20,8 +19,8 @@ enum {
  * claim no piece of another one, and nobody waits for it. */
 struct counter {
   _Alignas(LINE) _Atomic uint64_t next; /* run << 32 | pieces claimed */
-  _Alignas(LINE) _Atomic uint32_t done; /* run << PIECE_BITS | pieces done: what waiters sleep on, none past its run */
-  _Atomic uint32_t waiting;
+  _Alignas(LINE) _Atomic uint64_t done; /* run << 32 | pieces done */
+  _Atomic uint32_t waiting, ends;       /* ends that somebody waited for: what waiters sleep on, none past its run */
   _Atomic int64_t pieces;
   void (*work)(const void *context, int64_t piece, void *scratch); /* read behind a claim alone */
   const void *context;
@@ -63,23 +62,29 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static int64_t pieces_in(uint32_t done) { return done & ((1u << PIECE_BITS) - 1); }
+static int64_t pieces_in(uint64_t done) { return (uint32_t)done; }
+
+/* Whether no piece of this run is left in a phase, or another run has begun. */
+static int is_over(struct counter *counter, uint32_t run) {
+  int64_t pieces = atomic_load_explicit(&counter->pieces, memory_order_acquire); /* first: if another run's, so is `done` */
+  uint64_t done = atomic_load(&counter->done);
+  return done >> 32 != run || pieces_in(done) >= pieces;
+}
 
 /* Waits for the pieces of a phase that others have. Whoever has one may have been taken off its core: a core that is left
  * idle is what the system moves it to at once. */
 static void await(struct counter *counter, uint32_t run) {
-  for (int spins = 0;; spins++) {
-    uint32_t done = atomic_load_explicit(&counter->done, memory_order_acquire);
-    if (done >> PIECE_BITS != (run << PIECE_BITS) >> PIECE_BITS) return; /* another run's */
-    if (pieces_in(done) >= atomic_load_explicit(&counter->pieces, memory_order_relaxed)) return;
-    if (spins < PATIENCE) {
-      relax();
-      continue;
-    }
-    atomic_fetch_add(&counter->waiting, 1);
-    futex(&counter->done, FUTEX_WAIT, done); /* returns at once if another piece is done */
-    atomic_fetch_sub(&counter->waiting, 1);
+  for (int spins = 0; spins < PATIENCE; spins++) {
+    if (is_over(counter, run)) return;
+    relax();
   }
+  atomic_fetch_add(&counter->waiting, 1); /* sequentially consistent, as is what ends a phase: one sees the other */
+  for (;;) {
+    uint32_t ends = atomic_load(&counter->ends);
+    if (is_over(counter, run)) break;
+    futex(&counter->ends, FUTEX_WAIT, ends); /* returns at once if the end has come meanwhile */
+  }
+  atomic_fetch_sub(&counter->waiting, 1);
 }
 
 /* Works through the phases of a run until it is over. The caller's are given; others see them by their counters. */
@@ -96,9 +101,10 @@ static void work_through(struct pool *pool, uint32_t run, const struct worker *w
                                                  memory_order_acquire))
         continue;
       counter->work(counter->context, piece, worker->scratch);
-      /* sequentially consistent, as is a waiter's count: one of the two sees the other */
-      if (pieces_in(atomic_fetch_add(&counter->done, 1)) + 1 == pieces && atomic_load(&counter->waiting) > 0)
-        futex(&counter->done, FUTEX_WAKE, (uint32_t)pool->threads);
+      if (pieces_in(atomic_fetch_add(&counter->done, 1)) + 1 == pieces && atomic_load(&counter->waiting) > 0) {
+        atomic_fetch_add(&counter->ends, 1);
+        futex(&counter->ends, FUTEX_WAKE, (uint32_t)pool->threads);
+      }
       claimed = atomic_load_explicit(&counter->next, memory_order_acquire);
     }
     await(counter, run);
@@ -196,7 +202,7 @@ static void run_some(struct pool *pool, const struct phase *phases, int count) {
     struct counter *counter = &pool->counters[p];
     /* first: whoever still has the run before in hand claims nothing from here on */
     atomic_store(&counter->next, (uint64_t)run << 32);
-    atomic_store_explicit(&counter->done, run << PIECE_BITS, memory_order_relaxed);
+    atomic_store_explicit(&counter->done, (uint64_t)run << 32, memory_order_relaxed);
     /* behind that, and read so: who finds this run's pieces cannot claim one of them for the run before */
     atomic_store_explicit(&counter->pieces, phases[p].pieces, memory_order_release);
     counter->work = phases[p].work;

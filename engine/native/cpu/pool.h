@@ -11,7 +11,7 @@ enum { MOST_PHASES = 4096, MOST_PARTS = 8 };
 struct phase {
   void (*work)(const void *context, int64_t piece, void *scratch);
   const void *context;
-  int64_t pieces; /* less than a million */
+  int64_t pieces; /* less than 2^32: as many have no room for what they leave */
   int part; /* of a step, whose time is taken: less than MOST_PARTS */
 };
 

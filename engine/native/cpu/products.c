@@ -65,6 +65,22 @@ INLINE int64_t pitch_of(const struct product *product, int64_t block) {
   return (blocks - first < 4 ? blocks - first : 4) * BLOCK;
 }
 
+/* What `choose` finds, of some of a row's columns. */
+static struct largest largest_among(float *sums, int64_t count, int64_t column) {
+  floats top = broadcast(-INFINITY);
+  ints places, first;
+  for (int64_t i = count; i % LANES != 0; i++) sums[i] = NAN;
+  for (int64_t i = 0; i < count; i += LANES) top = larger(load_floats(sums + i), top);
+  float most = largest_of(top);
+  for (int i = 0; i < LANES; i++) places[i] = i, first[i] = PANEL;
+  for (int64_t i = (count - 1) / LANES * LANES; i >= 0; i -= LANES) {
+    ints there = load_floats(sums + i) == most;
+    first = (there & (places + (int32_t)i)) | (~there & first);
+  }
+  int32_t found = smallest_of(first);
+  return (struct largest){most, found == PANEL ? -1 : (int32_t)column + found};
+}
+
 static void end_row(const struct multiplied *m, int64_t row, int64_t column, int64_t width, float *sums) {
   const element *bias = m->product->bias;
   if (bias != NULL)
@@ -93,6 +109,12 @@ static void end_row(const struct multiplied *m, int64_t row, int64_t column, int
           floats left = load_floats(sums + pair + i), right = load_floats(sums + pair + BLOCK + i);
           store(to + i, activated(left, m->activation) * right);
         }
+      break;
+    }
+    case LARGEST: {
+      int64_t step = m->block_step * BLOCK, pieces = (out + step - 1) / step;
+      int64_t count = m->columns - column < width ? m->columns - column : width;
+      ((struct largest *)m->out)[row * pieces + column / step] = largest_among(sums, count, column);
       break;
     }
     default: {

@@ -44,9 +44,9 @@ static void rotate_head(const element *head, element *to, int64_t size, const st
 static void rotate(const void *context, int64_t row, void *scratch) {
   const struct rotated *r = context;
   (void)scratch;
-  const struct decoder *decoder = r->decoder;
+  const struct stack *stack = r->stack;
   const struct layer *layer = r->layer;
-  int64_t size = decoder->head_dim, values = decoder->value_dim, heads = decoder->heads, kept = decoder->kv_heads;
+  int64_t size = stack->head_dim, values = stack->value_dim, heads = stack->heads, kept = stack->kv_heads;
   element *qkv = (element *)r->qkv + row * ((heads + kept) * size + kept * values);
   const float *cosines = r->step->cosines[layer->rotary] + row * size;
   const float *sines = r->step->sines[layer->rotary] + row * size;

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from engine.memory.checkpoint import read_checkpoint
 from engine.models.llava import Llava
+from engine.models.loader import load_model
 from tests.engine.models.pictures import media_item, picture, processed, tower_inputs
 
 SIZES = [
@@ -117,3 +121,55 @@ def test_a_published_config_may_leave_out_llama_defaults(
     ours = Llava(tmp_path).text_config()
     theirs = LlavaConfig.from_pretrained(tmp_path).text_config.to_dict()
     assert ours == {name: theirs[name] for name in ours}
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "layers"),
+    [(-2, 2), (2, 2), (-1, 3), (3, 3), (-3, 1), (-4, 1), ([-2], 2), ([1, -3], 1), ([-4, -1], 3)],
+)
+def test_layers_behind_the_last_that_is_looked_at_are_not_loaded(
+    looked_at: int | list[int], layers: int, llava_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llava_folder, tmp_path, dirs_exist_ok=True)
+    config = LlavaConfig.from_pretrained(llava_folder, vision_feature_layer=looked_at)
+    theirs = LlavaForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(str(tmp_path), "float32", "cpu", ("image",)).model
+    tower, projector = ours.model.vision_tower, ours.model.multi_modal_projector
+    assert len(tower.encoder.layers) == layers
+    pixels, other = torch.randn(2, 3, 56, 56), [-4] if layers > 1 else [-1]
+    other = other[0] if isinstance(looked_at, int) else other * len(looked_at)
+    with torch.inference_mode():
+        found = ours.get_image_features(pixels).pooler_output
+        expected = theirs.get_image_features(pixels).pooler_output
+        others = theirs.get_image_features(pixels, vision_feature_layer=other).pooler_output
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    assert not torch.equal(torch.cat(others), torch.cat(expected))
+    counted = sum(weight.numel() for weight in (*tower.parameters(), *projector.parameters()))
+    assert read_checkpoint(tmp_path).tower_parameters == counted
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"vision_feature_layer": 4},
+        {"vision_feature_layer": True},
+        {"vision_feature_layer": "-2"},
+        {"vision_feature_layer": [-2, None]},
+        {"vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 3}},
+        {"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 0}},
+        {"vision_config": {"model_type": "clip_vision_model"}},
+    ],
+    ids=str,
+)
+def test_no_layer_is_left_out_where_it_is_unclear(
+    odd: dict[str, Any], llava_folder: Path, tmp_path: Path
+) -> None:
+    config = json.loads((llava_folder / "config.json").read_text())
+    name = "model.vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight"
+    for folder, values, unread in (("plain", {}, True), ("odd", odd, False)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config | values))
+        assert Llava(tmp_path / folder).unread(name) == unread
+    assert not Llava(tmp_path / "plain").unread(name.replace("layers.2", "layers.1"))
+    assert not Llava(tmp_path / "plain").unread("model.language_model.layers.2.mlp.up_proj.weight")

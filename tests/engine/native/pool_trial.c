@@ -4,6 +4,7 @@
  *   pool_trial wake RUNS THREADS SECONDS     runs that end only if every thread takes part, after pauses
  *   pool_trial late POOLS THREADS            runs with pieces and without in turn, and then no more
  *   pool_trial long PHASES THREADS           one run of so many phases
+ *   pool_trial many PIECES THREADS           phases of about so many pieces
  *
  * What pieces leave is plain memory: a sanitizer of threads sees what is not ordered. */
 #include <stdatomic.h>
@@ -176,6 +177,38 @@ static void try_long(int count, int threads) {
   pool_free(pool);
 }
 
+struct marked {
+  char *marks;
+  int64_t pieces, before; /* of the phase before */
+};
+
+/* The last piece takes its time, so that others wait for it. */
+static void mark(const void *context, int64_t piece, void *scratch) {
+  const struct marked *marked = context;
+  (void)scratch;
+  if (marked->before > 0 && marked->marks[marked->before - 1] < 1) fault("a phase begun before the end of that before it");
+  if (piece == marked->pieces - 1) sleep_for(3000);
+  marked->marks[piece]++;
+}
+
+/* Phases that are of one piece less, just as many, and one more, each behind the end of that before it. */
+static void try_many(int64_t pieces, int threads) {
+  struct pool *pool = pool_new(threads);
+  char *marks = calloc((size_t)pieces + 1, 1);
+  if (pool == NULL || marks == NULL) exit(2);
+  struct marked marked[3];
+  struct phase phases[3];
+  for (int p = 0; p < 3; p++) {
+    marked[p] = (struct marked){marks, pieces - 1 + p, p > 0 ? pieces - 2 + p : 0};
+    phases[p] = (struct phase){mark, &marked[p], marked[p].pieces, 0};
+  }
+  pool_run(pool, phases, 3);
+  for (int64_t i = 0; i <= pieces; i++)
+    if (marks[i] != 1 + (i < pieces) + (i < pieces - 1)) fault("a piece that did not run just once in each phase");
+  free(marks);
+  pool_free(pool);
+}
+
 int main(int count, char **words) {
   if (count == 6 && strcmp(words[1], "any") == 0) {
     state = strtoull(words[2], NULL, 10) * 2 + 1;
@@ -187,6 +220,8 @@ int main(int count, char **words) {
     try_late(atoi(words[2]), atoi(words[3]));
   } else if (count == 4 && strcmp(words[1], "long") == 0) {
     try_long(atoi(words[2]), atoi(words[3]));
+  } else if (count == 4 && strcmp(words[1], "many") == 0) {
+    try_many(atoll(words[2]), atoi(words[3]));
   } else {
     return 2;
   }

@@ -4,7 +4,7 @@
  */
 #include <stdio.h>
 
-#include "decoder.c"
+#include "stack.c"
 
 const struct kernels *kernels_of(const char *variant, int element) {
   (void)variant, (void)element;
@@ -37,7 +37,7 @@ static int try_one(void) {
   int32_t query_start[MOST_SEQUENCES + 1] = {0}, lengths[MOST_SEQUENCES], page_start[MOST_SEQUENCES + 1] = {0};
   int64_t groups[] = {1, 2, 3, 7, 12, 48, 193}, kept[] = {1, 2, 3, 8, 32}, windows[] = {-1, 0, 1, 255, 256, 257, 1000};
   int64_t group = groups[draw(7)], heads = kept[draw(5)];
-  struct decoder d = {.count = 1 + draw(3), .hidden = 64, .intermediate = 64, .heads = group * heads, .kv_heads = heads,
+  struct stack d = {.count = 1 + draw(3), .hidden = 64, .intermediate = 64, .heads = group * heads, .kv_heads = heads,
                       .head_dim = 16, .value_dim = 32, .page_size = 16};
   struct batch batch = {.sequences = 1 + draw(MOST_SEQUENCES), .query_start = query_start, .page_start = page_start,
                         .page_indices = page_indices, .lengths = lengths};
@@ -61,7 +61,7 @@ static int try_one(void) {
   char *memory = malloc((size_t)none.bytes);
   if (memory == NULL) return fault("no memory");
   struct places p = places_of(&d, &batch, memory);
-  int64_t half = ((char *)p.joins - (char *)p.shares) / (int64_t)sizeof *p.shares / 2; /* as appliance_decode has it */
+  int64_t half = ((char *)p.joins - (char *)p.shares) / (int64_t)sizeof *p.shares / 2; /* as appliance_compute has it */
   int64_t joined_half = ((char *)p.layers - (char *)p.joins) / (int64_t)sizeof *p.joins - half;
   int64_t parts = ((char *)p.shares - (char *)p.parts) / 4 / part_floats(&d);
   int bad = 0;

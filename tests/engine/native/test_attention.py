@@ -334,7 +334,7 @@ def test_scratch_memory_is_as_much_as_is_used(machines: Machines, dtype: torch.d
             stage = staged(shape, dtype, parts)
             backend = NativeAttention(shape, stage.cache, machines[2])
             backend.plan(stage.batch)
-            needed = backend.machine.scratch_bytes(backend.decoder, backend.batch)
+            needed = backend.machine.scratch_bytes(backend.stack, backend.batch)
             backend._scratch = torch.full((needed + 4096,), 0x5A, dtype=torch.uint8)
             stage_run(stage, backend)
             assert backend._scratch[needed:].eq(0x5A).all()

@@ -28,7 +28,7 @@ STRUCTS = {
     "product": loading.Product,
     "norm": loading.Norm,
     "layer": loading.Layer,
-    "decoder": loading.Decoder,
+    "stack": loading.Stack,
     "batch": loading.Batch,
     "step": loading.Step,
 }
@@ -62,7 +62,7 @@ def test_structs_and_numbers_are_the_same_on_both_sides(tmp_path: Path) -> None:
         expected.append(f"{name} {value}")
         lines.append(f'printf("{name} %d\\n", (int){name});')
     (tmp_path / "layout.c").write_text(
-        '#include <stdio.h>\n#include "decoder.c"\n'
+        '#include <stdio.h>\n#include "stack.c"\n'
         "const struct kernels *kernels_of(const char *variant, int element) {\n"
         "  (void)variant, (void)element;\n  return NULL;\n}\n"
         "int main(void) {\n  " + "\n  ".join(lines) + "\n  return 0;\n}\n"

@@ -39,6 +39,6 @@ FAULTS = {
 @pytest.mark.parametrize("said", FAULTS)
 def test_the_trial_finds(said: str, tmp_path: Path) -> None:
     before, after = FAULTS[said]
-    ran = trial(tmp_path, 1000, copied(tmp_path, ("decoder.c", before, after)))
+    ran = trial(tmp_path, 1000, copied(tmp_path, ("stack.c", before, after)))
     assert ran.returncode == 1
     assert said in ran.stderr

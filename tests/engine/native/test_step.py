@@ -155,10 +155,10 @@ class Decoder:
             for kept in layer:
                 kept.fill_(float("nan"))
         self.backend = NativeAttention(model.shape, self.cache, machine)
-        decoder = self.backend.decoder
-        decoder.hidden, decoder.intermediate = model.hidden, model.intermediate
-        decoder.activation = ACTIVATIONS[model.activation]
-        machine.reserve(decoder)
+        stack = self.backend.stack
+        stack.hidden, stack.intermediate = model.hidden, model.intermediate
+        stack.activation = ACTIVATIONS[model.activation]
+        machine.reserve(stack)
         self.held = []
         for index, weights in enumerate(model.layers):
             place = self.backend.layers[index]
@@ -198,7 +198,7 @@ class Decoder:
         model, states = self.model, embeddings.clone()
         tokens, size = len(states), model.shape.head_dim
         self.backend.plan(build_batch(slices, 16))
-        needed = self.machine.scratch_bytes(self.backend.decoder, self.backend.batch)
+        needed = self.machine.scratch_bytes(self.backend.stack, self.backend.batch)
         self.backend._scratch = torch.empty(needed, dtype=torch.uint8)  # not a byte more
         found = torch.full_like(states, float("nan"))
         step = self.backend.step()
@@ -214,7 +214,7 @@ class Decoder:
             step.sines[kind] = address(rows[1], torch.float32, tokens, size)
         for last in (*cuts, model.shape.layers):
             step.last = last
-            self.machine.decode(self.backend.decoder, step)
+            self.machine.compute(self.backend.stack, step)
             step.first = last
         return found
 

@@ -17,11 +17,11 @@ from engine.attention.native import NativeAttention
 from engine.core import Engine
 from engine.errors import ModelUnsupported
 from engine.layers.fuse import FusedDecoder
-from engine.layers.native import NativeDecoder
+from engine.layers.native import NativeDecoder, NativeHead
 from engine.native import choice
 from engine.native.choice import NativeUnusable, chosen, in_words
 from engine.native.loading import LibraryUnusable, variants
-from engine.request import Request
+from engine.request import Request, SamplingOptions
 from tests.engine.running.test_oracle import TEXT, VISION, requests_for, words
 
 Folder = Callable[[str], Path]
@@ -94,6 +94,54 @@ def hold_to_the_last_bit(folder: Path, neighbours: tuple[int, ...], **changes: o
             assert torch.equal(row, other[place])
     first, second = list(rows[0].values())[:2]
     assert not torch.equal(first, second)
+
+
+ASKS_FOR_LOGITS = {
+    "a temperature": {"temperature": 0.5},
+    "log-probabilities": {"logprobs": 0},
+    "those of the prompt": {"prompt_logprobs": 0},
+    "a penalty": {"repetition_penalty": 1.3},
+    "a bias": {"logit_bias": {7: 100.0}},
+    "a least number of tokens": {"min_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("asked", [None, *ASKS_FOR_LOGITS])
+def test_a_greedy_choice_takes_no_logits_where_nobody_asks_for_them(
+    asked: str | None, checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are tokens others for it: beside what asks for them they are chosen out of all."""
+    calls: list[int] = []
+    multiply = NativeHead.__call__
+
+    def counted(head: NativeHead, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return multiply(head, x)
+
+    monkeypatch.setattr(NativeHead, "__call__", counted)
+    options = engine_options(checkpoint("qwen3"), threads=2, max_tokens_per_step=64)
+    requests = [Request(f"r{n}", words(20 * n, n), greedy(6)) for n in (1, 2, 4)]
+    if asked is not None:
+        told = {"temperature": 0.0, "max_tokens": 6, **ASKS_FOR_LOGITS[asked]}
+        requests.append(Request("asks", words(9, 9), SamplingOptions(**told)))
+    found = tokens_of(Engine(options), requests)
+    assert bool(calls) == (asked is not None)
+    monkeypatch.setattr("engine.running.launcher.takes_likeliest", lambda sequence: False)
+    again = tokens_of(Engine(options), requests)
+    assert len(calls) > 0
+    for request in requests[:3]:
+        assert found[request.id] == again[request.id]
+    assert len(set(map(tuple, found.values()))) == len(requests)
+
+
+def tokens_of(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work():
+        for output in engine.step():
+            found[output.request_id] += output.token_ids
+    return found
 
 
 def test_what_is_not_for_it_is_torchs(

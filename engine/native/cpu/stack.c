@@ -1,4 +1,5 @@
 /* A stack of layers, and single products, as phases of the pool: what Python calls. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,7 +51,7 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Bytes of memory that a thread needs of its own: what `attend_many` works in. */
-static int64_t thread_bytes(const struct decoder *d) {
+static int64_t thread_bytes(const struct stack *d) {
   int64_t rows = most(QUERY_ROWS, d->heads), blocks = d->head_dim + d->value_dim;
   return 4 * (rows * (d->value_dim + 2) + KEY_BLOCK * blocks + rows * d->head_dim);
 }
@@ -79,8 +80,8 @@ EXPORTED void appliance_seconds(struct machine *machine, double *seconds) {
 }
 
 /* Gives each thread the memory that attention of this shape takes; 0 if there is none. */
-EXPORTED int appliance_reserve(struct machine *machine, const struct decoder *decoder) {
-  return pool_reserve(machine->pool, (size_t)thread_bytes(decoder));
+EXPORTED int appliance_reserve(struct machine *machine, const struct stack *stack) {
+  return pool_reserve(machine->pool, (size_t)thread_bytes(stack));
 }
 
 /* Gives each thread what it takes to choose out of that many tokens; 0 if there is no memory. */
@@ -148,6 +149,37 @@ EXPORTED void appliance_multiply(struct machine *machine, int element, const str
   pool_run(machine->pool, phases, (int)(end - phases));
 }
 
+/* The largest of each piece of a row of logits, [rows, pieces]. */
+struct compared {
+  const struct largest *of;
+  int64_t pieces;
+  int64_t *tokens;
+};
+
+static void compare(const void *context, int64_t row, void *scratch) {
+  const struct compared *c = context;
+  const struct largest *of = c->of + row * c->pieces;
+  (void)scratch;
+  struct largest best = {-INFINITY, -1};
+  for (int64_t i = 0; i < c->pieces; i++)
+    if (of[i].value > best.value || (best.column < 0 && of[i].value == best.value)) best = of[i];
+  c->tokens[row] = best.column < 0 ? 0 : best.column; /* none is a number */
+}
+
+/* The tokens [rows] that `appliance_choose` chooses at temperature 0 out of the first `vocabulary` outputs of a product.
+ * Memory is of 8 bytes for each block of each row; `sums` as for `put_product`. */
+EXPORTED void appliance_likeliest(struct machine *machine, int element, const struct product *product, const void *x,
+                                  int64_t rows, int64_t vocabulary, int64_t *tokens, void *memory, float *sums) {
+  if (rows == 0) return;
+  struct product_work work;
+  struct phase phases[3];
+  struct multiplied value = {.product = product, .x = x, .out = memory, .rows = rows, .ending = LARGEST, .columns = vocabulary};
+  struct phase *end = put_product(phases, machine->of[element], &work, value, sums, pool_threads(machine->pool), HEAD);
+  struct compared compared = {memory, ceiling(product->out / BLOCK, work.multiplied.block_step), tokens};
+  *end++ = (struct phase){compare, &compared, rows, CHOICE};
+  pool_run(machine->pool, phases, (int)(end - phases));
+}
+
 static void *take(char **at, int64_t bytes) {
   void *place = *at;
   *at += (bytes + 63) / 64 * 64;
@@ -162,7 +194,7 @@ static int64_t seen_keys(const struct batch *batch, int64_t sequence, int64_t wi
   return window >= 0 && length > window + 1 ? window + 1 : length;
 }
 
-static struct places places_of(const struct decoder *d, const struct batch *batch, char *memory) {
+static struct places places_of(const struct stack *d, const struct batch *batch, char *memory) {
   struct places p;
   char *at = memory;
   int64_t bytes = element_bytes(d->element), tokens = batch->tokens;
@@ -189,9 +221,9 @@ static struct places places_of(const struct decoder *d, const struct batch *batc
 }
 
 /* Bytes of scratch memory that a step takes. */
-EXPORTED int64_t appliance_scratch(const struct decoder *decoder, const struct batch *batch) {
+EXPORTED int64_t appliance_scratch(const struct stack *stack, const struct batch *batch) {
   static char nothing[1];
-  return places_of(decoder, batch, nothing).bytes;
+  return places_of(stack, batch, nothing).bytes;
 }
 
 /* How many sequences from `s` on, `limit` at most, are single tokens one behind the other, on the same pages and in as
@@ -212,7 +244,7 @@ static int64_t alike(const struct batch *batch, int64_t s, int64_t window, int64
 
 /* Shares of the batch's attention in a layer of this window. Parts of a token's keys are by position, so that
  * a token's sums are in the same order in any batch; how many heads a share has changes none of them. */
-static void share_out(const struct decoder *d, const struct batch *batch, int64_t window, int threads,
+static void share_out(const struct stack *d, const struct batch *batch, int64_t window, int threads,
                       struct share *shares, int64_t *share_count, struct join *joins, int64_t *join_count) {
   int64_t step = most(QUERY_ROWS / (d->heads / d->kv_heads), 1), part = 0, single = 0, together = 0;
   *share_count = *join_count = 0;
@@ -261,7 +293,7 @@ static struct phase norm_phase(const struct kernels *kernels, struct normed *at,
 }
 
 /* Keys and values of one layer stored, then attended to. */
-EXPORTED void appliance_attend(struct machine *machine, const struct decoder *d, int64_t index, const struct batch *batch,
+EXPORTED void appliance_attend(struct machine *machine, const struct stack *d, int64_t index, const struct batch *batch,
                                const void *queries, const void *keys, const void *values, void *out, void *scratch) {
   const struct kernels *kernels = machine->of[d->element];
   const struct layer *layer = &d->layers[index];
@@ -282,8 +314,8 @@ EXPORTED void appliance_attend(struct machine *machine, const struct decoder *d,
   pool_run(machine->pool, phases, joined > 0 ? 2 : 1);
 }
 
-/* Layers [first, last) of a decoder; with the last of all, the final norm. */
-EXPORTED void appliance_decode(struct machine *machine, const struct decoder *d, const struct step *step) {
+/* Layers [first, last) of a stack; with the last of all, the final norm. */
+EXPORTED void appliance_compute(struct machine *machine, const struct stack *d, const struct step *step) {
   const struct batch *batch = step->batch;
   const struct kernels *kernels = machine->of[d->element];
   struct places p = places_of(d, batch, step->scratch);

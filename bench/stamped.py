@@ -33,7 +33,8 @@ def send(self: FrameSender, message: Any) -> None:
             file.write(json.dumps([known, time.perf_counter(), tokens]) + "\n")
 
 
-FrameSender.send = send  # type: ignore[method-assign]
+if FILE in os.environ:  # else a test of the benches has imported it
+    FrameSender.send = send  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     from appliance.__main__ import main

@@ -40,11 +40,12 @@ def load_stored(
     Matrices of the decoder's layers, the embedding's table and the head are a mapped `BlockWeight`
     then: whoever cannot compute by them widens them.
     """
+    family = family_for(folder)
     files = tensor_files(Path(folder))
     if not any(map(kind_of, files)):
         return load_model(folder, dtype, device, modalities, progress, vision_attention)
     tensor_shapes(Path(folder))  # raises where blocks are not whole
-    wanted, mapped = getattr(torch, dtype), family_for(folder).key_mapping() is not None
+    wanted, mapped = getattr(torch, dtype), family.key_mapping() is not None
     opened = {file: safe_open(file, framework="pt") for file in {*files.values()}}
     tensors: dict[str, torch.Tensor] = {}
     blocks: dict[str, BlockWeight] = {}

@@ -43,8 +43,8 @@ def batches(
             ids, labels, features = [], [], []
             for _ in range(size):
                 sound = audio_model.random_sound(rng, held_out=held_out)
-                samples = torch.from_numpy(audio.make(sound, rng, speaker))
-                features.append(log_mel.spectrogram(samples))
+                samples = audio.make(sound, rng, speaker)
+                features.append(torch.from_numpy(log_mel.spectrogram(samples)))
                 turn = rng.choice(about_sound(sound, rng))
                 question = chat.asked(audio_model.PLACEHOLDER + turn.question)
                 asked = chat.opening(None) + chat.USER + question

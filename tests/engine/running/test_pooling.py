@@ -104,7 +104,8 @@ def test_a_step_that_is_tried_again_counts_its_states_once(
 
     launcher._choose = failing  # type: ignore[method-assign]
     prompt = words(150, 1)
-    recorder.run(Request("tokens", words(9, 3), greedy(1)), Request("m", prompt, pooling="mean"))
+    tokens = Request("tokens", words(9, 3), greedy(1, logprobs=0))  # for which logits are needed
+    recorder.run(tokens, Request("m", prompt, pooling="mean"))
     assert len(failures) == 2
     expected = reference("llama").hidden_states(prompt).mean(dim=0)
     assert (vectors(recorder)["m"] - expected).abs().max() < 1e-4

@@ -64,9 +64,10 @@ def main() -> int:
     return subprocess.run([*map(str, words)], cwd=checkout, check=False).returncode
 
 
-def _run(*command: object, **variables: object) -> None:
+def _run(*command: object, cwd: Path | None = None, **variables: object) -> None:
     words = [*map(str, command)]
-    subprocess.run(words, check=True, env=os.environ | {n: str(v) for n, v in variables.items()})
+    more = {name: str(value) for name, value in variables.items()}
+    subprocess.run(words, check=True, cwd=cwd, env=os.environ | more)
 
 
 def _copied(to: Path) -> Path:
@@ -90,7 +91,7 @@ def _emulator(folder: Path) -> Path:
     found = folder / "usr/bin/qemu-aarch64-static"
     if not found.exists():
         folder.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", EMULATOR], cwd=folder, check=True)  # noqa: S607
+        _run("apt-get", "download", EMULATOR, cwd=folder)
         for package in folder.glob("*.deb"):
             _run("dpkg", "-x", package, folder)
     return found

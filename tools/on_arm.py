@@ -16,7 +16,7 @@ import sys
 import venv
 from pathlib import Path
 
-from engine.native import build
+from engine.native.build import WARNINGS, build
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TESTS = [
@@ -27,8 +27,10 @@ PACKAGES = ("engine", "appliance", "bench", "tests")
 EMULATOR = "qemu-user-static"
 PYTHON = ("python3.11", "libpython3.11-stdlib", "libstdc++6")
 TORCH = "torch==2.9.1"  # the last whose wheel for ARM on PyPI is for CPUs alone
-WHEELS = ("numpy", "scipy", "transformers", "gguf", "pytest", "sympy", "networkx", "jinja2")
-WHEELS += ("pillow", "av", "soundfile", "soxr", "librosa")
+WHEELS = (
+    *("numpy", "scipy", "transformers", "gguf", "pytest", "sympy", "networkx", "jinja2"),
+    *("pillow", "av", "soundfile", "soxr", "librosa"),
+)
 PLATFORMS = ("2_28", "2_27", "2_17")
 APT = """APT::Architecture "arm64";
 APT::Architectures {{"arm64";}};
@@ -52,8 +54,7 @@ def main() -> int:
     emulator = _emulator(folder / "emulator")
     root, site = _system(folder / "root", folder / "apt"), _wheels(folder / "site", folder)
     checkout = _copied(folder / "checkout")
-    build.platform.machine = lambda: "aarch64"
-    library = build.build(checkout / "engine/native", build.WARNINGS, command=compiler)
+    library = build(checkout / "engine/native", WARNINGS, compiler, "aarch64")
     variables = {"PYTHONPATH": site, "OMP_NUM_THREADS": 1, "PYTHONDONTWRITEBYTECODE": 1}
     variables |= {"LIBRARY_UNDER_TEST": library, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": 1}
     set_there = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
@@ -63,9 +64,10 @@ def main() -> int:
     return subprocess.run([*map(str, words)], cwd=checkout, check=False).returncode
 
 
-def _run(*command: object, **variables: object) -> None:
+def _run(*command: object, cwd: Path | None = None, **variables: object) -> None:
     words = [*map(str, command)]
-    subprocess.run(words, check=True, env=os.environ | {n: str(v) for n, v in variables.items()})
+    more = {name: str(value) for name, value in variables.items()}
+    subprocess.run(words, check=True, cwd=cwd, env=os.environ | more)
 
 
 def _copied(to: Path) -> Path:
@@ -89,7 +91,7 @@ def _emulator(folder: Path) -> Path:
     found = folder / "usr/bin/qemu-aarch64-static"
     if not found.exists():
         folder.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", EMULATOR], cwd=folder, check=True)  # noqa: S607 - Debian's
+        _run("apt-get", "download", EMULATOR, cwd=folder)
         for package in folder.glob("*.deb"):
             _run("dpkg", "-x", package, folder)
     return found

@@ -90,11 +90,17 @@ def compiler() -> list[str]:
     ]
 
 
-def build(folder: Path, flags: Sequence[str] = (), command: Sequence[str] = ()) -> Path:
-    """Compile into `folder`, with more `flags`. Raises NotBuilt."""
-    variants = VARIANTS.get(platform.machine())
+def build(
+    folder: Path, flags: Sequence[str] = (), command: Sequence[str] = (), machine: str = ""
+) -> Path:
+    """Compile into `folder`, with more `flags`; by a `command` for another machine, if it is named.
+
+    Raises NotBuilt.
+    """
+    machine = machine or platform.machine()
+    variants = VARIANTS.get(machine)
     if variants is None or not sys.platform.startswith("linux"):
-        raise NotBuilt(f"there are no kernels for {platform.machine()} on {sys.platform}")
+        raise NotBuilt(f"there are no kernels for {machine} on {sys.platform}")
     run = [*(command or compiler()), *FLAGS, *flags]
     with tempfile.TemporaryDirectory() as scratch:
         objects = {

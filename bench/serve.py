@@ -46,7 +46,7 @@ class Settings:
 
 def our_command(settings: Settings, recipe: str, overrides: list[str]) -> ServerCommand:
     port = free_port()
-    arguments = [sys.executable, "-m", "appliance", f"recipe={recipe}"]
+    arguments = [sys.executable, "-m", "appliance", *([f"recipe={recipe}"] if recipe else [])]
     arguments += [f"model.path={settings.checkpoint}", f"server.port={port}"]
     arguments += [f"model.max_len={settings.max_len}", f"engine.kv_cache_gb={settings.kv_gb}"]
     return ServerCommand("appliance", arguments + overrides, "/readyz", port)

@@ -11,6 +11,7 @@ SchemaPath = tuple[str | int, ...]
 ONE = ("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames")
 MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+MOST_VISITS = 100_000  # some 0.1 s
 EVERY_TYPE = ("null", "boolean", "number", "string", "array", "object")
 
 
@@ -33,24 +34,37 @@ def places(schema: Any, path: SchemaPath = ()) -> Iterator[tuple[SchemaPath, dic
                 pending += [((*path, name, key), one) for key, one in schema[name].items()]
 
 
+class TooComplex(Exception):
+    """It would take too long to tell."""
+
+
+class Ending(set[str]):
+    """References of which it is known that a value has an end, found by so many visits at most."""
+
+    left = MOST_VISITS
+
+    def visit(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise TooComplex
+
+
 def ends(schema: Any) -> bool:
     """Whether some value that a schema describes can be written in full.
 
-    One that requires itself has none, however long it gets.
+    One that requires itself has none, however long it gets. Raises TooComplex where references
+    refer to so many others that more than MOST_VISITS schemas would have to be looked at.
     """
     references = {
         reference for _, inner in places(schema) if isinstance(reference := inner.get("$ref"), str)
     }
-    ending: set[str] = set()
-    while True:
-        found = {
-            reference
-            for reference in references - ending
-            if _ends(_referred(schema, reference), ending)
-        }
-        if not found:
-            return _ends(schema, ending)
-        ending |= found
+    ending, before = Ending(), -1
+    while before != len(ending):  # until no more of them are found
+        before = len(ending)
+        for reference in references - ending:
+            if _ends(_referred(schema, reference), ending):
+                ending.add(reference)
+    return _ends(schema, ending)
 
 
 def _referred(schema: Any, reference: str) -> Any:
@@ -69,8 +83,9 @@ def _referred(schema: Any, reference: str) -> Any:
     return schema
 
 
-def _ends(schema: Any, ending: set[str]) -> bool:
+def _ends(schema: Any, ending: Ending) -> bool:
     """Whether a value has an end where those of the references in `ending` have."""
+    ending.visit()
     if not isinstance(schema, dict):
         return True
     reference = schema.get("$ref")
@@ -92,7 +107,7 @@ def _ends(schema: Any, ending: set[str]) -> bool:
     )
 
 
-def _kind_ends(kind: Any, schema: dict[str, Any], ending: set[str]) -> bool:
+def _kind_ends(kind: Any, schema: dict[str, Any], ending: Ending) -> bool:
     if kind == "object":
         required, properties = schema.get("required"), schema.get("properties")
         if not isinstance(required, list) or not isinstance(properties, dict):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal
 
 from appliance.errors import ApplianceError, bad_request
-from appliance.generation.json_schema import SchemaPath, ends, places
+from appliance.generation.json_schema import SchemaPath, TooComplex, ends, places
 from appliance.generation.regex import with_ascii_classes
 from engine.sampling.grammar import Grammar, fault
 
@@ -22,6 +22,7 @@ CHECKED = 128  # structures that are remembered
 # let a model that knows no better go on for ever.
 WHITESPACE = r"( |\r?\n[ \t]{0,64})?"
 ANY_OBJECT = '{"type":"object"}'
+OWN = "x-guidance"  # where llguidance's options stand in a schema
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 REGEX_FAULT = re.compile(r"regex parse error:.*?\nerror: ([^\n]+)", re.DOTALL)
 OVERLAPPING = "oneOf constraints are not supported"
@@ -65,12 +66,20 @@ def _from_schema(structure: Structure) -> str:
     schema = json.loads(structure.text)
     if not isinstance(schema, dict | bool):
         raise _unusable(structure, "a JSON schema is an object, true or false")
+    if isinstance(schema, dict) and OWN in schema:  # it could have keywords left out in silence
+        raise _unusable(
+            structure, f"'{OWN}' is the grammar engine's own", f"{structure.param}.{OWN}"
+        )
     if schema is False:
         raise _unusable(structure, "no value fits it")
     for path, _ in places(schema):
         if len(path) > DEEPEST:
             raise _unusable(structure, f"it is more than {DEEPEST} levels deep")
-    if not ends(schema):
+    try:
+        endless = not ends(schema)
+    except TooComplex:
+        raise _unusable(structure, "its references refer to too many others") from None
+    if endless:
         raise _unusable(structure, "no value that it describes has an end: it needs itself")
     text: str = LLMatcher.grammar_from_json_schema(
         "{}" if schema is True else structure.text,

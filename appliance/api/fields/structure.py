@@ -156,9 +156,13 @@ def _schema(value: Any, path: str, whitespace: str = WHITESPACE) -> Structure:
             raise bad_request(f"'{path}' is not valid JSON.", path, "invalid_value") from None
     if not isinstance(value, dict | bool):
         raise bad_request(f"'{path}' must be an object.", path, "invalid_type")
-    return Structure(
-        "json", read_text(json.dumps(value, ensure_ascii=False), path), path, whitespace
-    )
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise bad_request(
+            f"'{path}' is too deep, or has a number that is none in JSON.", path, "invalid_value"
+        ) from None
+    return Structure("json", read_text(text, path), path, whitespace)
 
 
 def _choices(value: Any, path: str) -> str:

@@ -95,7 +95,7 @@ async def test_requests_at_once_are_limited_and_counted_down_however_they_end(co
     path, body = "/v1/chat/completions", chat_body(stream=True)
     running = [kitchen.client.begin("POST", path, body, headers=bearer("ann")) for _ in range(2)]
     for exchange in running:
-        await asyncio.wait_for(exchange.begun.wait(), 5)
+        await asyncio.wait_for(exchange.begun.wait(), 60)
     assert running[1].reply.headers["x-ratelimit-remaining-concurrent"] == "0"
     refused = await ask(kitchen, "ann")
     assert (refused.status, refused.headers["retry-after"]) == (429, "1")
@@ -103,7 +103,7 @@ async def test_requests_at_once_are_limited_and_counted_down_however_they_end(co
         exchange.gone.set()
         await exchange.done()
     again = kitchen.client.begin("POST", path, body, headers=bearer("ann"))
-    await asyncio.wait_for(again.begun.wait(), 5)
+    await asyncio.wait_for(again.begun.wait(), 60)
     assert again.reply.status == 200
     again.gone.set()
     await again.done()

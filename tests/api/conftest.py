@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from appliance.api.app import create_app
 from appliance.config.compose import compose
 from appliance.config.schema import Config
+from appliance.generation.configured import style_for
 from appliance.generation.generation import Generation
 from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
@@ -125,5 +126,9 @@ def generation(
         pool=pool,
     )
     return Generation(
-        client=engine, prompting=prompting, metrics=metrics, sampling=SamplingDefaults()
+        client=engine,
+        prompting=prompting,
+        metrics=metrics,
+        sampling=SamplingDefaults(),
+        style=style_for(config.chat, side.template),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.accept import accept
+from appliance.api.accept import accept, told
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import ChatLogprobs
 from appliance.api.chat.parts import chat_parts
@@ -33,12 +34,16 @@ class Chat:
         """Validate, build the prompt, and answer as one body or as a stream."""
         service = self._service
         accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
-        fields, headers = accepted.fields, accepted.headers
+        fields = accepted.fields
         self._check_template(fields)
         generation = service.generator()
+        unheld: list[str] = []
+        make = partial(fields.reply, accepted.grammar, generation.style, unheld)
+        reply = await service.aside(make) if fields.tools else make()
+        headers = told(request, service, accepted.ignored + unheld)
         prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
         options = fields.answer_options(
-            accepted.origin, grammar=accepted.grammar, continuing=fields.continue_final_message
+            accepted.origin, reply=reply, continuing=fields.continue_final_message
         )
         answers = await generation.chat(prompt, fields, options)
         if fields.stream:

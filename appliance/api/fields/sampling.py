@@ -21,8 +21,8 @@ from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.answers import AnswerLength, AnswerOptions, Origin
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.style import Reply
 from engine.request import SamplingOptions
-from engine.sampling.grammar import Grammar
 
 INT64 = 2**63
 INT32 = 2**31
@@ -169,7 +169,7 @@ class SamplingFields(StructureFields, ABC):
         self,
         origin: Origin,
         *,
-        grammar: Grammar | None,
+        reply: Reply,
         continuing: bool,
         discard: bool = False,
     ) -> AnswerOptions:
@@ -184,7 +184,7 @@ class SamplingFields(StructureFields, ABC):
             min_tokens=self.min_tokens,
             continuing=continuing,
             discard=discard,
-            grammar=grammar,
+            reply=reply,
             origin=origin,
         )
 

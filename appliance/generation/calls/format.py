@@ -27,6 +27,9 @@ class CallFormat(Protocol):
     def amid_text(self, rules: Rules, tools: Sequence[Tool], *, parallel: bool) -> str:
         """A rule for any text that holds such calls, or none."""
 
+    def unheld(self, tool: Tool) -> str | None:
+        """The place in a tool's schema of what calls in this format cannot be held to, if any."""
+
     def parser(self, tools: Sequence[Tool]) -> AnswerParser:
         """What tells calls of these tools from text."""
 

@@ -36,6 +36,9 @@ class Hermes:
         mixed = f"({body})* {text}" if parallel else f"{text} | {body}"
         return rules.add("amid_text", mixed)
 
+    def unheld(self, tool: Tool) -> None:
+        return None
+
     def parser(self, tools: Sequence[Tool]) -> HermesParser:
         return HermesParser(frozenset(tool.name for tool in tools))
 

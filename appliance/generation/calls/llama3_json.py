@@ -33,6 +33,9 @@ class Llama3Json:
         calls = self.calls(rules, tools, parallel=parallel)
         return calls_or_text(rules, calls, beginning([tool.name for tool in tools]))
 
+    def unheld(self, tool: Tool) -> None:
+        return None
+
     def parser(self, tools: Sequence[Tool]) -> Llama3JsonParser:
         return Llama3JsonParser(frozenset(tool.name for tool in tools))
 

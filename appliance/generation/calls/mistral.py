@@ -31,6 +31,9 @@ class MistralList:
         calls = f"{rules.until(BEGIN)} {self._list(rules, tools, parallel)}"
         return rules.add("amid_text", f"{rules.text()} | {calls}")
 
+    def unheld(self, tool: Tool) -> None:
+        return None
+
     def parser(self, tools: Sequence[Tool]) -> MistralListParser:
         return MistralListParser(frozenset(tool.name for tool in tools))
 
@@ -123,6 +126,9 @@ class MistralNamed:
         call = f"{rules.until(BEGIN)} {self._call(rules, tools)}"
         text = rules.text()
         return rules.add("amid_text", f"({call})* {text}" if parallel else f"{text} | {call}")
+
+    def unheld(self, tool: Tool) -> None:
+        return None
 
     def parser(self, tools: Sequence[Tool]) -> MistralNamedParser:
         return MistralNamedParser(frozenset(tool.name for tool in tools))

@@ -16,7 +16,7 @@ from typing import Any
 from appliance.generation.calls.assembly import Assembly
 from appliance.generation.calls.format import call_id
 from appliance.generation.calls.json_call import GAP, pattern
-from appliance.generation.calls.keywords import TYPES, Keyword, in_order, keywords, kinds
+from appliance.generation.calls.keywords import TYPES, Keyword, in_order, keywords, kinds, unheld
 from appliance.generation.calls.leading import calls_or_text
 from appliance.generation.calls.reading import SPACES
 from appliance.generation.calls.tool import Tool
@@ -49,6 +49,9 @@ class Pythonic:
         beginning = "|".join(_beginning(tool.name) for tool in tools)
         return calls_or_text(rules, self.calls(rules, tools, parallel=parallel), beginning)
 
+    def unheld(self, tool: Tool) -> str | None:
+        return unheld(tool, plain_texts=False)
+
     def parser(self, tools: Sequence[Tool]) -> PythonicParser:
         return PythonicParser(frozenset(tool.name for tool in tools))
 
@@ -60,23 +63,16 @@ def _beginning(name: str) -> str:
 def _arguments(rules: Rules, tool: Tool, number: int) -> str:
     listed = keywords(tool)
     if listed is None:
-        one = f'/[A-Za-z_][A-Za-z0-9_]{{0,63}}/ "=" {_value(rules, {})}'
+        one = f'/[A-Za-z_][A-Za-z0-9_]{{0,63}}/ "=" {_value(rules, {}, tool.lenient)}'
         return rules.add(f"any_{number}", f'({one} ("," GAP {one})*)?')
-    ordered = in_order(
-        listed, lambda one: f"{literal(one.name + '=')} {_of(rules, one)}", '"," GAP'
-    )
-    for name, body in ordered:
-        for other, _ in ordered:
-            body = body.replace(f" {other}", f" args_{number}_{other}")
-        rules.add(f"args_{number}_{name}", body)
-    return f"args_{number}_first_0"
+
+    def write(keyword: Keyword) -> str:
+        return f"{literal(keyword.name + '=')} {_value(rules, keyword.schema, tool.lenient)}"
+
+    return in_order(rules, f"args_{number}", listed, write, '"," GAP')
 
 
-def _of(rules: Rules, keyword: Keyword) -> str:
-    return _value(rules, keyword.schema)
-
-
-def _value(rules: Rules, schema: dict[str, Any]) -> str:
+def _value(rules: Rules, schema: dict[str, Any], lenient: bool) -> str:
     """What stands for a value of a schema."""
     if "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
@@ -85,10 +81,11 @@ def _value(rules: Rules, schema: dict[str, Any]) -> str:
     words = [literal(word) for kind in WORDS if kind in found for word in WORDS[kind]]
     others = [kind for kind in TYPES if kind in found and kind not in WORDS]
     if not words:
-        return rules.json(json.dumps(schema))
+        return rules.json(json.dumps(schema), lenient=lenient)
     if not others:
         return f"({' | '.join(words)})"
-    return f"({' | '.join(words)} | {rules.json(json.dumps({**schema, 'type': others}))})"
+    rest = rules.json(json.dumps({**schema, "type": others}), lenient=lenient)
+    return f"({' | '.join(words)} | {rest})"
 
 
 def _written(value: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from appliance.generation.calls.assembly import Assembly
 from appliance.generation.calls.format import call_id
-from appliance.generation.calls.keywords import TYPES, Keyword, in_order, keywords, of_kind
+from appliance.generation.calls.keywords import TYPES, Keyword, in_order, keywords, of_kind, unheld
 from appliance.generation.calls.reading import SPACES, Prose, Until
 from appliance.generation.calls.tool import Tool
 from appliance.generation.parts import Parts
@@ -38,6 +38,9 @@ class Qwen3Coder:
         text = rules.text()
         return rules.add("amid_text", f"({body})* {text}" if parallel else f"{text} | {body}")
 
+    def unheld(self, tool: Tool) -> str | None:
+        return unheld(tool, plain_texts=True)
+
     def parser(self, tools: Sequence[Tool]) -> Qwen3CoderParser:
         return Qwen3CoderParser(tools)
 
@@ -57,15 +60,14 @@ def _parameters(rules: Rules, tool: Tool, number: int) -> str:
     if listed is None:
         one = rf"{literal(PARAMETER)} /[A-Za-z_][A-Za-z0-9_]{{0,63}}/ {literal(chr(62) + chr(10))}"
         return rules.add(f"any_{number}", f'({one} plain_text "\\n")*')
-    ordered = in_order(listed, lambda one: _parameter(rules, one), "")
-    for name, body in ordered:
-        for other, _ in ordered:
-            body = body.replace(f" {other}", f" args_{number}_{other}")
-        rules.add(f"args_{number}_{name}", body)
-    return f"args_{number}_first_0"
+
+    def write(keyword: Keyword) -> str:
+        return _parameter(rules, keyword, tool.lenient)
+
+    return in_order(rules, f"args_{number}", listed, write, "")
 
 
-def _parameter(rules: Rules, keyword: Keyword) -> str:
+def _parameter(rules: Rules, keyword: Keyword, lenient: bool) -> str:
     head = literal(f"{PARAMETER}{keyword.name}>\n")
     end = literal(f"\n{PARAMETER_END}\n")
     values = keyword.schema.get("enum", [keyword.schema.get("const")])
@@ -73,7 +75,7 @@ def _parameter(rules: Rules, keyword: Keyword) -> str:
         return f"{head} ({' | '.join(literal(_written(value)) for value in values)}) {end}"
     if "string" in keyword.kinds:
         return f'{head} plain_text "\\n"'
-    return f"{head} {rules.json(json.dumps(keyword.schema))} {end}"
+    return f"{head} {rules.json(json.dumps(keyword.schema), lenient=lenient)} {end}"
 
 
 def _written(value: object) -> str:

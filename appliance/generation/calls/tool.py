@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,19 +15,18 @@ class Tool:
     """
 
     name: str
-    definition: Mapping[str, Any]
+    definition: Mapping[str, Any] = field(compare=False)
     parameters: str
     lenient: bool = False
 
 
 @dataclass(slots=True, frozen=True)
 class ToolUse:
-    """The tools of a request, those that may be called, and how that is to be done.
+    """The tools that may be called, and how that is to be done.
 
     With `required` an answer is a call, or several unless `parallel` is false.
     """
 
     tools: tuple[Tool, ...]
-    callable: tuple[Tool, ...]
     required: bool = False
     parallel: bool = True

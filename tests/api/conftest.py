@@ -115,11 +115,12 @@ def generation(
     pool: ThreadPoolExecutor,
     intake: Intake | None = None,
     modalities: tuple[str, ...] = (),
+    max_len: int = MAX_LEN,
 ) -> Generation:
     prompting = Prompting(
         tokenizer=side.tokenizer,
         template=side.template,
-        limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
+        limits=Limits(max_len=max_len, pages=max_len // 8, page_size=16, max_sequences=4),
         intake=intake,
         modalities=modalities,
         metrics=metrics,

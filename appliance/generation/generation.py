@@ -93,10 +93,10 @@ class Generation:
         job = await self._prompting.chat(prompt, fields.answer_length)
         thinking = self.style.thinks(job.ending)
         reply = replace(options.reply, think=prompt.thinking.wanted is not False)
-        make = partial(self.style.grammar, reply, thinking=thinking)
-        grammar = make() if reply.tools is None else await self._prompting.aside(make)
+        make = partial(self.style.constraint, reply, thinking=thinking)
+        constraint = make() if reply.tools is None else await self._prompting.aside(make)
         parser = self.style.parser(reply, thinking=thinking)
-        return await self._start([replace(job, grammar=grammar)], fields, options, parser)
+        return await self._start([replace(job, constraint=constraint)], fields, options, parser)
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions
@@ -110,7 +110,7 @@ class Generation:
         for number, source in enumerate(prompts):
             param = f"prompt[{number}]" if many else "prompt"
             job = await self._prompting.text(source, fields.answer_length, param)
-            jobs.append(replace(job, grammar=options.reply.structure))
+            jobs.append(replace(job, constraint=options.reply.structure))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, options, None)
@@ -199,7 +199,7 @@ class Generation:
             n=options.n,
             priority=options.priority,
             salt=options.salt,
-            constraint=job.grammar,
+            constraint=job.constraint,
         )
         ended = False
         try:

@@ -20,7 +20,7 @@ from appliance.prompt.template import ChatTemplate, Postponed
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.prompt.tokenizer_file import TokenizerFailed
 from engine.request import MediaItem
-from engine.sampling.grammar import Grammar
+from engine.sampling.constraint import ConstraintSource
 from engine.scheduling.admission import admission
 
 Made = TypeVar("Made")
@@ -53,7 +53,7 @@ class Job:
     max_tokens: int
     param: str  # the field it came from
     ending: str = ""  # of a conversation's text
-    grammar: Grammar | None = None  # that its answers are held to
+    constraint: ConstraintSource | None = None  # that its answers are held to
 
     @property
     def media_tokens(self) -> dict[str, int]:

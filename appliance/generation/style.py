@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 from appliance.errors import bad_request
@@ -12,7 +12,9 @@ from appliance.generation.calls.tool import Tool, ToolUse
 from appliance.generation.parts import AnswerParser
 from appliance.generation.rules import STRUCTURE, Rules
 from appliance.generation.thoughts import Reasoning, ThoughtParser
+from engine.sampling.constraint import ConstraintSource
 from engine.sampling.grammar import Grammar, fault
+from engine.sampling.thought_budget import ThoughtBudget
 
 REMEMBERED = 64  # grammars of requests with tools, which agents send again and again
 
@@ -21,14 +23,16 @@ REMEMBERED = 64  # grammars of requests with tools, which agents send again and 
 class Reply:
     """What a request says that its answers may be.
 
-    `structure` is what their text is held to, if anything. Without `think` the prompt has told the
-    model not to; without `show_thought` nobody is to read it.
+    `structure` is what their text is held to, if anything, and `thought_tokens` how many a thought
+    may have. Without `think` the prompt has told the model not to; without `show_thought` nobody is
+    to read it.
     """
 
     structure: Grammar | None = None
     tools: ToolUse | None = None
     think: bool = True
     show_thought: bool = True
+    thought_tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +60,31 @@ class Style:
         """Whether a prompt ends inside a thought."""
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.start)
 
-    def grammar(self, reply: Reply, *, thinking: bool) -> Grammar | None:
+    def constraint(self, reply: Reply, *, thinking: bool) -> ConstraintSource | None:
         """What an answer is held to, behind a prompt that ends inside a thought or does not.
 
-        None where it may be anything. Raises ApplianceError 400 for tools that are too much.
+        None where it may be anything. Raises ApplianceError 400 for tools that are too much, and
+        for a bound on thoughts where there is no telling when one ends.
         """
+        grammar = self.grammar(reply, thinking=thinking)
+        if reply.thought_tokens is None:
+            return grammar
+        marks = () if self.reasoning is None else (self.reasoning.start, self.reasoning.end)
+        if not marks or not all(mark in self.added for mark in marks):
+            raise bad_request(
+                "A thought's length cannot be bounded here: the model has no tokens for the marks "
+                "around it, or its recipe does not name them ('chat.reasoning').",
+                "thinking_token_budget",
+                "unsupported_parameter",
+            )
+        begin, end = (self.added[mark] for mark in marks)
+        return ThoughtBudget(reply.thought_tokens, begin, end, thinking, grammar)
+
+    def grammar(self, reply: Reply, *, thinking: bool) -> Grammar | None:
+        """The grammar of it."""
         if reply.tools is None and (reply.structure is None or self.reasoning is None):
             return reply.structure
-        return _grammar(self, reply, thinking)
+        return _grammar(self, replace(reply, thought_tokens=None), thinking)
 
     def parser(self, reply: Reply, *, thinking: bool) -> Callable[[], AnswerParser] | None:
         """What makes a parser for each answer; None where all of it is text."""

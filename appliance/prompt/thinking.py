@@ -9,11 +9,12 @@ from dataclasses import dataclass
 class Thinking:
     """`wanted` is None where a request leaves it to the model, `effort` one of OpenAI's levels.
 
-    `param` is where the request says so.
+    `tokens` is how many it may take. `param` is where the request says so.
     """
 
     wanted: bool | None = None
     effort: str | None = None
+    tokens: int | None = None
     param: str = "reasoning_effort"
 
 

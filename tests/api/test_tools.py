@@ -18,6 +18,7 @@ from appliance.prompt.template import ChatTemplate
 from appliance.service import Service
 from engine.models.end_tokens import end_tokens
 from engine.request import Request
+from engine.sampling.thought_budget import ThoughtBudget
 from tests.api.asgi_client import AsgiClient
 from tests.api.conftest import PromptSide, configuration, generation
 from tests.api.fake_engine import FakeEngine, speak
@@ -425,3 +426,51 @@ async def test_marks_of_a_thought_may_be_others(speaking: Speak) -> None:
     off, _ = speaking(THOUGHT, "chat.reasoning.start=null", "chat.reasoning.end=null")
     message = (await off.chat(messages=ASKED, max_tokens=90)).json["choices"][0]["message"]
     assert message["content"] == THOUGHT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_token_budget": 7},
+        {"thinking": {"type": "enabled", "budget_tokens": 7}},
+        {"reasoning": {"max_tokens": 7}},
+    ],
+)
+async def test_a_thought_is_bounded_only_where_its_end_is_a_token(
+    speaking: Speak, side: PromptSide, fields: dict[str, Any]
+) -> None:
+    client, _ = speaking("Hm.</think>So.")
+    reply = await client.chat(messages=ASKED, **fields)
+    assert (reply.status, reply.error["param"]) == (400, "thinking_token_budget")
+    marks = ("chat.reasoning.start='<|im_start|>'", "chat.reasoning.end='<|im_end|>'")
+    client, engine = speaking("Hm.", *marks)
+    assert (await client.chat(messages=ASKED, **fields)).status == 200
+    added = side.tokenizer.added
+    assert last(engine).constraint == ThoughtBudget(
+        7, added["<|im_start|>"], added["<|im_end|>"], begun=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"thinking_token_budget": -1}, "thinking_token_budget"),
+        ({"thinking": {"type": "enabled", "budget_tokens": True}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "perhaps"}}, "thinking.type"),
+        ({"thinking": 5}, "thinking"),
+        ({"reasoning": {"max_tokens": "x"}}, "reasoning.max_tokens"),
+        ({"reasoning": {"enabled": 1}}, "reasoning.enabled"),
+        ({"reasoning": {"effort": "much"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
+        ({"reasoning_effort": "low", "thinking": False}, "thinking"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"include_reasoning": "no"}, "include_reasoning"),
+    ],
+)
+async def test_what_is_wrong_about_thinking_is_named(
+    speaking: Speak, fields: dict[str, Any], param: str
+) -> None:
+    client, _ = speaking("Fine.")
+    reply = await client.chat(messages=ASKED, **fields)
+    assert (reply.status, reply.error["param"]) == (400, param)

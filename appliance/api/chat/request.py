@@ -10,7 +10,7 @@ from appliance.api.chat.media_options import read_media_options
 from appliance.api.chat.messages import read_messages
 from appliance.api.chat.thinking import Said, agreed
 from appliance.api.chat.tools import Choice, Tools, definitions_length, offered
-from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.sampling import INT32, SamplingFields
 from appliance.api.fields.whole import Whole
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
@@ -19,7 +19,7 @@ from appliance.generation.calls.tool import ToolUse
 from appliance.generation.conversation import ChatPrompt, Conversation
 from appliance.generation.style import Reply, Style
 from appliance.generation.tools import usable
-from appliance.prompt.thinking import UNSAID
+from appliance.prompt.thinking import UNSAID, Thinking
 from engine.sampling.grammar import Grammar
 
 
@@ -44,6 +44,7 @@ class ChatRequest(SamplingFields):
     reasoning: Said = UNSAID
     thinking: Said = UNSAID
     include_reasoning: bool = True
+    thinking_token_budget: Whole | None = Field(default=None, ge=0, lt=INT32)
     tools: Tools = Field(default_factory=list)
     tool_choice: Choice = None
     parallel_tool_calls: bool = True
@@ -70,7 +71,7 @@ class ChatRequest(SamplingFields):
             template_kwargs=self.chat_template_kwargs,
             owner=owner,
             media_options=read_media_options(self.media_io_kwargs, media),
-            thinking=agreed(self.reasoning_effort, self.reasoning, self.thinking),
+            thinking=self._thinking,
             tools=[tool.definition for tool in tools],
             tools_length=definitions_length(tools),
         )
@@ -97,12 +98,22 @@ class ChatRequest(SamplingFields):
                 required=self.tool_choice is not None and self.tool_choice.mode == "required",
                 parallel=self.parallel_tool_calls,
             )
-        return Reply(grammar, use, show_thought=self.include_reasoning)
+        budget = self.thinking_token_budget
+        return Reply(
+            grammar,
+            use,
+            show_thought=self.include_reasoning,
+            thought_tokens=self._thinking.tokens if budget is None else budget,
+        )
+
+    @property
+    def _thinking(self) -> Thinking:
+        return agreed(self.reasoning_effort, self.reasoning, self.thinking)
 
     def check(self) -> None:
         super().check()
         offered(self.tools, self.tool_choice)
-        agreed(self.reasoning_effort, self.reasoning, self.thinking)
+        _ = self._thinking
         if self.top_logprobs and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
         if (

@@ -61,14 +61,15 @@ class Loader:
         start = asyncio.create_task(client.start())
         watch = asyncio.create_task(self._follow_phase())
         try:  # what is wrong with one side does not wait for the other
-            _, service.generation = await asyncio.gather(start, prompt_side)
+            _, generation = await asyncio.gather(start, prompt_side)
         finally:
             for task in (watch, start, prompt_side):
                 task.cancel()
             await asyncio.gather(start, prompt_side, return_exceptions=True)
         service.metrics.watch(client)
         client.on_encode = partial(service.metrics.media_took, "encode")
-        answers = service.generation.style.in_words
+        service.generation = generation
+        answers = generation.style.in_words
         self.summary = await in_daemon(self._summarize, plan, service.address, answers)
         lifecycle.phase, lifecycle.fraction, lifecycle.loaded = "ready", 1.0, True
 

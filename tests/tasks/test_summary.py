@@ -49,7 +49,7 @@ def test_it_says_what_answers_may_hold(tmp_path: Path) -> None:
     plan = plan_recipe(composed.config, folder)
     said = "text, calls of tools as hermes"
     assert f"answers       {said}" in render(composed, plan, answers=said)
-    assert "answers" not in render(composed, plan)
+    assert "answers  " not in render(composed, plan)
 
 
 def test_images_that_are_refused_are_said_to_be(tmp_path: Path) -> None:

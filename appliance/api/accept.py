@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 
+from appliance.api.fields.named import NamedFields
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import parse_json, read_body
@@ -26,6 +27,10 @@ from engine.sampling.grammar import Grammar
 logger = logging.getLogger("appliance.api")
 
 Fields = TypeVar("Fields", bound=SamplingFields)
+Named = TypeVar("Named", bound=NamedFields)
+
+Body = Mapping[str, Any]
+Unbuilt = Mapping[str, tuple[Any, ...]]  # by field, what asks for nothing
 
 IGNORED_HEADER_LENGTH = 1000
 LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop
@@ -42,43 +47,56 @@ class Accepted(Generic[Fields]):
 
 
 async def accept(
-    request: Request, service: Service, model: type[Fields], unbuilt: Mapping[str, tuple[Any, ...]]
+    request: Request, service: Service, model: type[Fields], unbuilt: Unbuilt
 ) -> Accepted[Fields]:
     """Raises ApplianceError."""
     arrived = time.perf_counter()
     caller = caller_of(request.scope)
-    service.generator()
-    server = service.config.server
-    coding = content_coding(request.headers)
-    body = await read_body(request, server.max_body_bytes)
-    content = partial(decoded, body, coding, server.max_body_bytes) if coding else lambda: body
-    read = partial(_read, content, model, unbuilt, server.unknown_fields == "reject")
-    long = coding is not None or len(body) > LONG_BODY  # few bytes may become many
-    fields, ignored = await service.aside(read) if long else read()
+    fields, headers = await accept_named(request, service, lambda body: (model, unbuilt))
     caller.tenant.check_priority(fields.priority)
-    service.check_model(fields.model)
     scope = caller.owner if service.config.cache.share == "key" else b""
     origin = Origin(arrived, scope, caller.tenant.charge)
     structure, grammar = fields.structure, None
     if structure is not None:
         grammar = await service.aside(partial(grammar_of, structure))
+    return Accepted(fields, origin, grammar, headers)
+
+
+async def accept_named(
+    request: Request, service: Service, kind: Callable[[Body], tuple[type[Named], Unbuilt]]
+) -> tuple[Named, dict[str, str]]:
+    """A checked request, and the answer's headers; `kind` tells what a body is to be.
+
+    Raises ApplianceError.
+    """
+    service.generator()
+    server = service.config.server
+    coding = content_coding(request.headers)
+    body = await read_body(request, server.max_body_bytes)
+    content = partial(decoded, body, coding, server.max_body_bytes) if coding else lambda: body
+    read = partial(_read, content, kind, server.unknown_fields == "reject")
+    long = coding is not None or len(body) > LONG_BODY  # few bytes may become many
+    fields, ignored = await service.aside(read) if long else read()
+    if "model" in fields.model_fields_set:
+        service.check_model(fields.model)
     if not ignored:
-        return Accepted(fields, origin, grammar, {})
+        return fields, {}
     names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*") for name in ignored)[
         :IGNORED_HEADER_LENGTH
     ]
     logger.warning("ignored unknown fields: %s", names)
     note(request.scope, ignored_fields=names)
-    return Accepted(fields, origin, grammar, {"X-Ignored-Fields": names})
+    return fields, {"X-Ignored-Fields": names}
 
 
 def _read(
     content: Callable[[], bytearray],
-    model: type[Fields],
-    unbuilt: Mapping[str, tuple[Any, ...]],
+    kind: Callable[[Body], tuple[type[Named], Unbuilt]],
     reject_unknown: bool,
-) -> tuple[Fields, list[str]]:
+) -> tuple[Named, list[str]]:
     """The request and the paths of its ignored fields."""
-    fields, ignored = parse(model, parse_json(content()), unbuilt, reject_unknown=reject_unknown)
+    body = parse_json(content())
+    model, unbuilt = kind(body)
+    fields, ignored = parse(model, body, unbuilt, reject_unknown=reject_unknown)
     fields.check()
     return fields, ignored

@@ -19,6 +19,7 @@ from appliance.api.http.paths import SingleSlashes
 from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
+from appliance.api.prompts.route import Prompts
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
 
@@ -27,9 +28,14 @@ def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions = Chat(service), Completions(service)
     models, probes = Models(service), Probes(service)
+    prompts = Prompts(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/chat/completions/render", prompts.render_chat, methods=["POST"]),
+        Route("/v1/completions/render", prompts.render_text, methods=["POST"]),
+        Route("/tokenize", prompts.tokenize, methods=["POST"]),
+        Route("/detokenize", prompts.detokenize, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

@@ -22,7 +22,7 @@ from appliance.generation.answers import (
 )
 from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
-from appliance.generation.prompting import Job, Prompting, sentence
+from appliance.generation.prompting import Job, Prompting, Shown, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
@@ -91,6 +91,32 @@ class Generation:
         """Begin the answers to a conversation. Raises ApplianceError."""
         job = await self._prompting.chat(prompt, fields.answer_length)
         return await self._start([job], fields, options, self._parser)
+
+    async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields | None = None) -> Shown:
+        """The prompt that `chat` would begin with; without `fields` of any length.
+
+        Raises ApplianceError for what `chat` would refuse before its media are decoded.
+        """
+        length = None if fields is None else fields.answer_length
+        return self._allowed(await self._prompting.shown_chat(prompt, length), fields)
+
+    async def show_text(
+        self,
+        source: str | list[int],
+        param: str,
+        fields: AnswerFields | None = None,
+        *,
+        own_tokens: bool = True,
+    ) -> Shown:
+        """The same of one prompt of `complete`, with `own_tokens` of the tokenizer or without."""
+        length = None if fields is None else fields.answer_length
+        made = await self._prompting.shown_text(source, length, param, own_tokens=own_tokens)
+        return self._allowed(made, fields)
+
+    def _allowed(self, shown: Shown, fields: AnswerFields | None) -> Shown:
+        if fields is not None and shown.max_tokens is not None:
+            fields.sampling(shown.max_tokens, self.tokenizer.vocab_size, self._sampling)
+        return shown
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions

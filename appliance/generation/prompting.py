@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from appliance.errors import ApplianceError, bad_request, context_length_exceede
 from appliance.generation.answers import AnswerLength
 from appliance.generation.conversation import ChatPrompt
 from appliance.media.intake import Intake
+from appliance.media.intake import Item as MediaRead
 from appliance.metrics import Metrics
 from appliance.prompt.build import Item, Prompt, build_chat, build_text
 from appliance.prompt.template import ChatTemplate, Postponed
@@ -56,6 +58,14 @@ class Job:
         return tokens
 
 
+@dataclass(slots=True, frozen=True)
+class Shown:
+    """A prompt as it would go to the engine, and how many tokens its answer might then have."""
+
+    prompt: Prompt
+    max_tokens: int | None
+
+
 class Prompting:
     """Makes prompts, built once a server."""
 
@@ -86,6 +96,49 @@ class Prompting:
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
+        async with self._conversation(asked) as (made, items):
+            job = self._job(made.token_ids, length, "messages")
+            if self._intake is None or not items:
+                return job
+            starts = [span.start for span in made.spans]
+            return replace(job, media=await self._intake.load(items, asked.owner, starts))
+
+    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
+        """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
+        return self._job((await self._text(source, param)).token_ids, length, param)
+
+    async def shown_chat(self, asked: ChatPrompt, length: AnswerLength | None = None) -> Shown:
+        """What `chat` would make, media read but not decoded; without `length` of any length.
+
+        Raises ApplianceError.
+        """
+        async with self._conversation(asked) as (made, _):
+            return self._shown(made, length, "messages")
+
+    async def shown_text(
+        self,
+        source: str | list[int],
+        length: AnswerLength | None,
+        param: str,
+        *,
+        own_tokens: bool = True,
+    ) -> Shown:
+        """What `text` would make; `own_tokens` are those that the tokenizer adds by itself.
+
+        Raises ApplianceError.
+        """
+        made = await self._text(source, param, own_tokens, empty=length is None)
+        return self._shown(made, length, param)
+
+    def _shown(self, made: Prompt, length: AnswerLength | None, param: str) -> Shown:
+        most = None if length is None else self._job(made.token_ids, length, param).max_tokens
+        return Shown(made, most)
+
+    @asynccontextmanager
+    async def _conversation(
+        self, asked: ChatPrompt
+    ) -> AsyncIterator[tuple[Prompt, list[MediaRead]]]:
+        """The prompt of a conversation and its media, which are read and measured."""
         conversation = asked.conversation
         template = self._template
         if asked.template is not None:
@@ -113,33 +166,37 @@ class Prompting:
             return await self._aside(build, "messages")
 
         if not conversation.sources or self._intake is None:
-            return self._job((await prompt([])).token_ids, length, "messages")
+            yield await prompt([]), []
+            return
         taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
         async with taken as items:
-            made = await prompt(items)
-            job = self._job(made.token_ids, length, "messages")
-            starts = [span.start for span in made.spans]
-            return replace(job, media=await self._intake.load(items, asked.owner, starts))
+            yield await prompt(items), items
 
-    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
-        """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
+    async def _text(
+        self,
+        source: str | list[int],
+        param: str,
+        own_tokens: bool = True,
+        *,
+        empty: bool = False,
+    ) -> Prompt:
+        """The prompt that a text or token ids are; `empty` ones are refused unless wanted."""
         if isinstance(source, str):
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
-            build = partial(build_text, source, self.tokenizer)
+            build = partial(build_text, source, self.tokenizer, own_tokens=own_tokens)
             short = len(source) < LONG_TEXT
             prompt = _encoded(build, param) if short else await self._aside(build, param)
-            ids = prompt.token_ids
         else:
-            ids = source
-            self._check_least(len(ids), param)
+            self._check_least(len(source), param)
             size = self.tokenizer.vocab_size
-            if min(ids) < 0 or max(ids) >= size:
+            if min(source) < 0 or max(source) >= size:
                 raise bad_request(
                     f"'{param}' holds token ids outside the vocabulary of {size} tokens.", param
                 )
-        if not ids:
+            prompt = Prompt(None, source)
+        if not prompt.token_ids and not empty:
             raise bad_request(f"'{param}' is empty after tokenizing.", param)
-        return self._job(ids, length, param)
+        return prompt
 
     def _check_modalities(self, asked: ChatPrompt) -> None:
         for source in asked.conversation.sources:

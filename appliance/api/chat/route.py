@@ -34,7 +34,7 @@ class Chat:
         service = self._service
         accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
         fields, headers = accepted.fields, accepted.headers
-        self._check_template(fields)
+        check_template(service, fields)
         generation = service.generator()
         prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
         options = fields.answer_options(
@@ -70,15 +70,6 @@ class Chat:
 
         return json_response(await service.aside(body) if is_large(deltas) else body(), headers)
 
-    def _check_template(self, fields: ChatRequest) -> None:
-        allowed = self._service.config.chat.allow_request_template
-        if fields.chat_template and not allowed:
-            raise bad_request(
-                "This server does not take a template from a request.",
-                "chat_template",
-                "unsupported_parameter",
-            )
-
     @staticmethod
     def _choice(delta: Delta, logprobs: ChatLogprobs | None, token_ids: bool) -> str:
         choice: dict[str, Any] = {
@@ -94,3 +85,13 @@ class Chat:
             choice["token_ids"] = delta.token_ids
         told = "null" if logprobs is None else logprobs.render(delta.logprobs)
         return f'{encode(choice)[:-1]},"logprobs":{told}}}'
+
+
+def check_template(service: Service, fields: ChatRequest) -> None:
+    """Raise ApplianceError for a template of the request's own where none is taken."""
+    if fields.chat_template and not service.config.chat.allow_request_template:
+        raise bad_request(
+            "This server does not take a template from a request.",
+            "chat_template",
+            "unsupported_parameter",
+        )

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from appliance.api.fields.named import NamedFields
 from appliance.api.fields.structure import StructureFields
 from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
@@ -60,12 +61,9 @@ class StreamOptions(BaseModel):
         return given
 
 
-class SamplingFields(StructureFields, ABC):
+class SamplingFields(StructureFields, NamedFields, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
 
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    model: str
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
     n: Whole = Field(default=1, ge=1, le=128)

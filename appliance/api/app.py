@@ -20,6 +20,7 @@ from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.api.prompts.route import Prompts
+from appliance.api.reference.route import Reference
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
 
@@ -28,7 +29,7 @@ def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions = Chat(service), Completions(service)
     models, probes = Models(service), Probes(service)
-    prompts = Prompts(service)
+    prompts, reference = Prompts(service), Reference(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
@@ -44,6 +45,8 @@ def routes(service: Service) -> list[Route]:
         Route("/health", probes.readyz, methods=["GET"]),
         Route("/metrics", probes.metrics, methods=["GET"]),
         Route("/version", probes.version, methods=["GET"]),
+        Route("/openapi.json", reference.openapi, methods=["GET"]),
+        Route("/docs", reference.docs, methods=["GET"]),
     ]
 
 

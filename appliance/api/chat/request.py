@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, ValidationInfo
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.message_schema import messages_schema
 from appliance.api.chat.messages import read_messages
 from appliance.api.chat.thinking import Off
 from appliance.api.fields.sampling import SamplingFields
@@ -24,7 +25,7 @@ def _messages(value: Any, info: ValidationInfo) -> Conversation:
 class ChatRequest(SamplingFields):
     """A conversation to continue, and how."""
 
-    messages: Annotated[Conversation, PlainValidator(_messages)]
+    messages: Annotated[Conversation, PlainValidator(_messages), WithJsonSchema(messages_schema())]
     max_tokens: Whole | None = Field(default=None, ge=1)
     max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: bool = False

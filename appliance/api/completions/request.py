@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
@@ -54,12 +54,21 @@ def _or_none(logprobs: Any) -> Any:
     return None if logprobs is False else logprobs
 
 
+Most = Annotated[int, Field(ge=0, le=5)]
+
+
 class CompletionRequest(SamplingFields):
     """One or many prompts to continue."""
 
-    prompt: Annotated[list[PromptSource], PlainValidator(_prompts)]
+    prompt: Annotated[
+        list[PromptSource],
+        PlainValidator(_prompts, json_schema_input_type=PromptSource | list[PromptSource]),
+    ]
     max_tokens: Whole = Field(default=16, ge=0)
-    logprobs: Annotated[Whole | None, BeforeValidator(_or_none)] = Field(default=None, ge=0, le=5)
+    logprobs: Annotated[
+        Whole | None,
+        BeforeValidator(_or_none, json_schema_input_type=Most | Literal[False] | None),
+    ] = Field(default=None, ge=0, le=5)
     echo: bool = False
     best_of: Whole | None = Field(default=None, ge=1, le=20)
 

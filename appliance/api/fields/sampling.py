@@ -67,9 +67,11 @@ class SamplingFields(StructureFields, NamedFields, ABC):
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
     n: Whole = Field(default=1, ge=1, le=128)
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = Field(
-        default_factory=list
-    )
+    stop: Annotated[
+        list[StopString],
+        BeforeValidator(_one_or_many, json_schema_input_type=StopString | list[StopString | None]),
+        Field(max_length=4),
+    ] = Field(default_factory=list)
     seed: Whole | None = Field(default=None, ge=-INT64, lt=INT64)
     stream: bool = False
     stream_options: StreamOptions | None = None

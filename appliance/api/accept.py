@@ -20,6 +20,7 @@ from appliance.api.http.content_coding import content_coding, decoded
 from appliance.api.http.exchange import note
 from appliance.api.http.tenants import caller_of
 from appliance.generation.answers import Origin
+from appliance.generation.stages import Stages
 from appliance.generation.structure import grammar_of
 from appliance.service import Service
 from engine.sampling.grammar import Grammar
@@ -55,10 +56,12 @@ async def accept(
     fields, headers = await accept_named(request, service, lambda body: (model, unbuilt))
     caller.tenant.check_priority(fields.priority)
     scope = caller.owner if service.config.cache.share == "key" else b""
-    origin = Origin(arrived, scope, caller.tenant.charge)
     structure, grammar = fields.structure, None
     if structure is not None:
         grammar = await service.aside(partial(grammar_of, structure))
+    stages = Stages(arrived)
+    stages.end("read")
+    origin = Origin(arrived, scope, caller.tenant.charge, stages)
     return Accepted(fields, origin, grammar, headers)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
+from appliance.generation.stages import Stages
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
@@ -117,12 +118,13 @@ class Origin:
     """Whose a request is, and since when it is here.
 
     `scope` is what its entries in caches are kept apart by, empty for those that all share; tokens
-    of its prompt and answers are told to `charge`.
+    of its prompt and answers are told to `charge`, where its time goes to `stages`.
     """
 
     arrived: float = field(default_factory=time.perf_counter)
     scope: bytes = b""
     charge: Callable[[int], None] = lambda tokens: None
+    stages: Stages = field(default_factory=Stages)
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,6 +141,7 @@ class AnswerOptions:
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
     grammar: Grammar | None = None  # that the answers' text is held to
+    timed: bool = False  # whether the answer tells its stages
     origin: Origin = field(default_factory=Origin)
 
 
@@ -179,9 +182,14 @@ class Answers:
     answer; it never holds the engine back.
     """
 
-    def __init__(self, prompts: list[PromptScore], n: int) -> None:
+    def __init__(
+        self, prompts: list[PromptScore], n: int, stages: Stages | None = None, timed: bool = False
+    ) -> None:
+        """`timed` answers tell the request's `stages`."""
         self.prompts = prompts
         self.n = n
+        self.stages = stages or Stages()
+        self.timed = timed
         self.generated = 0
         self.closed = False
         self.first_token: float | None = None  # seconds

@@ -89,7 +89,8 @@ class Generation:
         self, prompt: ChatPrompt, fields: AnswerFields, options: AnswerOptions
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
-        job = await self._prompting.chat(prompt, fields.answer_length)
+        stages = options.origin.stages
+        job = await self._prompting.chat(prompt, fields.answer_length, stages)
         return await self._start([job], fields, options, self._parser)
 
     async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields | None = None) -> Shown:
@@ -146,7 +147,9 @@ class Generation:
         noted = sum(map(partial(logprobs_of, options.n), jobs, sampling))
         self._check_logprobs(noted)
         scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
-        answers = Answers(scores, options.n)
+        stages = options.origin.stages
+        stages.end("prompt")
+        answers = Answers(scores, options.n, stages, options.timed)
         self._running[answers] = answers.total
         self._logprobs += noted
         answers.on_close(partial(self._forget_logprobs, noted))
@@ -263,6 +266,7 @@ class Generation:
             options.origin.charge(len(output.token_ids))
             if answers.first_token is None:
                 answers.first_token = clock.first_token
+                options.origin.stages.begin_answer(output.admitted)
             prompt.cached_tokens = max(prompt.cached_tokens, output.cached_tokens)
             if output.prompt_logprobs is not None:
                 prompt.logprobs = output.prompt_logprobs
@@ -273,6 +277,8 @@ class Generation:
                 self._metrics.answer_length.observe(text.tokens)
                 if output.finish_reason is None and left:
                     self.client.abort(request.id, output.index)
+            if not left:
+                options.origin.stages.end("decode")
             answers.push(delta)
             if not left:
                 if output.finish_reason is None:

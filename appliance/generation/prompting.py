@@ -13,6 +13,7 @@ from functools import partial
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
 from appliance.generation.conversation import ChatPrompt
+from appliance.generation.stages import Stages
 from appliance.media.intake import Intake
 from appliance.media.intake import Item as MediaRead
 from appliance.metrics import Metrics
@@ -91,17 +92,20 @@ class Prompting:
         self._pool = pool
         self._switched_off = switched_off
 
-    async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
+    async def chat(self, asked: ChatPrompt, length: AnswerLength, stages: Stages) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
-        async with self._conversation(asked) as (made, items):
+        async with self._conversation(asked, stages) as (made, items):
             job = self._job(made.token_ids, length, "messages")
             if self._intake is None or not items:
                 return job
+            stages.end("prompt")
             starts = [span.start for span in made.spans]
-            return replace(job, media=await self._intake.load(items, asked.owner, starts))
+            media = await self._intake.load(items, asked.owner, starts)
+            stages.end("media")
+            return replace(job, media=media)
 
     async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
@@ -112,7 +116,7 @@ class Prompting:
 
         Raises ApplianceError.
         """
-        async with self._conversation(asked) as (made, _):
+        async with self._conversation(asked, Stages()) as (made, _):
             return self._shown(made, length, "messages")
 
     async def shown_text(
@@ -136,7 +140,7 @@ class Prompting:
 
     @asynccontextmanager
     async def _conversation(
-        self, asked: ChatPrompt
+        self, asked: ChatPrompt, stages: Stages
     ) -> AsyncIterator[tuple[Prompt, list[MediaRead]]]:
         """The prompt of a conversation and its media, which are read and measured."""
         conversation = asked.conversation
@@ -169,7 +173,9 @@ class Prompting:
             yield await prompt([]), []
             return
         taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
+        stages.end("prompt")
         async with taken as items:
+            stages.end("fetch")
             yield await prompt(items), items
 
     async def _text(

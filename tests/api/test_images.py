@@ -245,3 +245,13 @@ async def test_what_media_are_refused_is_refused_where_they_are_shown(kitchen: K
         reply = await kitchen.client.ask("POST", path, body)
         assert (reply.status, reply.error["code"]) == (400, "media_not_allowed")
         assert reply.error["param"] == "messages[0].content[0].image_url.url"
+
+
+async def test_reading_and_preparing_media_are_stages_of_their_own(kitchen: Kitchen) -> None:
+    content = [picture(56, 84), "What is this?"]
+    messages = [{"role": "user", "content": content}]
+    reply = await kitchen.client.chat(messages=messages, timings=True)
+    assert {"fetch_ms", "media_ms"} < set(reply.json["timings"])
+    assert "fetch;dur=" in reply.headers["server-timing"]
+    plain = await kitchen.client.chat(timings=True)
+    assert not {"fetch_ms", "media_ms"} & set(plain.json["timings"])

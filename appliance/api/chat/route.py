@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.accept import accept
+from appliance.api.account import account
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import ChatLogprobs
 from appliance.api.chat.parts import chat_parts
@@ -15,9 +16,9 @@ from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
 from appliance.api.http.event_stream import EventStream, is_large
 from appliance.api.http.responses import encode, json_response
+from appliance.api.http.server_timing import server_timing
 from appliance.api.http.tenants import caller_of
 from appliance.api.replies import body_of, head, whole
-from appliance.api.usage import usage
 from appliance.errors import bad_request
 from appliance.generation.answers import Delta
 from appliance.service import Service
@@ -59,7 +60,7 @@ class Chat:
                 aside=service.aside,
             )
         deltas = await whole(request, answers)
-        tail: dict[str, Any] = {"usage": usage(answers)}
+        tail = account(answers)
         if fields.return_token_ids:
             tail["prompt_token_ids"] = answers.prompts[0].token_ids
 
@@ -68,6 +69,7 @@ class Chat:
             choices = (self._choice(delta, logprobs, fields.return_token_ids) for delta in deltas)
             return body_of(head(service, "chatcmpl", "chat.completion"), choices, tail)
 
+        headers |= server_timing(answers)
         return json_response(await service.aside(body) if is_large(deltas) else body(), headers)
 
     @staticmethod

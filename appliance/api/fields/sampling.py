@@ -93,6 +93,7 @@ class SamplingFields(StructureFields, NamedFields, ABC):
     cache_salt: str | None = None  # or empty, which is none
     priority: Whole = Field(default=0, ge=-INT32, lt=INT32)
     return_token_ids: bool = False
+    timings: bool = False
 
     @property
     def include_usage(self) -> bool:
@@ -185,6 +186,7 @@ class SamplingFields(StructureFields, NamedFields, ABC):
             continuing=continuing,
             discard=discard,
             grammar=grammar,
+            timed=self.timings,
             origin=origin,
         )
 

@@ -52,8 +52,15 @@ async def accept(
 ) -> Accepted[Fields]:
     """Raises ApplianceError."""
     arrived = time.perf_counter()
-    caller = caller_of(request.scope)
     fields, headers = await accept_named(request, service, lambda body: (model, unbuilt))
+    return await accept_answered(request, service, fields, headers, arrived)
+
+
+async def accept_answered(
+    request: Request, service: Service, fields: Fields, headers: dict[str, str], arrived: float
+) -> Accepted[Fields]:
+    """What a request that was read has to be answered by. Raises ApplianceError."""
+    caller = caller_of(request.scope)
     caller.tenant.check_priority(fields.priority)
     scope = caller.owner if service.config.cache.share == "key" else b""
     structure, grammar = fields.structure, None

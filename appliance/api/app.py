@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
+from appliance.api.generate.route import Generate
 from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange
@@ -27,7 +28,7 @@ from appliance.service import Service
 
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
-    chat, completions = Chat(service), Completions(service)
+    chat, completions, generate = Chat(service), Completions(service), Generate(service)
     models, probes = Models(service), Probes(service)
     prompts, reference = Prompts(service), Reference(service)
     return [
@@ -37,12 +38,16 @@ def routes(service: Service) -> list[Route]:
         Route("/v1/completions/render", prompts.render_text, methods=["POST"]),
         Route("/tokenize", prompts.tokenize, methods=["POST"]),
         Route("/detokenize", prompts.detokenize, methods=["POST"]),
+        Route("/generate", generate.create, methods=["POST"]),
+        Route("/get_model_info", models.sglang, methods=["GET"]),
+        Route("/model_info", models.sglang, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),
         Route("/readyz", probes.readyz, methods=["GET"]),
         Route("/startupz", probes.startupz, methods=["GET"]),
         Route("/health", probes.readyz, methods=["GET"]),
+        Route("/ping", probes.readyz, methods=["GET", "POST"]),
         Route("/metrics", probes.metrics, methods=["GET"]),
         Route("/version", probes.version, methods=["GET"]),
         Route("/openapi.json", reference.openapi, methods=["GET"]),

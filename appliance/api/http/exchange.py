@@ -21,7 +21,7 @@ from appliance.service import Service
 logger = logging.getLogger("appliance.requests")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/metrics"})
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
 
 

@@ -19,11 +19,11 @@ ELSEWHERE = {
     "/api/generate": "/v1/completions",
     "/api/tags": "/v1/models",
     "/completion": "/v1/completions",
-    "/generate": "/v1/completions",
     "/generate_stream": "/v1/completions",
+    "/get_server_info": "/version",
     "/health_check": "/health",
     "/healthz": "/health",
-    "/ping": "/livez",
+    "/server_info": "/version",
     "/v1": "/v1/models",
     "/v1/messages": "/v1/chat/completions",
     "/v1/responses": "/v1/chat/completions",
@@ -57,10 +57,10 @@ def neighbour(path: str, known: Iterable[str]) -> str | None:
     """The one of the `known` paths that was probably meant."""
     plain = single(path[:LONGEST]).lower().rstrip("/")
     named = sorted((one for one in known if "{" not in one), key=len, reverse=True)
+    if plain in ELSEWHERE:
+        return ELSEWHERE[plain]
     for one in named:
         if plain.endswith(one.removeprefix(VERSION)):
             return one
-    if plain in ELSEWHERE:
-        return ELSEWHERE[plain]
     alike = difflib.get_close_matches(plain, named, 1, ALIKE)
     return alike[0] if alike else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from pydantic_core import CoreSchema
 from starlette.routing import Route
@@ -142,9 +142,8 @@ def _schemas(told: list[tuple[dict[str, Any], Operation]]) -> dict[str, Any]:
         inputs.append((key, "validation", TypeAdapter(reply).core_schema))
     references, definitions = Plain(ref_template=REFERENCE).generate_definitions(inputs)
     schemas: dict[str, dict[str, Any]] = {str(name): one for name, one in definitions.items()}
-    for body in wanted:
-        name = references[body, "validation"]["$ref"].rpartition("/")[2]
-        schemas[name] = _lenient(schemas[name], body)
+    for name in _reached([references[body, "validation"] for body in wanted], schemas):
+        schemas[name] = _lenient(schemas[name])
     for entry, operation in told:
         _place(entry, operation, references)
     named = _reached([entry for entry, _ in told], schemas)
@@ -183,8 +182,10 @@ def _place(entry: dict[str, Any], operation: Operation, references: Mapping[Any,
     entry["responses"] = {"200": success, **entry["responses"]}
 
 
-def _lenient(schema: dict[str, Any], body: type[BaseModel]) -> dict[str, Any]:
-    """A body's schema as bodies are read: null is not there, and names nobody knows are let by."""
+def _lenient(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as bodies are read: null is not there, and names nobody knows are let by."""
+    if "properties" not in schema:
+        return schema
     required = schema.get("required", [])
     properties = {
         name: field if name in required else _or_null(field)

@@ -10,6 +10,9 @@ from typing_extensions import TypedDict
 
 from appliance.api.chat.request import ChatRequest
 from appliance.api.completions.request import CompletionRequest
+from appliance.api.generate.reply import Generated
+from appliance.api.generate.request import GenerateRequest
+from appliance.api.models import SglangCard
 from appliance.api.prompts.reply import Detokenized, Rendered, Tokenized
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeChat, TokenizeText
 from appliance.metrics import CONTENT_TYPE
@@ -89,6 +92,9 @@ class Operation:
 
 
 PROBE = Operation("Whether requests are taken.", reply=Status, open=True, model=True)
+SGLANG_CARD = Operation(
+    "The model that is served, as SGLang tells of it.", reply=SglangCard, model=True
+)
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
@@ -108,6 +114,15 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/completions/render"): Operation(
         "Show the prompts of plain completions.", (CompletionRequest,), list[Rendered], model=True
     ),
+    ("POST", "/generate"): Operation(
+        "Continue text or token ids, as SGLang's route of this name.",
+        (GenerateRequest,),
+        Generated | list[Generated],
+        streams=True,
+        model=True,
+    ),
+    ("GET", "/get_model_info"): SGLANG_CARD,
+    ("GET", "/model_info"): SGLANG_CARD,
     ("POST", "/tokenize"): Operation(
         "Count and tell the tokens of a text or a conversation.",
         (TokenizeText, TokenizeChat),
@@ -125,6 +140,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/readyz"): PROBE,
     ("GET", "/health"): PROBE,
+    ("GET", "/ping"): PROBE,
+    ("POST", "/ping"): PROBE,
     ("GET", "/startupz"): Operation(
         "Whether the model is loaded.", reply=Status, open=True, model=True
     ),

@@ -183,6 +183,7 @@ class Loader:
         threads: ThreadPoolExecutor,
         intake: Intake | None,
     ) -> Generation:
+        from appliance.generation.configured import style_for
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
@@ -200,6 +201,7 @@ class Loader:
             text = Path(source).read_text(encoding="utf-8") if source else None
             template = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
             template.check()
+            style = style_for(config.chat, template)
         except (OSError, ValueError) as error:  # words of ours, or of a file that has gone
             why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
             raise ConfigurationError(f"{source or folder}: {why}") from error
@@ -218,6 +220,7 @@ class Loader:
             prompting=prompting,
             metrics=service.metrics,
             sampling=sampling_defaults(config.sampling, folder),
+            style=style,
         )
 
     async def _follow_phase(self) -> None:

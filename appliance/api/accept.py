@@ -39,12 +39,12 @@ LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop
 
 @dataclass(slots=True, frozen=True)
 class Accepted(Generic[Fields]):
-    """A checked request, whose it is, what its answers are held to, and the answer's headers."""
+    """A checked request, whose it is, what its text is held to, and fields that nobody knows."""
 
     fields: Fields
     origin: Origin
     grammar: Grammar | None
-    headers: dict[str, str]
+    ignored: list[str]
 
 
 async def accept(
@@ -52,12 +52,12 @@ async def accept(
 ) -> Accepted[Fields]:
     """Raises ApplianceError."""
     arrived = time.perf_counter()
-    fields, headers = await accept_named(request, service, lambda body: (model, unbuilt))
-    return await accept_answered(request, service, fields, headers, arrived)
+    fields, ignored = await accept_named(request, service, lambda body: (model, unbuilt))
+    return await accept_answered(request, service, fields, ignored, arrived)
 
 
 async def accept_answered(
-    request: Request, service: Service, fields: Fields, headers: dict[str, str], arrived: float
+    request: Request, service: Service, fields: Fields, ignored: list[str], arrived: float
 ) -> Accepted[Fields]:
     """What a request that was read has to be answered by. Raises ApplianceError."""
     caller = caller_of(request.scope)
@@ -69,13 +69,13 @@ async def accept_answered(
     stages = Stages(arrived)
     stages.end("read")
     origin = Origin(arrived, scope, caller.tenant.charge, stages)
-    return Accepted(fields, origin, grammar, headers)
+    return Accepted(fields, origin, grammar, ignored)
 
 
 async def accept_named(
     request: Request, service: Service, kind: Callable[[Body], tuple[type[Named], Unbuilt]]
-) -> tuple[Named, dict[str, str]]:
-    """A checked request, and the answer's headers; `kind` tells what a body is to be.
+) -> tuple[Named, list[str]]:
+    """A checked request, and its fields that nobody knows; `kind` tells what a body is to be.
 
     Raises ApplianceError.
     """
@@ -89,14 +89,19 @@ async def accept_named(
     fields, ignored = await service.aside(read) if long else read()
     if "model" in fields.model_fields_set:
         service.check_model(fields.model)
+    return fields, ignored
+
+
+def told(request: Request, service: Service, ignored: list[str]) -> dict[str, str]:
+    """The headers of an answer, and a line of the log, that name what of a request is ignored."""
     if not ignored:
-        return fields, {}
-    names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*") for name in ignored)[
+        return {}
+    names = ", ".join(quote(service.secrecy.hide(name), safe="[]._-*$") for name in ignored)[
         :IGNORED_HEADER_LENGTH
     ]
-    logger.warning("ignored unknown fields: %s", names)
+    logger.warning("ignored fields: %s", names)
     note(request.scope, ignored_fields=names)
-    return fields, {"X-Ignored-Fields": names}
+    return {"X-Ignored-Fields": names}
 
 
 def _read(

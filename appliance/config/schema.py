@@ -24,6 +24,15 @@ NATIVE = (
     "neon",
 )  # engine/native
 SPECULATION = ("ngram",)
+TOOL_FORMATS = (
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "pythonic",
+    "qwen3_coder",
+)  # appliance/generation/calls
 TASKS = ("serve", "plan", "kernels")  # modules of `appliance.tasks`
 MISSING: Any = "???"  # what OmegaConf takes for that; importing it would delay the launcher
 REDIRECTS = ("deny", "same_host", "allowed_domains")
@@ -98,6 +107,15 @@ class ModelConfig:
 
 
 @dataclass
+class ReasoningConfig:
+    start: str | None = key(
+        "What a thought begins with; `auto` takes `<think>` where the chat template has that, "
+        "null leaves thoughts in the answer's text."
+    )
+    end: str | None = key("What it ends with; `auto` takes `</think>`.")
+
+
+@dataclass
 class ChatConfig:
     template: str | None = key(
         "Chat template: a file of a `templates/` folder beside the recipes, or a path; null uses "
@@ -105,6 +123,14 @@ class ChatConfig:
     )
     template_kwargs: list[str] = key("Names a request may set in `chat_template_kwargs`.")
     allow_request_template: bool = key("Whether a request may bring its own `chat_template`.")
+    tool_format: str = key(
+        "How the model writes calls of tools; `auto` tells it from the chat template, `none` "
+        "refuses tools.",
+        choices=TOOL_FORMATS,
+    )
+    reasoning: ReasoningConfig = group(
+        ReasoningConfig, "Marks around what a model thinks before it answers."
+    )
 
 
 @dataclass

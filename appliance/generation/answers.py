@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
 from appliance.generation.stages import Stages
+from appliance.generation.style import Reply
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.request import Output, TokenLogprob
-from engine.sampling.grammar import Grammar
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ class AnswerOptions:
     min_tokens: int = 0  # stop strings count after these
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
-    grammar: Grammar | None = None  # that the answers' text is held to
+    reply: Reply = field(default_factory=Reply)  # what the answers may be
     timed: bool = False  # whether the answer tells its stages
     origin: Origin = field(default_factory=Origin)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import bad_request
 from appliance.media.source import Source
+from appliance.prompt.thinking import UNSAID, Thinking
 
 Message = dict[str, Any]  # role, content (text, or parts), and further fields as sent
 
@@ -30,9 +31,9 @@ class Conversation:
 class ChatPrompt:
     """How a conversation becomes a prompt.
 
-    `template` replaces the model's own; without `think` a model that would is told not to. `owner`
-    is whose media uuids are meant; `media_options` are by modality. Raises ApplianceError for what
-    contradicts itself.
+    `template` replaces the model's own. `tools` are OpenAI's definitions, `tools_length` their
+    characters. `owner` is whose media uuids are meant; `media_options` are by modality. Raises
+    ApplianceError for what contradicts itself.
     """
 
     conversation: Conversation
@@ -42,7 +43,9 @@ class ChatPrompt:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     owner: bytes = b""
     media_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    think: bool = True
+    thinking: Thinking = UNSAID
+    tools: Sequence[Mapping[str, Any]] = ()
+    tools_length: int = 0
 
     def __post_init__(self) -> None:
         if self.add_generation_prompt and self.continue_final_message:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -24,11 +25,13 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
 from appliance.generation.prompting import Job, Prompting, Shown, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.style import Reply, Style
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
+from engine.sampling.constraint import ConstraintSource
 
 logger = logging.getLogger("appliance.generation")
 
@@ -60,17 +63,16 @@ class Generation:
         prompting: Prompting,
         metrics: Metrics,
         sampling: SamplingDefaults,
-        parser: Callable[[], AnswerParser] | None = None,
+        style: Style,
     ) -> None:
-        """`parser` makes what tells the parts of a chat's answer apart, one for each answer."""
         self.client = client
+        self.style = style
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
         self.modalities = prompting.modalities
         self._prompting = prompting
         self._metrics = metrics
         self._sampling = sampling
-        self._parser = parser
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
         self._tasks: set[asyncio.Task[None]] = set()
         self._logprobs = 0  # that unread answers may come to
@@ -91,15 +93,31 @@ class Generation:
         """Begin the answers to a conversation. Raises ApplianceError."""
         stages = options.origin.stages
         job = await self._prompting.chat(prompt, fields.answer_length, stages)
-        return await self._start([job], fields, options, self._parser)
+        constraint, parser = await self._held(prompt, options.reply, job.ending)
+        return await self._start([replace(job, constraint=constraint)], fields, options, parser)
 
-    async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields | None = None) -> Shown:
-        """The prompt that `chat` would begin with; without `fields` of any length.
+    async def _held(
+        self, prompt: ChatPrompt, reply: Reply, ending: str
+    ) -> tuple[ConstraintSource | None, Callable[[], AnswerParser] | None]:
+        """What answers behind a prompt that ends so are held to, and what tells their parts."""
+        thinking = self.style.thinks(ending)
+        reply = replace(reply, think=prompt.thinking.wanted is not False)
+        make = partial(self.style.constraint, reply, thinking=thinking)
+        constraint = make() if reply.tools is None else await self._prompting.aside(make)
+        return constraint, self.style.parser(reply, thinking=thinking)
+
+    async def count_chat(self, prompt: ChatPrompt) -> Shown:
+        """The prompt of a conversation, of any length. Raises ApplianceError."""
+        return await self._prompting.shown_chat(prompt)
+
+    async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields, reply: Reply) -> Shown:
+        """The prompt that `chat` would begin with, of answers that may be `reply`.
 
         Raises ApplianceError for what `chat` would refuse before its media are decoded.
         """
-        length = None if fields is None else fields.answer_length
-        return self._allowed(await self._prompting.shown_chat(prompt, length), fields)
+        shown = await self._prompting.shown_chat(prompt, fields.answer_length)
+        await self._held(prompt, reply, shown.ending)
+        return self._allowed(shown, fields)
 
     async def show_text(
         self,
@@ -130,7 +148,8 @@ class Generation:
         jobs: list[Job] = []
         for number, source in enumerate(prompts):
             param = f"prompt[{number}]" if many else "prompt"
-            jobs.append(await self._prompting.text(source, fields.answer_length, param))
+            job = await self._prompting.text(source, fields.answer_length, param)
+            jobs.append(replace(job, constraint=options.reply.structure))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, options, None)
@@ -221,7 +240,7 @@ class Generation:
             n=options.n,
             priority=options.priority,
             salt=options.salt,
-            constraint=options.grammar,
+            constraint=job.constraint,
         )
         ended = False
         try:
@@ -294,6 +313,7 @@ class Generation:
             Detokenizer(
                 self.tokenizer,
                 skip_special_tokens=options.skip_special_tokens,
+                shown=frozenset() if parser is None else self.style.mark_ids,
                 continuing=options.continuing,
             ),
             StopStrings(list(options.stop), options.include_stop) if options.stop else None,

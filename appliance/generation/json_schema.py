@@ -62,12 +62,12 @@ def ends(schema: Any) -> bool:
     while before != len(ending):  # until no more of them are found
         before = len(ending)
         for reference in references - ending:
-            if _ends(_referred(schema, reference), ending):
+            if _ends(referred(schema, reference), ending):
                 ending.add(reference)
     return _ends(schema, ending)
 
 
-def _referred(schema: Any, reference: str) -> Any:
+def referred(schema: Any, reference: str) -> Any:
     """What a pointer into the schema refers to; True, any value, for what is not there."""
     place, _, pointer = reference.partition("#")
     if place:

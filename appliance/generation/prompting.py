@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
@@ -22,8 +23,12 @@ from appliance.prompt.template import ChatTemplate, Postponed
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.prompt.tokenizer_file import TokenizerFailed
 from engine.request import MediaItem
+from engine.sampling.constraint import ConstraintSource
 from engine.scheduling.admission import admission
 
+Made = TypeVar("Made")
+
+ENDING = 256  # characters of a prompt, of which the mark of a thought is looked for at the end
 LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
 
 
@@ -50,6 +55,8 @@ class Job:
     media: list[MediaItem]
     max_tokens: int
     param: str  # the field it came from
+    ending: str = ""  # of a conversation's text
+    constraint: ConstraintSource | None = None  # that its answers are held to
 
     @property
     def media_tokens(self) -> dict[str, int]:
@@ -65,6 +72,11 @@ class Shown:
 
     prompt: Prompt
     max_tokens: int | None
+
+    @property
+    def ending(self) -> str:
+        """What the prompt's text ends with."""
+        return (self.prompt.text or "")[-ENDING:]
 
 
 class Prompting:
@@ -98,7 +110,7 @@ class Prompting:
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
         async with self._conversation(asked, stages) as (made, items):
-            job = self._job(made.token_ids, length, "messages")
+            job = self._chat_job(made, length)
             if self._intake is None or not items:
                 return job
             stages.end("prompt")
@@ -146,9 +158,8 @@ class Prompting:
         conversation = asked.conversation
         template = self._template
         if asked.template is not None:
-            make = partial(template.with_source, asked.template)
-            template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
-        template.options(asked.template_kwargs, asked.think)  # or refuse, before any work
+            template = await self.aside(partial(template.with_source, asked.template))
+        template.options(asked.template_kwargs, asked.thinking)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
         self._check_least(max(certain, conversation.parts), "messages")
@@ -162,12 +173,14 @@ class Prompting:
                 add_generation_prompt=asked.add_generation_prompt,
                 continue_final_message=asked.continue_final_message,
                 kwargs=asked.template_kwargs,
-                think=asked.think,
+                thinking=asked.thinking,
+                tools=asked.tools,
             )
-            if conversation.text_length < LONG_TEXT and asked.template is None:
+            characters = conversation.text_length + asked.tools_length
+            if characters < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
                     return _encoded(partial(build, brief=True), "messages")
-            return await self._aside(build, "messages")
+            return await self.aside(partial(_encoded, build, "messages"))
 
         if not conversation.sources or self._intake is None:
             yield await prompt([]), []
@@ -177,6 +190,10 @@ class Prompting:
         async with taken as items:
             stages.end("fetch")
             yield await prompt(items), items
+
+    def _chat_job(self, prompt: Prompt, length: AnswerLength) -> Job:
+        job = self._job(prompt.token_ids, length, "messages")
+        return replace(job, ending=(prompt.text or "")[-ENDING:])
 
     async def _text(
         self,
@@ -191,7 +208,11 @@ class Prompting:
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
             build = partial(build_text, source, self.tokenizer, own_tokens=own_tokens)
             short = len(source) < LONG_TEXT
-            prompt = _encoded(build, param) if short else await self._aside(build, param)
+            prompt = (
+                _encoded(build, param)
+                if short
+                else await self.aside(partial(_encoded, build, param))
+            )
         else:
             self._check_least(len(source), param)
             size = self.tokenizer.vocab_size
@@ -248,9 +269,8 @@ class Prompting:
             field,
         )
 
-    async def _aside(self, build: Callable[[], Prompt], param: str) -> Prompt:
-        """Build a prompt without holding up the event loop."""
-        work = partial(_encoded, build, param)
+    async def aside(self, work: Callable[[], Made]) -> Made:
+        """Do work without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 

@@ -12,15 +12,13 @@ from typing import Literal
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.json_schema import SchemaPath, TooComplex, ends, places
 from appliance.generation.regex import with_ascii_classes
+from appliance.generation.rules import WHITESPACE
 from engine.sampling.grammar import Grammar, fault
 
 LONGEST = 1 << 17  # characters of a schema, of all choices, of rules
 LONGEST_REGEX = 1 << 14
 DEEPEST = 64  # levels of a schema
 CHECKED = 128  # structures that are remembered
-# Between parts of JSON: none, a space, or a line's end and what indents the next. Any amount would
-# let a model that knows no better go on for ever.
-WHITESPACE = r"( |\r?\n[ \t]{0,64})?"
 ANY_OBJECT = '{"type":"object"}'
 OWN = "x-guidance"  # where llguidance's options stand in a schema
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")

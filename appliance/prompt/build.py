@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from appliance.errors import bad_request
 from appliance.prompt.probing import Message
 from appliance.prompt.template import ChatTemplate
+from appliance.prompt.thinking import UNSAID, Thinking
 from appliance.prompt.tokenizer import Tokenizer
 
 
@@ -49,7 +50,8 @@ def build_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     kwargs: Mapping[str, Any] | None = None,
-    think: bool = True,
+    thinking: Thinking = UNSAID,
+    tools: Sequence[Mapping[str, Any]] = (),
     brief: bool = False,
 ) -> Prompt:
     """The prompt of a conversation whose media parts, in order, are `items`. Raises ApplianceError.
@@ -64,7 +66,8 @@ def build_chat(
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         kwargs=kwargs,
-        think=think,
+        thinking=thinking,
+        tools=tools,
         brief=brief,
     )
     tokenizer, family = template.tokenizer, template.family

@@ -16,15 +16,21 @@ class Detokenizer:
 
     Bytes that are no UTF-8 become U+FFFD: one for each maximal part in a byte-level vocabulary, one
     for each byte in a SentencePiece-like one. (There the tokenizers library also gives up the valid
-    characters next to them, which cannot be known while streaming.) `continuing` keeps the space
-    that such a vocabulary drops at the beginning of a text.
+    characters next to them, which cannot be known while streaming.) Special tokens in `shown` are
+    not skipped. `continuing` keeps the space that such a vocabulary drops at the beginning of a
+    text.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continuing: bool = False
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+        continuing: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         self._strip = tokenizer.strips_first_space and not continuing
         self._utf8 = Utf8("replace")
         self._raw = b""  # raw byte tokens that are no whole character yet

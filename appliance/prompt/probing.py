@@ -16,7 +16,6 @@ from engine.models.family import Family
 Message = dict[str, Any]
 
 SHAPES: tuple[Shape, ...] = ("parts", "string", "one_part")
-ROLES = ("user", "system", "assistant")
 # a list written as Python or JSON would escape the ends of lines
 WORDS = ("al\npha", "bra\nvo", "char\nlie", "del\nta", "ec\nho")
 LINES = "\n"  # between texts where the template has nothing of its own
@@ -46,6 +45,7 @@ class Place:
     role: str
     before: tuple[Message, ...] = ()
     after: tuple[Message, ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()  # of the message, beside its content
 
 
 PLACES = {
@@ -54,6 +54,20 @@ PLACES = {
     "assistant": Place("an assistant's message", "assistant", (ASKED,), (ASKED,)),
 }
 EARLIER = Place("an earlier message of the user", "user", after=(SAID, ASKED))
+CALL_ID = "abcdefghi"
+CALL_WORDS = ("alphabravo", "charlie", "delta")
+CALL = {"name": CALL_WORDS[0], "arguments": {CALL_WORDS[1]: CALL_WORDS[2]}}
+CALLING = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": CALL_ID, "type": "function", "function": CALL}],
+}
+TOOL = Place(
+    "the answer of a tool",
+    "tool",
+    (ASKED, CALLING),
+    fields=(("tool_call_id", CALL_ID), ("name", CALL_WORDS[0])),
+)
 SYSTEM = {"role": "system", "content": "Be brief."}
 SECOND_SYSTEM = Place("a second system message", "system", (SYSTEM,), (ASKED,))
 LATE_SYSTEM = Place("a later system message", "system", (ASKED, SAID), (ASKED,))
@@ -67,9 +81,9 @@ class Probes:
         self._family = family
         self._seconds = SECONDS
 
-    def way(self, role: str) -> Way:
-        """The first way in which all that a message of the role holds is written, in order."""
-        place, word = PLACES[role], text_part(WORDS[0])
+    def way(self, place: Place) -> Way:
+        """The first way in which all that a message there holds is written, in order."""
+        word = text_part(WORDS[0])
         strings = self._shows(place, [word], "string") or not self._shows(place, [word], "one_part")
         shape: Shape = "string"
         if self._family.modalities:
@@ -91,6 +105,11 @@ class Probes:
         text = rendered.text.casefold()
         wanted = Counter(self._wanted(part).casefold() for part in parts)
         return any(text.count(one) < count for one, count in wanted.items())
+
+    def loses_calls(self) -> bool:
+        """Whether calls of tools that an assistant's message holds are left out."""
+        rendered = self._rendered(TOOL, [text_part("echo")], "string")
+        return rendered is not None and not all(word in rendered.text for word in CALL_WORDS)
 
     def opens_thought(self) -> bool:
         """Whether an answer begins inside a thought, whatever the template is told."""
@@ -142,7 +161,7 @@ class Probes:
         if shape != "parts":
             content = spelled(merged(parts, LINES), self._family, marks)
             content = content if shape == "string" else [text_part(content)]
-        message = {"role": place.role, "content": content}
+        message = {"role": place.role, "content": content, **dict(place.fields)}
         begun = time.thread_time()
         try:
             text = self._run([*place.before, message, *place.after])

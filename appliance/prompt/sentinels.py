@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN, CLOSE = "\ue000", "\ue001"  # private use; the number after OPEN makes them unguessable
-UNTOUCHED_KEYS = frozenset({"role", "type"})
+UNTOUCHED_KEYS = frozenset({"role", "type"})  # words that templates compare
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ def guard(value: Any, literals: Literals, marks: Marks) -> Any:
     if isinstance(value, dict):
         return {
             guard(key, literals, marks): item
-            if key in UNTOUCHED_KEYS
+            if key in UNTOUCHED_KEYS and isinstance(item, str) and item.isidentifier()
             else guard(item, literals, marks)
             for key, item in value.items()
         }

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.exceptions import TemplateSyntaxError
 
-from appliance.errors import bad_request, context_length_exceeded
+from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.prompt.bounds import BRIEF, FULL, OF_REQUEST, PROBE, Bounds, Overrun
 from appliance.prompt.content import Part, merged, spelled, text_part
 from appliance.prompt.continuation import cut_at_end, with_end
@@ -19,19 +19,21 @@ from appliance.prompt.probing import (
     EARLIER,
     LATE_SYSTEM,
     PLACES,
-    ROLES,
     SECOND_SYSTEM,
+    TOOL,
     Message,
     Probes,
     TemplateTakesTooMuch,
 )
 from appliance.prompt.sentinels import Literals, Marks, Rendered, guard
+from appliance.prompt.thinking import UNSAID, Thinking
 from appliance.prompt.tokenizer import Tokenizer
 from engine.models.documents import optional_document, read_text
 from engine.models.family import Family
 
 WORD = "alphabravo"
 SWITCHES = ("enable_thinking", "thinking")  # names by which templates are told whether to think
+EFFORT, TOOLS = "reasoning_effort", "tools"
 TOO_MUCH = "The chat template takes more time or memory for this conversation than it may."
 UNREADABLE = "The model's chat template cannot render this conversation."
 
@@ -66,9 +68,16 @@ class ChatTemplate:
         self._literals = Literals(tokenizer.added)
         self._assistant_literals = Literals(tokenizer.special)
         self._probes = Probes(lambda messages: self._run(messages, {}, True, PROBE), family)
-        self._ways = {role: self._probes.way(role) for role in ROLES}
-        named = self._environment.names(self.source or "", SWITCHES)
+        self._ways = {place.role: self._probes.way(place) for place in PLACES.values()}
+        named = self._environment.names(self.source or "", (*SWITCHES, TOOLS, EFFORT))
         self._switches = [name for name in SWITCHES if name in named]
+        self._knows_effort = EFFORT in named
+        self.takes_tools = TOOLS in named
+        self._lost_calls = self._lost_tools = False
+        if "tool" in (self.source or ""):
+            self._ways["tool"] = way = self._probes.way(TOOL)
+            self._lost_calls = self._probes.loses_calls()
+            self._lost_tools = self._probes.loses(TOOL, [text_part(WORD)], way)
         self._always_thinks = "<think>" in (self.source or "") and self._probes.opens_thought()
         self._lost_systems = [
             place
@@ -123,19 +132,22 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         kwargs: Mapping[str, Any] | None = None,
-        think: bool = True,
+        thinking: Thinking = UNSAID,
+        tools: Sequence[Mapping[str, Any]] = (),
         brief: bool = False,
     ) -> Rendered:
         """The conversation as text; the type of a media part is its modality.
 
-        Without `think` the model is told not to. `continue_final_message` ends the text inside the
-        last message. Raises ApplianceError as `options` does, and for a conversation that the
+        `tools` are OpenAI's definitions. `continue_final_message` ends the text inside the last
+        message. Raises ApplianceError as `options` does, and for a conversation that the
         template refuses, would leave out part of, cannot render, or does not render within its
         bounds; Postponed where `brief` asks for what does not hold up an event loop, and the
         template takes longer.
         """
         marks = Marks()
-        options = guard(self.options(kwargs or {}, think), self._literals, marks)
+        options = guard(self.options(kwargs or {}, thinking), self._literals, marks)
+        if tools:
+            options[TOOLS] = guard(list(tools), self._literals, marks)
         self._check_places(messages)
         shaped = [self._message(message, marks) for message in messages]
         if continue_final_message:
@@ -148,19 +160,21 @@ class ChatTemplate:
             raise bad_request(UNREADABLE, "messages", "chat_template_failed")
         return rendered
 
-    def options(self, kwargs: Mapping[str, Any], think: bool = True) -> dict[str, Any]:
+    def options(self, kwargs: Mapping[str, Any], thinking: Thinking = UNSAID) -> dict[str, Any]:
         """What the template is given of a request's options.
 
-        Raises ApplianceError 400 for one that the recipe does not list, unless it is null or tells
-        a model not to think that has no such switch; and where thinking cannot be switched off.
+        Raises ApplianceError 400 for one that the recipe does not list, unless it is null, or the
+        template's own switch for thinking, or tells a model not to think that has no such switch;
+        and where thinking cannot be switched off, or on.
         """
         given: dict[str, Any] = {}
+        think = thinking.wanted
         for name, value in kwargs.items():
             if value is None:
                 continue
             if name in SWITCHES and value is False and not self._switches:
                 think = False
-            elif name in self.template_kwargs:
+            elif name in self.template_kwargs or name in self._switches:
                 given[name] = value
             else:
                 listed = ", ".join(self.template_kwargs) or "none"
@@ -169,15 +183,21 @@ class ChatTemplate:
                     f"chat_template_kwargs.{name[:100]}",
                     "unsupported_parameter",
                 )
-        if not think:
-            if not self._switches and self._always_thinks:
-                raise bad_request(
-                    "This model thinks before it answers, and its chat template has no switch.",
-                    "reasoning_effort",
-                    "unsupported_parameter",
-                )
-            given = dict.fromkeys(self._switches, False) | given
-        return given
+        if think is False and not self._switches and self._always_thinks:
+            raise bad_request(
+                "This model thinks before it answers, and its chat template has no switch.",
+                thinking.param,
+                "unsupported_parameter",
+            )
+        if think and not (self._switches or self._always_thinks or self._knows_effort):
+            raise bad_request(
+                f"'{thinking.param}': this model's chat template knows nothing of thinking.",
+                thinking.param,
+                "unsupported_parameter",
+            )
+        if self._knows_effort and thinking.effort is not None:
+            given.setdefault(EFFORT, thinking.effort)
+        return given if think is None else dict.fromkeys(self._switches, think) | given
 
     def _run(
         self,
@@ -194,9 +214,9 @@ class ChatTemplate:
             )
         variables = {
             **self.tokenizer.named_tokens,
+            TOOLS: None,
             **options,
             "messages": messages,
-            "tools": None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -245,7 +265,12 @@ class ChatTemplate:
         return shaped
 
     def _check_places(self, messages: Sequence[Message]) -> None:
-        """Raise ApplianceError for a system message where the template would leave it out."""
+        """Raise ApplianceError for a message where the template would leave it out."""
+        for number, message in enumerate(messages):
+            if message.get("tool_calls") and self._lost_calls:
+                raise _left_out("calls of tools", f"messages[{number}].tool_calls")
+            if message.get("role") == "tool" and self._lost_tools:
+                raise _left_out(TOOL.words, f"messages[{number}]")
         if not self._lost_systems:
             return
         first = True  # so far there is nothing but system messages
@@ -253,12 +278,14 @@ class ChatTemplate:
             system = message.get("role") == "system"
             place = SECOND_SYSTEM if first else LATE_SYSTEM
             if number and system and place in self._lost_systems:
-                raise bad_request(
-                    f"The model's chat template leaves out {place.words}.",
-                    f"messages[{number}]",
-                    "chat_template_refused",
-                )
+                raise _left_out(place.words, f"messages[{number}]")
             first = first and system
+
+
+def _left_out(words: str, path: str) -> ApplianceError:
+    return bad_request(
+        f"The model's chat template leaves out {words}.", path, "chat_template_refused"
+    )
 
 
 def checkpoint_template(folder: Path) -> str | None:

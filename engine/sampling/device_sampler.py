@@ -11,7 +11,8 @@ import torch
 
 from engine.device.device import Device
 from engine.sampling.columns import Columns
-from engine.sampling.constraint import WORD, Masks, constrained
+from engine.sampling.constraint import WORD
+from engine.sampling.masks import Masks, constrained
 from engine.sampling.sampler import forbidden, uniform
 from engine.sampling.token_counts import TokenCounts
 from engine.scheduling.sequence import Sequence

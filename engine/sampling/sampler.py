@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from engine.sampling.constraint import Masks, constrained, unpacked
+from engine.sampling.masks import Masks, constrained, unpacked
 from engine.scheduling.sequence import Sequence
 
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from appliance.api.app import create_app
 from appliance.config.compose import compose
 from appliance.config.schema import Config
+from appliance.generation.configured import style_for
 from appliance.generation.generation import Generation
 from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
@@ -114,16 +115,21 @@ def generation(
     pool: ThreadPoolExecutor,
     intake: Intake | None = None,
     modalities: tuple[str, ...] = (),
+    max_len: int = MAX_LEN,
 ) -> Generation:
     prompting = Prompting(
         tokenizer=side.tokenizer,
         template=side.template,
-        limits=Limits(max_len=MAX_LEN, pages=32, page_size=16, max_sequences=4),
+        limits=Limits(max_len=max_len, pages=max_len // 8, page_size=16, max_sequences=4),
         intake=intake,
         modalities=modalities,
         metrics=metrics,
         pool=pool,
     )
     return Generation(
-        client=engine, prompting=prompting, metrics=metrics, sampling=SamplingDefaults()
+        client=engine,
+        prompting=prompting,
+        metrics=metrics,
+        sampling=SamplingDefaults(),
+        style=style_for(config.chat, side.template),
     )

@@ -82,7 +82,8 @@ BOTH: dict[str, list[Any]] = {
     "structural_tag": [""],
     "structured_outputs": [{}, {"json": None, "regex": None}],
     "thinking_token_budget": [],
-    "tool_choice": ["none", "auto", "", {"type": "none"}],
+    "parallel_tool_calls": [True],
+    "tool_choice": ["none", "auto", "", {}, {"type": "none"}],
     "tools": [[]],
     "truncate_prompt_tokens": [],
     "use_beam_search": [False],
@@ -106,6 +107,9 @@ CHAT: dict[str, list[Any]] = {
 }
 COMPLETION: dict[str, list[Any]] = {
     **BOTH,
+    "include_reasoning": [True, False],
+    "parallel_tool_calls": [True, False],
+    "tool_choice": ["none", "auto", "", {"type": "none"}],
     "logprobs": [False],
     "top_logprobs": [0],
     "max_tokens": [16, 16.0],
@@ -178,6 +182,7 @@ ASKS = [
     ("reasoning", {"effort": "low"}),
     ("reasoning", {"enabled": True}),
     ("reasoning", {"effort": "none", "summary": "auto"}),
+    ("reasoning", {"effort": "none", "enabled": True}),
     ("thinking", True),
     ("thinking", {"type": "enabled", "budget_tokens": 5}),
     ("tools", [TOOL]),
@@ -207,11 +212,14 @@ async def test_what_asks_for_something_is_refused(cook: Cook, name: str, value: 
     assert (reply.error["param"] or "").startswith(name)
 
 
+MANY = [{**TOOL, "function": {**TOOL["function"], "name": f"tool_{n}"}} for n in range(40)]
+
+
 @pytest.mark.parametrize(
     ("fields", "taken"),
     [
         ({"tools": [TOOL], "tool_choice": "none"}, True),
-        ({"tools": [TOOL] * 40, "tool_choice": {"type": "none"}}, True),
+        ({"tools": MANY, "tool_choice": {"type": "none"}}, True),
         ({"functions": [TOOL["function"]], "function_call": "none"}, True),
         ({"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False}, True),
         ({"tools": [TOOL], "tool_choice": "auto"}, False),
@@ -273,10 +281,10 @@ async def test_an_assistant_may_have_said_nothing(cook: Cook, turn: dict[str, An
         ({"role": "assistant", "content": False}, "messages[0].content"),
         ({"role": "assistant", "content": {}}, "messages[0].content"),
         ({"role": "assistant", "content": [None]}, "messages[0].content[0]"),
-        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0].function"),
         ({"role": "assistant", "function_call": {"name": "f"}}, "messages[0].function_call"),
         ({"role": "assistant", "audio": {"id": "1"}}, "messages[0].audio"),
-        ({"role": "tool", "content": ""}, "messages[0].role"),
+        ({"role": "tool", "content": ""}, "messages[0].tool_call_id"),
     ],
     ids=str,
 )

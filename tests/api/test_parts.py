@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from appliance.api.app import create_app
-from appliance.generation.parts import Parts, ToolCall
+from appliance.generation.parts import AnswerParser, Parts, ToolCall
+from appliance.generation.style import Reply, Style
 from appliance.service import Service
 from engine.models.end_tokens import end_tokens
 from tests.api.asgi_client import AsgiClient
@@ -58,6 +60,13 @@ class Marked:
         return Parts(text)
 
 
+class MarkedStyle(Style):
+    """A style of answers that all are `Marked`."""
+
+    def parser(self, reply: Reply, *, thinking: bool) -> Callable[[], AnswerParser]:
+        return Marked
+
+
 @pytest.fixture
 def client(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> AsgiClient:
     config = configuration()
@@ -65,7 +74,7 @@ def client(prompt_side: PromptSide, pool: ThreadPoolExecutor) -> AsgiClient:
     (end,) = end_tokens(prompt_side.tokenizer.folder)
     engine = FakeEngine(speak(*prompt_side.ids(ANSWER), end, finish="stop"))
     made = generation(prompt_side, engine, config, service.metrics, pool)
-    made._parser = Marked
+    made.style = MarkedStyle()
     service.generation = made
     service.lifecycle.loaded = True
     return AsgiClient(create_app(service))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from appliance.generation.structure import ANY_OBJECT, WHITESPACE
+from appliance.generation.rules import WHITESPACE
+from appliance.generation.structure import ANY_OBJECT
 from engine.sampling.grammar import Grammar
 from tests.api.conftest import Kitchen
 

@@ -24,7 +24,8 @@ WRONG_CHAT = [
     ({"messages": ["hi"]}, "messages[0]"),
     ({"messages": [{"content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
-    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": user(5)}, "messages[0].content"),
     ({"messages": user([])}, "messages[0].content"),
@@ -59,7 +60,7 @@ WRONG_CHAT = [
     ({"messages": user([{"image_url": "data:,"}])}, "messages[0].content[0].image_url"),
     (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
-        "messages[0].tool_calls",
+        "messages[0].tool_calls[0].function",
     ),
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
@@ -110,8 +111,6 @@ WRONG_CHAT = [
 
 UNBUILT = [
     {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    {"tool_choice": "required"},
-    {"tool_choice": {"type": "function", "function": {"name": "f"}}},
     {"functions": [{"name": "f"}]},
     {"function_call": {"name": "f"}},
     {"structural_tag": "x"},

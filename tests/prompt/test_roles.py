@@ -12,6 +12,7 @@ import pytest
 from appliance.errors import ApplianceError
 from appliance.prompt.build import build_chat
 from appliance.prompt.template import ChatTemplate
+from appliance.prompt.thinking import Thinking
 from tests.prompt.conftest import NAMES
 
 TEMPLATES = Path(__file__).parents[2] / "recipes" / "templates"
@@ -248,6 +249,7 @@ def test_a_system_message_that_would_be_dropped_is_refused(
     assert all(message["content"] in text for message in messages)
 
 
+OFF, ON, LOW = Thinking(False), Thinking(True), Thinking(True, "low")
 THINKS = EACH + "{% if not enable_thinking | default(true) %}<think></think>{% endif %}"
 ALWAYS = EACH + "{% if add_generation_prompt %}<think>\n{% endif %}"
 OTHERWISE = EACH + "{{ '<think>' if thinking is defined and thinking else '</think>' }}"
@@ -257,17 +259,16 @@ OTHERWISE = EACH + "{{ '<think>' if thinking is defined and thinking else '</thi
     ("source", "listed", "kwargs", "end"),
     [
         (THINKS, (), {}, "<think></think>"),
-        (THINKS, ("enable_thinking",), {"enable_thinking": False}, "<think></think>"),
+        (THINKS, (), {"enable_thinking": False}, "<think></think>"),
         (THINKS, (), {"enable_thinking": None}, "<think></think>"),
         (OTHERWISE, (), {}, "</think>"),
-        (OTHERWISE, ("thinking",), {"thinking": None}, "</think>"),
+        (OTHERWISE, (), {"thinking": None}, "</think>"),
         (EACH, (), {}, "]"),
         (EACH, (), {"enable_thinking": False}, "]"),
         (EACH, (), {"enable_thinking": False, "thinking": False}, "]"),
         (EACH + "{# enable_thinking #}", (), {}, "]"),
         (ALWAYS, (), {}, None),
         (ALWAYS, (), {"enable_thinking": False}, None),
-        (THINKS, (), {"enable_thinking": False}, None),
         (EACH, (), {"enable_thinking": True}, None),
         (EACH, (), {"enable_thinking": 0}, None),
         (OTHERWISE, (), {"enable_thinking": False}, None),
@@ -278,11 +279,41 @@ def test_a_model_is_told_not_to_think_where_it_would(
 ) -> None:
     template = template_of("llama", source, listed)
     if end is not None:
-        assert build_chat(template, [ASKED], [], kwargs=kwargs, think=False).text.endswith(end)
+        assert build_chat(template, [ASKED], [], kwargs=kwargs, thinking=OFF).text.endswith(end)
         return
     with pytest.raises(ApplianceError) as refused:
-        build_chat(template, [ASKED], [], kwargs=kwargs, think=False)
+        build_chat(template, [ASKED], [], kwargs=kwargs, thinking=OFF)
     assert (refused.value.status, refused.value.code) == (400, "unsupported_parameter")
+
+
+LEVELS = EACH + "{{ 'effort ' ~ reasoning_effort | default('unsaid') }}"
+BOTH = LEVELS + "{{ ' on' if enable_thinking is defined and enable_thinking }}"
+
+
+@pytest.mark.parametrize(
+    ("source", "thinking", "end"),
+    [
+        (OTHERWISE, ON, "<think>"),
+        (OTHERWISE, LOW, "<think>"),
+        (ALWAYS, LOW, "<think>\n"),
+        (LEVELS, LOW, "effort low"),
+        (LEVELS, OFF, "effort unsaid"),
+        (LEVELS, Thinking(), "effort unsaid"),
+        (BOTH, LOW, "effort low on"),
+        (BOTH, ON, "effort unsaid on"),
+    ],
+)
+def test_a_model_is_told_to_think_and_how_much(
+    source: str, thinking: Thinking, end: str, template_of: Make
+) -> None:
+    template = template_of("llama", source)
+    assert build_chat(template, [ASKED], [], thinking=thinking).text.endswith(end)
+
+
+def test_a_model_that_does_not_think_is_not_told_to(template_of: Make) -> None:
+    with pytest.raises(ApplianceError) as refused:
+        build_chat(template_of("llama", EACH), [ASKED], [], thinking=LOW)
+    assert (refused.value.status, refused.value.param) == (400, "reasoning_effort")
 
 
 def test_a_model_thinks_unless_it_is_told(template_of: Make) -> None:

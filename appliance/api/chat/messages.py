@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.api.chat.media_parts import KINDS, read_media_part
+from appliance.api.chat.past_calls import read_calls
 from appliance.api.fields.text import read_text
 from appliance.api.fields.validation import unsupported
 from appliance.errors import bad_request
 from appliance.generation.conversation import Conversation, Message
 from appliance.media.source import Source
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 CACHING = "cache_control"  # where a prefix worth keeping ends; here all are kept
-UNBUILT_FIELDS = ("tool_calls", "function_call", "audio")
-MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal", "annotations", CACHING})
+UNBUILT_FIELDS = ("function_call", "audio")
+MESSAGE_FIELDS = frozenset({"role", "content", "name", CACHING})
+OF_ROLE = {
+    "assistant": frozenset(
+        {"refusal", "annotations", "tool_calls", "reasoning_content", "reasoning"}
+    ),
+    "tool": frozenset({"tool_call_id"}),
+}
 PARTS = ("text", *KINDS)
 MOST_PARTS = 100_000  # of all messages; a token each is more than most models take
 UNBUILT_PARTS = (
@@ -65,7 +72,8 @@ def _text_length(message: Message) -> tuple[int, int]:
     """Characters with and without white space at the ends."""
     content = message["content"]
     texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    return sum(map(len, texts)), sum(len(text.strip()) for text in texts)
+    more = len(message.get("reasoning_content", "")) + len(str(message.get("tool_calls", "")))
+    return sum(map(len, texts)) + more, sum(len(text.strip()) for text in texts)
 
 
 def _message(message: Any, path: str, sources: list[Source], ignored: list[str]) -> Message:
@@ -76,9 +84,9 @@ def _message(message: Any, path: str, sources: list[Source], ignored: list[str])
         raise bad_request(
             f"'{path}.role' is required.", f"{path}.role", "missing_required_parameter"
         )
-    if role in ("tool", "function"):
+    if role == "function":
         raise bad_request(
-            f"'{path}.role': messages of tools are not supported by this server.",
+            f"'{path}.role': 'function' is out of use; send 'tool' with a 'tool_call_id'.",
             f"{path}.role",
             "unsupported_parameter",
         )
@@ -92,20 +100,36 @@ def _message(message: Any, path: str, sources: list[Source], ignored: list[str])
     ignored.extend(
         f"{path}.{name}"
         for name, value in message.items()
-        if name not in MESSAGE_FIELDS and name not in UNBUILT_FIELDS and value is not None
+        if name not in MESSAGE_FIELDS | OF_ROLE.get(role, frozenset())
+        and name not in UNBUILT_FIELDS
+        and value is not None
     )
     content = message.get("content")
     if content in (None, []) and role == "assistant":
         # it said nothing: it was stopped, or it refused
         refusal = message.get("refusal")
         content = "" if refusal is None else read_text(refusal, f"{path}.refusal")
+    if content == [] and role == "tool":
+        content = ""  # it had nothing to say
     read: Message = {
         "role": "system" if role == "developer" else role,
         "content": _content(content, f"{path}.content", sources, ignored),
     }
     if message.get("name") not in (None, ""):
         read["name"] = read_text(message["name"], f"{path}.name")
+    if role == "assistant":
+        read |= _thought(message, path) | read_calls(message.get("tool_calls"), path, ignored)
+    elif role == "tool":
+        read["tool_call_id"] = read_text(message.get("tool_call_id"), f"{path}.tool_call_id")
     return read
+
+
+def _thought(message: dict[str, Any], path: str) -> Message:
+    """What was thought before the message, for templates that want it."""
+    for name in ("reasoning_content", "reasoning"):
+        if message.get(name) not in (None, ""):
+            return {"reasoning_content": read_text(message[name], f"{path}.{name}")}
+    return {}
 
 
 def _content(

@@ -10,14 +10,14 @@ from appliance.generation.parts import Parts, ToolCall
 def chat_parts(parts: Parts, *, delta: bool) -> dict[str, Any]:
     """Fields of a message, or with `delta` of what a chunk adds to one.
 
-    Reasoning is `reasoning_content`, the name that vLLM, SGLang and DeepSeek's own API have for it.
+    Reasoning has the name that DeepSeek's API and SGLang have for it, and vLLM's.
     """
     fields: dict[str, Any] = {}
     if parts.text or not delta:
         alone = parts.tool_calls and not parts.text
         fields["content"] = None if alone else parts.text
     if parts.reasoning:
-        fields["reasoning_content"] = parts.reasoning
+        fields |= {"reasoning_content": parts.reasoning, "reasoning": parts.reasoning}
     if parts.tool_calls:
         fields["tool_calls"] = [_call(call, delta) for call in parts.tool_calls]
     return fields

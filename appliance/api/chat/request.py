@@ -9,13 +9,19 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 from appliance.api.chat.media_options import read_media_options
 from appliance.api.chat.message_schema import messages_schema
 from appliance.api.chat.messages import read_messages
-from appliance.api.chat.thinking import Off
-from appliance.api.fields.sampling import SamplingFields
+from appliance.api.chat.thinking import Said, agreed
+from appliance.api.chat.tools import Choice, Tools, definitions_length, offered
+from appliance.api.fields.sampling import INT32, SamplingFields
 from appliance.api.fields.whole import Whole
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request
 from appliance.generation.answers import AnswerLength
+from appliance.generation.calls.tool import ToolUse
 from appliance.generation.conversation import ChatPrompt, Conversation
+from appliance.generation.style import Reply, Style
+from appliance.generation.tools import usable
+from appliance.prompt.thinking import UNSAID, Thinking
+from engine.sampling.grammar import Grammar
 
 
 def _messages(value: Any, info: ValidationInfo) -> Conversation:
@@ -35,9 +41,14 @@ class ChatRequest(SamplingFields):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     media_io_kwargs: dict[str, Any] = Field(default_factory=dict)
-    reasoning_effort: Off = False
-    reasoning: Off = False
-    thinking: Off = False
+    reasoning_effort: Said = UNSAID
+    reasoning: Said = UNSAID
+    thinking: Said = UNSAID
+    include_reasoning: bool = True
+    thinking_token_budget: Whole | None = Field(default=None, ge=0, lt=INT32)
+    tools: Tools = Field(default_factory=list)
+    tool_choice: Choice = None
+    parallel_tool_calls: bool = True
 
     @property
     def answer_length(self) -> AnswerLength:
@@ -52,6 +63,7 @@ class ChatRequest(SamplingFields):
     def prompt(self, owner: bytes, media: MediaConfig) -> ChatPrompt:
         """How the prompt is to be made. Raises ApplianceError for media options not allowed."""
         generate = self.add_generation_prompt
+        tools, _ = offered(self.tools, self.tool_choice)
         return ChatPrompt(
             self.messages,
             add_generation_prompt=not self.continue_final_message if generate is None else generate,
@@ -60,11 +72,49 @@ class ChatRequest(SamplingFields):
             template_kwargs=self.chat_template_kwargs,
             owner=owner,
             media_options=read_media_options(self.media_io_kwargs, media),
-            think=not (self.reasoning_effort or self.reasoning or self.thinking),
+            thinking=self._thinking,
+            tools=[tool.definition for tool in tools],
+            tools_length=definitions_length(tools),
         )
+
+    def reply(self, grammar: Grammar | None, style: Style, ignored: list[str]) -> Reply:
+        """What the answers may be; places of schemas that calls are not held to go to `ignored`.
+
+        Raises ApplianceError for tools of which a model cannot be told, or that it cannot call.
+        """
+        tools, names = offered(self.tools, self.tool_choice)
+        use = None
+        if names:
+            if style.calls is None:
+                raise bad_request(
+                    "This model calls no tools, or its recipe does not say how ('chat.tool_format' "
+                    "and a chat template that is told of tools).",
+                    "tools",
+                    "unsupported_parameter",
+                )
+            made = [usable(tool, style) for tool in tools if tool.name in names]
+            ignored.extend(place for _, place in made if place is not None)
+            use = ToolUse(
+                tuple(tool for tool, _ in made),
+                required=self.tool_choice is not None and self.tool_choice.mode == "required",
+                parallel=self.parallel_tool_calls,
+            )
+        budget = self.thinking_token_budget
+        return Reply(
+            grammar,
+            use,
+            show_thought=self.include_reasoning,
+            thought_tokens=self._thinking.tokens if budget is None else budget,
+        )
+
+    @property
+    def _thinking(self) -> Thinking:
+        return agreed(self.reasoning_effort, self.reasoning, self.thinking)
 
     def check(self) -> None:
         super().check()
+        offered(self.tools, self.tool_choice)
+        _ = self._thinking
         if self.top_logprobs and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
         if (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.accept import accept
+from appliance.api.accept import accept, told
 from appliance.api.account import account
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import ChatLogprobs
@@ -21,7 +22,9 @@ from appliance.api.http.tenants import caller_of
 from appliance.api.replies import body_of, head, whole
 from appliance.errors import bad_request
 from appliance.generation.answers import Delta
+from appliance.generation.style import Reply
 from appliance.service import Service
+from engine.sampling.grammar import Grammar
 
 
 class Chat:
@@ -34,12 +37,14 @@ class Chat:
         """Validate, build the prompt, and answer as one body or as a stream."""
         service = self._service
         accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
-        fields, headers = accepted.fields, accepted.headers
+        fields = accepted.fields
         check_template(service, fields)
         generation = service.generator()
+        reply, unheld = await reply_of(service, fields, accepted.grammar)
+        headers = told(request, service, accepted.ignored + unheld)
         prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
         options = fields.answer_options(
-            accepted.origin, grammar=accepted.grammar, continuing=fields.continue_final_message
+            accepted.origin, reply=reply, continuing=fields.continue_final_message
         )
         answers = await generation.chat(prompt, fields, options)
         if fields.stream:
@@ -87,6 +92,18 @@ class Chat:
             choice["token_ids"] = delta.token_ids
         told = "null" if logprobs is None else logprobs.render(delta.logprobs)
         return f'{encode(choice)[:-1]},"logprobs":{told}}}'
+
+
+async def reply_of(
+    service: Service, fields: ChatRequest, grammar: Grammar | None
+) -> tuple[Reply, list[str]]:
+    """What the answers may be, and places of schemas that they are not held to.
+
+    Raises ApplianceError.
+    """
+    unheld: list[str] = []
+    make = partial(fields.reply, grammar, service.generator().style, unheld)
+    return await service.aside(make) if fields.tools else make(), unheld
 
 
 def check_template(service: Service, fields: ChatRequest) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.accept import accept
+from appliance.api.accept import accept, told
 from appliance.api.account import account
 from appliance.api.completions.chunks import CompletionChoices, CompletionChunks
 from appliance.api.completions.request import CompletionRequest
@@ -16,6 +16,7 @@ from appliance.api.http.event_stream import EventStream, is_large
 from appliance.api.http.responses import json_response
 from appliance.api.http.server_timing import server_timing
 from appliance.api.replies import body_of, head, whole
+from appliance.generation.style import Reply
 from appliance.service import Service
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Completions:
         """Validate, tokenize, and answer as one body or as a stream."""
         service = self._service
         accepted = await accept(request, service, CompletionRequest, UNBUILT_COMPLETION)
-        fields, headers = accepted.fields, accepted.headers
+        fields, headers = accepted.fields, told(request, service, accepted.ignored)
         generation = service.generator()
         discard = not fields.max_tokens
         options = fields.answer_options(
-            accepted.origin, grammar=accepted.grammar, continuing=True, discard=discard
+            accepted.origin, reply=Reply(accepted.grammar), continuing=True, discard=discard
         )
         answers = await generation.complete(fields.prompt, fields, options)
         choices = CompletionChoices(

@@ -22,8 +22,8 @@ from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
 from appliance.generation.answers import AnswerLength, AnswerOptions, Origin
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.style import Reply
 from engine.request import SamplingOptions
-from engine.sampling.grammar import Grammar
 
 INT64 = 2**63
 INT32 = 2**31
@@ -170,7 +170,7 @@ class SamplingFields(StructureFields, NamedFields, ABC):
         self,
         origin: Origin,
         *,
-        grammar: Grammar | None,
+        reply: Reply,
         continuing: bool,
         discard: bool = False,
     ) -> AnswerOptions:
@@ -185,7 +185,7 @@ class SamplingFields(StructureFields, NamedFields, ABC):
             min_tokens=self.min_tokens,
             continuing=continuing,
             discard=discard,
-            grammar=grammar,
+            reply=reply,
             timed=self.timings,
             origin=origin,
         )

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, PlainValidator, ValidationInfo, WithJsonSchema
 
-from appliance.api.fields.text import read_text
+from appliance.api.fields.text import as_json, read_text
 from appliance.api.fields.unbuilt import harmless
 from appliance.api.fields.validation import unsupported
 from appliance.errors import bad_request
-from appliance.generation.structure import ANY_OBJECT, WHITESPACE, Structure
+from appliance.generation.rules import WHITESPACE
+from appliance.generation.structure import ANY_OBJECT, Structure
 
 MOST_CHOICES = 10_000
 KINDS = ("json", "json_object", "regex", "choice", "grammar")  # in `structured_outputs`
@@ -199,13 +200,7 @@ def _schema(value: Any, path: str, whitespace: str = WHITESPACE) -> Structure:
             raise bad_request(f"'{path}' is not valid JSON.", path, "invalid_value") from None
     if not isinstance(value, dict | bool):
         raise bad_request(f"'{path}' must be an object.", path, "invalid_type")
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise bad_request(
-            f"'{path}' is too deep, or has a number that is none in JSON.", path, "invalid_value"
-        ) from None
-    return Structure("json", read_text(text, path), path, whitespace)
+    return Structure("json", as_json(value, path), path, whitespace)
 
 
 def _choices(value: Any, path: str) -> str:

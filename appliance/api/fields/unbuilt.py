@@ -15,7 +15,6 @@ UNBUILT: Final[dict[str, tuple[Any, ...]]] = {
     "documents": ([],),
     "functions": ([],),
     "function_call": ("none", "auto", "", {}),
-    "include_reasoning": (True,),
     "length_penalty": (1,),
     "logits_processors": ([],),
     "lora_path": ("",),
@@ -31,9 +30,6 @@ UNBUILT: Final[dict[str, tuple[Any, ...]]] = {
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([], ""),
     "structural_tag": ("",),
-    "thinking_token_budget": (),
-    "tool_choice": ("none", "auto", "", {"type": "none"}, {"type": "auto"}),
-    "tools": ([],),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
@@ -48,10 +44,15 @@ UNBUILT_CHAT: Final[dict[str, tuple[Any, ...]]] = {
 UNBUILT_COMPLETION: Final[dict[str, tuple[Any, ...]]] = {
     **UNBUILT,
     "add_special_tokens": (True,),
+    "include_reasoning": (True, False),
+    "parallel_tool_calls": (True, False),
     "reasoning": ({}, {"effort": "none"}, {"enabled": False}),
     "reasoning_effort": ("none", ""),
     "suffix": ("",),
+    "thinking_token_budget": (),
     "thinking": ({}, {"type": "disabled"}, False),
+    "tool_choice": ("none", "auto", "", {"type": "none"}, {"type": "auto"}),
+    "tools": ([],),
     "top_logprobs": (0,),
 }
 
@@ -61,7 +62,6 @@ HINTS: Final[frozenset[str]] = frozenset(
         "extra_headers",
         "guided_decoding_backend",  # how something is done that is asked for by other fields
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",

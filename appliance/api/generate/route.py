@@ -8,7 +8,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.accept import accept_answered, accept_named
+from appliance.api.accept import accept_answered, accept_named, told
 from appliance.api.generate.reply import GenerateEvents
 from appliance.api.generate.request import UNBUILT_GENERATE, GenerateRequest
 from appliance.api.http.event_stream import EventStream, is_large
@@ -16,6 +16,7 @@ from appliance.api.http.responses import encode, json_response
 from appliance.api.http.server_timing import server_timing
 from appliance.api.replies import whole
 from appliance.errors import ApplianceError
+from appliance.generation.style import Reply
 from appliance.service import Service
 
 
@@ -28,24 +29,25 @@ class Generate:
     async def create(self, request: Request) -> Response | EventStream:
         """Validate, tokenize, and answer as one body or as a stream."""
         arrived = time.perf_counter()
-        asked, headers = await accept_named(
+        asked, ignored = await accept_named(
             request, self._service, lambda body: (GenerateRequest, UNBUILT_GENERATE)
         )
         try:
-            return await self._answer(request, asked, headers, arrived)
+            return await self._answer(request, asked, ignored, arrived)
         except ApplianceError as fault:
             raise asked.named(fault) from None
 
     async def _answer(
-        self, request: Request, asked: GenerateRequest, headers: dict[str, str], arrived: float
+        self, request: Request, asked: GenerateRequest, ignored: list[str], arrived: float
     ) -> Response | EventStream:
         service = self._service
         fields = asked.completion()
-        accepted = await accept_answered(request, service, fields, headers, arrived)
+        accepted = await accept_answered(request, service, fields, ignored, arrived)
+        headers = told(request, service, ignored)
         generation = service.generator()
         options = fields.answer_options(
             accepted.origin,
-            grammar=accepted.grammar,
+            reply=Reply(accepted.grammar),
             continuing=True,
             discard=not fields.max_tokens,
         )
@@ -62,8 +64,8 @@ class Generate:
         deltas = await whole(request, answers)
 
         def body() -> bytes:
-            told = list(map(events.generated, deltas))
-            return encode(told if answers.total > 1 or asked.prompts.many else told[0]).encode()
+            every = list(map(events.generated, deltas))
+            return encode(every if answers.total > 1 or asked.prompts.many else every[0]).encode()
 
         headers |= server_timing(answers)
         return json_response(await service.aside(body) if is_large(deltas) else body(), headers)

@@ -110,7 +110,7 @@ def test_without_waiting_for_its_own_token_a_mask_would_be_stale(
 
 
 def test_masks_reach_the_last_token_of_a_vocabulary_that_fills_no_word() -> None:
-    from engine.sampling.constraint import Masks, constrained, unpacked
+    from engine.sampling.masks import Masks, constrained, unpacked
     from tests.engine.sampling.test_sampler import sequence
 
     vocabulary = 70
@@ -149,7 +149,7 @@ def test_a_constraint_goes_through_the_pipe_with_its_request(checkpoint: Folder)
 
 
 def test_masks_are_computed_beside_the_step_and_for_those_that_were_expected() -> None:
-    from engine.sampling.constraint import Masks
+    from engine.sampling.masks import Masks
     from tests.engine.sampling.test_sampler import sequence
 
     begun, go_on = threading.Event(), threading.Event()

@@ -1,0 +1,1 @@
+"""Calls of tools: how models write them, one file a format, and how they are held to."""

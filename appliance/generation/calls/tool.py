@@ -1,0 +1,32 @@
+"""A tool that a model may call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, frozen=True)
+class Tool:
+    """`definition` is OpenAI's, for the chat template; `parameters` the JSON of the schema.
+
+    With `lenient` a call is held to what of the schema can be, because all of it cannot.
+    """
+
+    name: str
+    definition: Mapping[str, Any] = field(compare=False)
+    parameters: str
+    lenient: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class ToolUse:
+    """The tools that may be called, and how that is to be done.
+
+    With `required` an answer is a call, or several unless `parallel` is false.
+    """
+
+    tools: tuple[Tool, ...]
+    required: bool = False
+    parallel: bool = True

@@ -70,6 +70,14 @@ async def test_what_is_taken_fits_the_document(told: dict[str, Any]) -> None:
         checked.validate(chat_body(messages=[turn]))
     for content in (["a", {"text": "b"}, {"image_url": "data:,"}], [{"type": "text", "text": ""}]):
         checked.validate(chat_body(messages=[{"role": "user", "content": content}]))
+    function = {"name": "f", "parameters": {"type": "object"}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answered = {"role": "tool", "tool_call_id": "1", "content": []}
+    for choice in ("auto", {"type": "function", "function": {"name": "f"}}):
+        tools = {"tools": [{"type": "function", "function": function}], "tool_choice": choice}
+        checked.validate(chat_body(messages=[asked, answered], **tools))
+    assert not checked.is_valid(chat_body(tools=[{"type": "function"}]))
     checked = body_of(told, "/v1/completions")
     for name, value in cases(COMPLETION):
         checked.validate({"model": "tiny", "prompt": "a", name: value})

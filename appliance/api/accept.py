@@ -68,7 +68,8 @@ async def accept_answered(
         grammar = await service.aside(partial(grammar_of, structure))
     stages = Stages(arrived)
     stages.end("read")
-    origin = Origin(arrived, scope, caller.tenant.charge, stages)
+    logged = service.config.server.log_requests == "text"
+    origin = Origin(arrived, scope, caller.tenant.charge, stages, logged)
     return Accepted(fields, origin, grammar, ignored)
 
 

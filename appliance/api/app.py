@@ -16,7 +16,7 @@ from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange
 from appliance.api.http.faults import fault_response, on_fault, on_http_exception
-from appliance.api.http.paths import SingleSlashes
+from appliance.api.http.paths import Rooted, SingleSlashes
 from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
@@ -72,7 +72,8 @@ def create_app(service: Service) -> ASGIApp:
     app: ASGIApp = Authentication(starlette, Tenants(server, service.secrecy))
     if server.cors_origins:
         app = CrossOrigin(app, server.cors_origins)
-    return SingleSlashes(Exchange(app, service, table), table)
+    app = SingleSlashes(Exchange(app, service, table), table)
+    return app if server.root_path is None else Rooted(app, server.root_path)
 
 
 def on_client_gone(request: Request, fault: Exception) -> Response:

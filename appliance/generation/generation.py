@@ -165,10 +165,11 @@ class Generation:
         sampling = [fields.sampling(job.max_tokens, vocabulary, defaults) for job in jobs]
         noted = sum(map(partial(logprobs_of, options.n), jobs, sampling))
         self._check_logprobs(noted)
-        scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
+        scores = [PromptScore(job.prompt_ids, job.media_tokens, job.text) for job in jobs]
         stages = options.origin.stages
         stages.end("prompt")
-        answers = Answers(scores, options.n, stages, options.timed)
+        logged = options.origin.logged
+        answers = Answers(scores, options.n, stages, timed=options.timed, logged=logged)
         self._running[answers] = answers.total
         self._logprobs += noted
         answers.on_close(partial(self._forget_logprobs, noted))

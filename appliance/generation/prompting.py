@@ -55,6 +55,7 @@ class Job:
     media: list[MediaItem]
     max_tokens: int
     param: str  # the field it came from
+    text: str | None = None  # what was tokenized; None where ids came
     ending: str = ""  # of a conversation's text
     constraint: ConstraintSource | None = None  # that its answers are held to
 
@@ -121,7 +122,8 @@ class Prompting:
 
     async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
-        return self._job((await self._text(source, param)).token_ids, length, param)
+        made = await self._text(source, param)
+        return replace(self._job(made.token_ids, length, param), text=made.text)
 
     async def shown_chat(self, asked: ChatPrompt, length: AnswerLength | None = None) -> Shown:
         """What `chat` would make, media read but not decoded; without `length` of any length.
@@ -193,7 +195,7 @@ class Prompting:
 
     def _chat_job(self, prompt: Prompt, length: AnswerLength) -> Job:
         job = self._job(prompt.token_ids, length, "messages")
-        return replace(job, ending=(prompt.text or "")[-ENDING:])
+        return replace(job, text=prompt.text, ending=(prompt.text or "")[-ENDING:])
 
     async def _text(
         self,

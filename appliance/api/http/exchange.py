@@ -52,6 +52,7 @@ class Exchange:
         self._lifecycle = service.lifecycle
         self._routes = routes
         self._secrecy = service.secrecy
+        self._silent = service.config.server.log_requests == "none"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,7 +97,7 @@ class Exchange:
         route = next((r.path_format for r in self._routes if r.path_regex.match(path)), "other")
         self._metrics.answered(route, status, seconds)
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
-        if not logger.isEnabledFor(level):
+        if self._silent or not logger.isEnabledFor(level):
             return
         fields = {
             "request_id": identity,

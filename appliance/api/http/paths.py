@@ -48,6 +48,24 @@ class SingleSlashes:
         await self._app(scope, receive, send)
 
 
+class Rooted:
+    """ASGI middleware: the path under which a proxy has this server is taken off, if it is there.
+
+    Some proxies take it off themselves, and probes come past them.
+    """
+
+    def __init__(self, app: ASGIApp, root: str) -> None:
+        self._app = app
+        self._root = root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == self._root or path.startswith(f"{self._root}/"):
+                scope = {**scope, "path": path[len(self._root) :] or "/"}
+        await self._app(scope, receive, send)
+
+
 def single(path: str) -> str:
     """A path without doubled slashes."""
     return SLASHES.sub("/", path)

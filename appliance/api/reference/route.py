@@ -32,6 +32,8 @@ class Reference:
             server = self._service.config.server
             routes = [route for route in request.app.routes if isinstance(route, Route)]
             told = document(routes, keys=bool(server.api_keys or server.tenants))
+            if server.root_path is not None:
+                told["servers"] = [{"url": server.root_path}]
             self._document = encode(told).encode()
         return json_response(self._document, {})
 

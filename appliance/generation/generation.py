@@ -328,8 +328,8 @@ class Generation:
         left = self._running.get(answers, 0) - count
         if left > 0:
             self._running[answers] = left
-        else:
-            self._running.pop(answers, None)
+        elif self._running.pop(answers, None) is not None:
+            self._metrics.stages_took(answers.stages.seconds)
 
 
 def logprobs_of(n: int, job: Job, sampling: SamplingOptions) -> int:

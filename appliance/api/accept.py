@@ -66,7 +66,7 @@ async def accept_answered(
     structure, grammar = fields.structure, None
     if structure is not None:
         grammar = await service.aside(partial(grammar_of, structure))
-    stages = Stages(arrived)
+    stages = request.scope["appliance.stages"] = Stages(arrived)
     stages.end("read")
     logged = service.config.server.log_requests == "text"
     origin = Origin(arrived, scope, caller.tenant.charge, stages, logged)

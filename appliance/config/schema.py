@@ -352,6 +352,11 @@ class ServerConfig:
         "each. Media are never logged.",
         choices=("none", "meta", "text"),
     )
+    traces: str | None = key(
+        "URL of an OpenTelemetry collector that takes OTLP over HTTP, such as "
+        "http://127.0.0.1:4318/v1/traces; it gets a span of each request and of its stages, and no "
+        "text. Needs the extra `traces`. Null sends none."
+    )
     root_path: str | None = key(
         "Path under which a proxy has this server, such as /models/one; requests are answered with "
         "and without it. Null is none."

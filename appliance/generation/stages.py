@@ -23,6 +23,7 @@ class Stages:
         self._clock = clock
         self._last = clock() if begun is None else begun
         self.seconds: dict[str, float] = {}
+        self.intervals: list[tuple[str, float, float]] = []  # stage, from when, until when
 
     def end(self, stage: str) -> None:
         """What has passed since the last stage belongs to this one."""
@@ -38,4 +39,8 @@ class Stages:
     def _until(self, stage: str, moment: float) -> None:
         moment = max(moment, self._last)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + moment - self._last
+        begun = self._last
+        if self.intervals and self.intervals[-1][0] == stage:
+            _, begun, _ = self.intervals.pop()
+        self.intervals.append((stage, begun, moment))
         self._last = moment

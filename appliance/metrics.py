@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -140,6 +140,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._stage_seconds = Histogram(
+            "appliance_request_stage_seconds",
+            "Time of a request in a stage: read, fetch, prompt, media, queue, prefill, decode.",
+            ["stage"],
+            buckets=MEDIA_BUCKETS,
+            registry=self.registry,
+        )
         self._media_seconds = Histogram(
             "appliance_media_seconds",
             "Time of one media item in a stage: fetch, queue, decode, preprocess, encode.",
@@ -170,6 +177,11 @@ class Metrics:
     def media_took(self, stage: str, modality: str, seconds: float) -> None:
         """Count one item's time in a stage; may be called from any thread."""
         self._media_seconds.labels(stage, modality).observe(seconds)
+
+    def stages_took(self, seconds: Mapping[str, float]) -> None:
+        """Count where one request's time went."""
+        for stage, passed in seconds.items():
+            self._stage_seconds.labels(stage).observe(passed)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"appliance_{name}", help, buckets=buckets, registry=self.registry)

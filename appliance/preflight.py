@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from appliance.addresses import check_socket_path
@@ -29,6 +30,7 @@ def check(config: Config) -> None:
         os.environ["TMPDIR"] = str(temporary)  # torch wants one, in the engine's process
     if config.server.uds is not None:
         check_socket_path(config.server.uds)
+    check_traces(config.server.traces)
     check_sound(config.media)
     reader_for(config.media)  # are the folder and the certificates that it names there?
     folder = check_source(config.model)
@@ -46,6 +48,27 @@ def check(config: Config) -> None:
         raise ConfigurationError(str(error)) from error
     if folder is None and not kept(config.model, config.cache):
         check_cache(cache)
+
+
+def check_traces(url: str | None) -> None:
+    """Raise ConfigurationError for what is no URL, or where nothing could send traces."""
+    if url is None:
+        return
+    if not re.fullmatch(r"https?://[^\s/?#]+/[^\s?#]*", url):
+        raise ConfigurationError(
+            "server.traces must be the URL of an OTLP/HTTP collector with its path, such as "
+            "http://127.0.0.1:4318/v1/traces"
+        )
+    for module in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ConfigurationError(
+                "server.traces needs OpenTelemetry, which is not installed: "
+                "`pip install 'model-appliance[traces]'`, or set server.traces=null"
+            )
 
 
 def check_sound(media: MediaConfig) -> None:

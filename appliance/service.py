@@ -14,6 +14,7 @@ from appliance.errors import not_found, overloaded
 from appliance.lifecycle import Lifecycle
 from appliance.metrics import Metrics
 from appliance.secrecy import Secrecy
+from appliance.tracing import Tracing
 
 if TYPE_CHECKING:
     from appliance.generation.generation import Generation  # loads the model's libraries
@@ -37,6 +38,7 @@ class Service:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     generation: Generation | None = None
     secrecy: Secrecy = field(default_factory=Secrecy)
+    tracing: Tracing | None = None
     address: str = ""  # where it listens
     keep_alive_seconds: float = 10.0
     created: int = field(default_factory=lambda: int(time.time()))

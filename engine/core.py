@@ -384,6 +384,7 @@ class Engine:
             logprobs=None if logprob is None else [logprob],
             prompt_logprobs=prompt_logprobs,
             cached_tokens=sequence.cached_tokens,
+            admitted=sequence.admitted if generated == 1 else None,
         )
 
     def _pooled(self, sequence: Sequence, vector: HostCopy) -> Output:

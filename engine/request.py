@@ -143,3 +143,6 @@ class Output:
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache
     error: str | None = None
     vector: numpy.ndarray | None = None  # [hidden], float32: the whole answer, if asked for
+    # with the first token: when its sequence left the queue, by time.perf_counter(), which is one
+    # clock for all processes of a machine where Python takes CLOCK_MONOTONIC for it
+    admitted: float | None = None

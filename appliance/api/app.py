@@ -11,33 +11,47 @@ from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
+from appliance.api.generate.route import Generate
 from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange
 from appliance.api.http.faults import fault_response, on_fault, on_http_exception
-from appliance.api.http.paths import SingleSlashes
+from appliance.api.http.paths import Rooted, SingleSlashes
 from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
+from appliance.api.prompts.route import Prompts
+from appliance.api.reference.route import Reference
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
 
 
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
-    chat, completions = Chat(service), Completions(service)
+    chat, completions, generate = Chat(service), Completions(service), Generate(service)
     models, probes = Models(service), Probes(service)
+    prompts, reference = Prompts(service), Reference(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/chat/completions/render", prompts.render_chat, methods=["POST"]),
+        Route("/v1/completions/render", prompts.render_text, methods=["POST"]),
+        Route("/tokenize", prompts.tokenize, methods=["POST"]),
+        Route("/detokenize", prompts.detokenize, methods=["POST"]),
+        Route("/generate", generate.create, methods=["POST"]),
+        Route("/get_model_info", models.sglang, methods=["GET"]),
+        Route("/model_info", models.sglang, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),
         Route("/readyz", probes.readyz, methods=["GET"]),
         Route("/startupz", probes.startupz, methods=["GET"]),
         Route("/health", probes.readyz, methods=["GET"]),
+        Route("/ping", probes.readyz, methods=["GET", "POST"]),
         Route("/metrics", probes.metrics, methods=["GET"]),
         Route("/version", probes.version, methods=["GET"]),
+        Route("/openapi.json", reference.openapi, methods=["GET"]),
+        Route("/docs", reference.docs, methods=["GET"]),
     ]
 
 
@@ -58,7 +72,8 @@ def create_app(service: Service) -> ASGIApp:
     app: ASGIApp = Authentication(starlette, Tenants(server, service.secrecy))
     if server.cors_origins:
         app = CrossOrigin(app, server.cors_origins)
-    return SingleSlashes(Exchange(app, service, table), table)
+    app = SingleSlashes(Exchange(app, service, table), table)
+    return app if server.root_path is None else Rooted(app, server.root_path)
 
 
 def on_client_gone(request: Request, fault: Exception) -> Response:

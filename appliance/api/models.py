@@ -6,9 +6,10 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from appliance.api.http.paths import single
-from appliance.api.http.responses import json_response
+from appliance.api.http.responses import encode, json_response
 from appliance.config.schema import MediaConfig
 from appliance.media.image_formats import decoded
 from appliance.service import Service
@@ -19,6 +20,17 @@ LIMITS = {
     "video": ("limit", "max_bytes", "max_seconds", "max_pixels"),
     "audio": ("limit", "max_bytes", "max_seconds"),
 }
+
+
+class SglangCard(TypedDict):
+    """What SGLang's clients ask first."""
+
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool
+    preferred_sampling_params: dict[str, Any] | None
+    has_image_understanding: bool
+    has_audio_understanding: bool
 
 
 class Models:
@@ -36,6 +48,20 @@ class Models:
         if single(asked).strip("/") != single(own).strip("/"):
             self._service.check_model(asked)
         return json_response(card, {})
+
+    async def sglang(self, request: Request) -> Response:
+        """SGLang's card; a path would say where the weights lie here, so the name stands for it."""
+        service = self._service
+        inputs = service.loaded().modalities
+        card: SglangCard = {
+            "model_path": service.model,
+            "tokenizer_path": service.model,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "has_image_understanding": "image" in inputs,
+            "has_audio_understanding": "audio" in inputs,
+        }
+        return json_response(encode(card).encode(), {})
 
     def _card(self) -> dict[str, Any]:
         """The model's entry. Raises ApplianceError 503 before it is loaded."""

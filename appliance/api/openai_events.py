@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.api.account import account
 from appliance.api.http.responses import encode
 from appliance.api.usage import usage
 from appliance.errors import ApplianceError
@@ -16,7 +17,8 @@ class OpenAIEvents:
     """What the streams of chats and of plain completions have in common.
 
     `head` has the fields that every chunk begins with. With `include_usage` the last chunk has the
-    usage and no choices; with `continuous_usage` too every chunk tells it so far.
+    usage and no choices; with `continuous_usage` too every chunk tells it so far. Where the request
+    asked for its stages, they are in the last chunk too.
     """
 
     def __init__(
@@ -34,9 +36,9 @@ class OpenAIEvents:
         self._tail = ',"usage":null}\n\n' if include_usage else "}\n\n"
 
     def closing(self) -> bytes:
-        final = ""
-        if self._include_usage:
-            final = f'{self._head}],"usage":{encode(usage(self._answers))}}}\n\n'
+        final, told = "", account(self._answers, include_usage=self._include_usage)
+        if told:
+            final = f"{self._head}],{encode(told)[1:]}\n\n"
         return f"{final}{DONE}".encode()
 
     def failure(self, fault: ApplianceError) -> bytes:

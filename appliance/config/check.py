@@ -16,6 +16,7 @@ from appliance.config.errors import ConfigurationError, suggestion
 from appliance.config.schema import Config
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:\d+)?/?", re.IGNORECASE)
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 NAME = "NAME"  # stands for any name that the user gives a group of keys
 
 
@@ -105,6 +106,7 @@ def check_values(config: Config) -> None:
         for name, value in settings(config, key.name):
             check_value(name, value, key.metadata)
     check_origins(config.server.cors_origins)
+    check_root_path(config.server.root_path)
 
 
 def check_origins(origins: Sequence[str]) -> None:
@@ -115,6 +117,15 @@ def check_origins(origins: Sequence[str]) -> None:
                 f"server.cors_origins: '{origin}' is no origin, such as https://example.org or "
                 'http://localhost:3000, without a path; "*" is any'
             )
+
+
+def check_root_path(path: str | None) -> None:
+    """Raise ConfigurationError for what is no prefix of a path."""
+    if path is not None and not ROOT_PATH.fullmatch(path):
+        raise ConfigurationError(
+            f"server.root_path is '{path}', must be a path such as /models/one, without a slash at "
+            "its end"
+        )
 
 
 def settings(config: Any, name: str) -> Iterator[tuple[str, Any]]:

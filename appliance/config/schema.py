@@ -346,6 +346,21 @@ class ServerConfig:
         TenantConfig, "Keys that belong together, by the name of their tenant."
     )
     max_queue: int = key("Requests that may wait; one more is answered 429.", low=1)
+    log_requests: str = key(
+        "What the log tells of each request: none is nothing but faults, meta a line of what it "
+        "cost, text also the prompt as the template made it and the answers, 2,000 characters of "
+        "each. Media are never logged.",
+        choices=("none", "meta", "text"),
+    )
+    traces: str | None = key(
+        "URL of an OpenTelemetry collector that takes OTLP over HTTP, such as "
+        "http://127.0.0.1:4318/v1/traces; it gets a span of each request and of its stages, and no "
+        "text. Needs the extra `traces`. Null sends none."
+    )
+    root_path: str | None = key(
+        "Path under which a proxy has this server, such as /models/one; requests are answered with "
+        "and without it. Null is none."
+    )
     cors_origins: list[str] = key(
         "Origins that browsers may call from; an empty list sends no CORS headers."
     )

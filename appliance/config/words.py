@@ -48,6 +48,8 @@ FOREIGN = {  # of vLLM, SGLang, TGI, llama.cpp, and what anybody would try
     "socket": "server.uds",
     "api-key": "server.api_keys",
     "allowed-origins": "server.cors_origins",
+    "api-prefix": "server.root_path",
+    "enable-log-requests": "server.log_requests",
     "allow-origins": "server.cors_origins",
     "allowed-media-domains": "media.allowed_domains",
     "allowed-local-media-path": "media.local_path",

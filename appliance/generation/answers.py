@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
+from appliance.generation.stages import Stages
 from appliance.generation.style import Reply
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.request import Output, TokenLogprob
+
+LOGGED = 2000  # characters of a text that may come into the log
 
 
 @dataclass(slots=True)
@@ -117,12 +120,15 @@ class Origin:
     """Whose a request is, and since when it is here.
 
     `scope` is what its entries in caches are kept apart by, empty for those that all share; tokens
-    of its prompt and answers are told to `charge`.
+    of its prompt and answers are told to `charge`, where its time goes to `stages`. The texts of a
+    `logged` one are kept for the log.
     """
 
     arrived: float = field(default_factory=time.perf_counter)
     scope: bytes = b""
     charge: Callable[[int], None] = lambda tokens: None
+    stages: Stages = field(default_factory=Stages)
+    logged: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,6 +145,7 @@ class AnswerOptions:
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
     reply: Reply = field(default_factory=Reply)  # what the answers may be
+    timed: bool = False  # whether the answer tells its stages
     origin: Origin = field(default_factory=Origin)
 
 
@@ -168,6 +175,7 @@ class PromptScore:
 
     token_ids: list[int]
     media_tokens: dict[str, int]
+    text: str | None = None  # None where ids were sent
     cached_tokens: int = 0
     logprobs: list[TokenLogprob | None] | None = None
 
@@ -179,9 +187,21 @@ class Answers:
     answer; it never holds the engine back.
     """
 
-    def __init__(self, prompts: list[PromptScore], n: int) -> None:
+    def __init__(
+        self,
+        prompts: list[PromptScore],
+        n: int,
+        stages: Stages | None = None,
+        *,
+        timed: bool = False,
+        logged: bool = False,
+    ) -> None:
+        """`timed` answers tell the request's `stages`, texts of `logged` ones are in the log."""
         self.prompts = prompts
         self.n = n
+        self.stages = stages or Stages()
+        self.timed = timed
+        self._texts: dict[int, str] | None = {} if logged else None
         self.generated = 0
         self.closed = False
         self.first_token: float | None = None  # seconds
@@ -207,7 +227,13 @@ class Answers:
 
     def summary(self) -> dict[str, object]:
         """What the log line tells of them."""
+        texts: dict[str, object] = {}
+        if self._texts is not None:
+            said = [prompt.text or f"{len(prompt.token_ids)} ids" for prompt in self.prompts]
+            texts["prompt"] = "\n".join(text[:LOGGED] for text in said)
+            texts["answer"] = "\n".join(self._texts[index] for index in sorted(self._texts))
         return {
+            **texts,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": sum(prompt.cached_tokens for prompt in self.prompts),
             "generated_tokens": self.generated,
@@ -221,6 +247,9 @@ class Answers:
     def push(self, delta: Delta) -> None:
         """Add to an answer."""
         self.generated += len(delta.token_ids)
+        if self._texts is not None:
+            before = self._texts.get(delta.index, "")
+            self._texts[delta.index] = (before + delta.parts.spoken)[:LOGGED]
         if delta.finish_reason is not None:
             self._left -= 1
         known = self._pending.get(delta.index)

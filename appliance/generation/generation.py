@@ -23,14 +23,15 @@ from appliance.generation.answers import (
 )
 from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
-from appliance.generation.prompting import Job, Prompting, sentence
+from appliance.generation.prompting import Job, Prompting, Shown, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
-from appliance.generation.style import Style
+from appliance.generation.style import Reply, Style
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
+from engine.sampling.constraint import ConstraintSource
 
 logger = logging.getLogger("appliance.generation")
 
@@ -90,13 +91,51 @@ class Generation:
         self, prompt: ChatPrompt, fields: AnswerFields, options: AnswerOptions
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
-        job = await self._prompting.chat(prompt, fields.answer_length)
-        thinking = self.style.thinks(job.ending)
-        reply = replace(options.reply, think=prompt.thinking.wanted is not False)
+        stages = options.origin.stages
+        job = await self._prompting.chat(prompt, fields.answer_length, stages)
+        constraint, parser = await self._held(prompt, options.reply, job.ending)
+        return await self._start([replace(job, constraint=constraint)], fields, options, parser)
+
+    async def _held(
+        self, prompt: ChatPrompt, reply: Reply, ending: str
+    ) -> tuple[ConstraintSource | None, Callable[[], AnswerParser] | None]:
+        """What answers behind a prompt that ends so are held to, and what tells their parts."""
+        thinking = self.style.thinks(ending)
+        reply = replace(reply, think=prompt.thinking.wanted is not False)
         make = partial(self.style.constraint, reply, thinking=thinking)
         constraint = make() if reply.tools is None else await self._prompting.aside(make)
-        parser = self.style.parser(reply, thinking=thinking)
-        return await self._start([replace(job, constraint=constraint)], fields, options, parser)
+        return constraint, self.style.parser(reply, thinking=thinking)
+
+    async def count_chat(self, prompt: ChatPrompt) -> Shown:
+        """The prompt of a conversation, of any length. Raises ApplianceError."""
+        return await self._prompting.shown_chat(prompt)
+
+    async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields, reply: Reply) -> Shown:
+        """The prompt that `chat` would begin with, of answers that may be `reply`.
+
+        Raises ApplianceError for what `chat` would refuse before its media are decoded.
+        """
+        shown = await self._prompting.shown_chat(prompt, fields.answer_length)
+        await self._held(prompt, reply, shown.ending)
+        return self._allowed(shown, fields)
+
+    async def show_text(
+        self,
+        source: str | list[int],
+        param: str,
+        fields: AnswerFields | None = None,
+        *,
+        own_tokens: bool = True,
+    ) -> Shown:
+        """The same of one prompt of `complete`, with `own_tokens` of the tokenizer or without."""
+        length = None if fields is None else fields.answer_length
+        made = await self._prompting.shown_text(source, length, param, own_tokens=own_tokens)
+        return self._allowed(made, fields)
+
+    def _allowed(self, shown: Shown, fields: AnswerFields | None) -> Shown:
+        if fields is not None and shown.max_tokens is not None:
+            fields.sampling(shown.max_tokens, self.tokenizer.vocab_size, self._sampling)
+        return shown
 
     async def complete(
         self, prompts: list[str | list[int]], fields: AnswerFields, options: AnswerOptions
@@ -126,8 +165,11 @@ class Generation:
         sampling = [fields.sampling(job.max_tokens, vocabulary, defaults) for job in jobs]
         noted = sum(map(partial(logprobs_of, options.n), jobs, sampling))
         self._check_logprobs(noted)
-        scores = [PromptScore(job.prompt_ids, job.media_tokens) for job in jobs]
-        answers = Answers(scores, options.n)
+        scores = [PromptScore(job.prompt_ids, job.media_tokens, job.text) for job in jobs]
+        stages = options.origin.stages
+        stages.end("prompt")
+        logged = options.origin.logged
+        answers = Answers(scores, options.n, stages, timed=options.timed, logged=logged)
         self._running[answers] = answers.total
         self._logprobs += noted
         answers.on_close(partial(self._forget_logprobs, noted))
@@ -244,6 +286,7 @@ class Generation:
             options.origin.charge(len(output.token_ids))
             if answers.first_token is None:
                 answers.first_token = clock.first_token
+                options.origin.stages.begin_answer(output.admitted)
             prompt.cached_tokens = max(prompt.cached_tokens, output.cached_tokens)
             if output.prompt_logprobs is not None:
                 prompt.logprobs = output.prompt_logprobs
@@ -254,6 +297,8 @@ class Generation:
                 self._metrics.answer_length.observe(text.tokens)
                 if output.finish_reason is None and left:
                     self.client.abort(request.id, output.index)
+            if not left:
+                options.origin.stages.end("decode")
             answers.push(delta)
             if not left:
                 if output.finish_reason is None:
@@ -283,8 +328,8 @@ class Generation:
         left = self._running.get(answers, 0) - count
         if left > 0:
             self._running[answers] = left
-        else:
-            self._running.pop(answers, None)
+        elif self._running.pop(answers, None) is not None:
+            self._metrics.stages_took(answers.stages.seconds)
 
 
 def logprobs_of(n: int, job: Job, sampling: SamplingOptions) -> int:

@@ -28,6 +28,12 @@ class Parts:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
+    @property
+    def spoken(self) -> str:
+        """All of it as one text, as it came."""
+        calls = (f"{call.name or ''}{call.arguments}" for call in self.tool_calls)
+        return f"{self.reasoning}{self.text}{''.join(calls)}"
+
     def __bool__(self) -> bool:
         return bool(self.text or self.reasoning or self.tool_calls)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -13,7 +14,9 @@ from typing import TypeVar
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
 from appliance.generation.conversation import ChatPrompt
+from appliance.generation.stages import Stages
 from appliance.media.intake import Intake
+from appliance.media.intake import Item as MediaRead
 from appliance.metrics import Metrics
 from appliance.prompt.build import Item, Prompt, build_chat, build_text
 from appliance.prompt.template import ChatTemplate, Postponed
@@ -52,6 +55,7 @@ class Job:
     media: list[MediaItem]
     max_tokens: int
     param: str  # the field it came from
+    text: str | None = None  # what was tokenized; None where ids came
     ending: str = ""  # of a conversation's text
     constraint: ConstraintSource | None = None  # that its answers are held to
 
@@ -61,6 +65,19 @@ class Job:
         for item in self.media:
             tokens[item.modality] = tokens.get(item.modality, 0) + item.length
         return tokens
+
+
+@dataclass(slots=True, frozen=True)
+class Shown:
+    """A prompt as it would go to the engine, and how many tokens its answer might then have."""
+
+    prompt: Prompt
+    max_tokens: int | None
+
+    @property
+    def ending(self) -> str:
+        """What the prompt's text ends with."""
+        return (self.prompt.text or "")[-ENDING:]
 
 
 class Prompting:
@@ -88,11 +105,58 @@ class Prompting:
         self._pool = pool
         self._switched_off = switched_off
 
-    async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
+    async def chat(self, asked: ChatPrompt, length: AnswerLength, stages: Stages) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
+        async with self._conversation(asked, stages) as (made, items):
+            job = self._chat_job(made, length)
+            if self._intake is None or not items:
+                return job
+            stages.end("prompt")
+            starts = [span.start for span in made.spans]
+            media = await self._intake.load(items, asked.owner, starts)
+            stages.end("media")
+            return replace(job, media=media)
+
+    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
+        """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
+        made = await self._text(source, param)
+        return replace(self._job(made.token_ids, length, param), text=made.text)
+
+    async def shown_chat(self, asked: ChatPrompt, length: AnswerLength | None = None) -> Shown:
+        """What `chat` would make, media read but not decoded; without `length` of any length.
+
+        Raises ApplianceError.
+        """
+        async with self._conversation(asked, Stages()) as (made, _):
+            return self._shown(made, length, "messages")
+
+    async def shown_text(
+        self,
+        source: str | list[int],
+        length: AnswerLength | None,
+        param: str,
+        *,
+        own_tokens: bool = True,
+    ) -> Shown:
+        """What `text` would make; `own_tokens` are those that the tokenizer adds by itself.
+
+        Raises ApplianceError.
+        """
+        made = await self._text(source, param, own_tokens, empty=length is None)
+        return self._shown(made, length, param)
+
+    def _shown(self, made: Prompt, length: AnswerLength | None, param: str) -> Shown:
+        most = None if length is None else self._job(made.token_ids, length, param).max_tokens
+        return Shown(made, most)
+
+    @asynccontextmanager
+    async def _conversation(
+        self, asked: ChatPrompt, stages: Stages
+    ) -> AsyncIterator[tuple[Prompt, list[MediaRead]]]:
+        """The prompt of a conversation and its media, which are read and measured."""
         conversation = asked.conversation
         template = self._template
         if asked.template is not None:
@@ -121,41 +185,47 @@ class Prompting:
             return await self.aside(partial(_encoded, build, "messages"))
 
         if not conversation.sources or self._intake is None:
-            return self._chat_job(await prompt([]), length)
+            yield await prompt([]), []
+            return
         taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
+        stages.end("prompt")
         async with taken as items:
-            made = await prompt(items)
-            job = self._chat_job(made, length)
-            starts = [span.start for span in made.spans]
-            return replace(job, media=await self._intake.load(items, asked.owner, starts))
+            stages.end("fetch")
+            yield await prompt(items), items
 
     def _chat_job(self, prompt: Prompt, length: AnswerLength) -> Job:
         job = self._job(prompt.token_ids, length, "messages")
-        return replace(job, ending=prompt.text[-ENDING:])
+        return replace(job, text=prompt.text, ending=(prompt.text or "")[-ENDING:])
 
-    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
-        """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
+    async def _text(
+        self,
+        source: str | list[int],
+        param: str,
+        own_tokens: bool = True,
+        *,
+        empty: bool = False,
+    ) -> Prompt:
+        """The prompt that a text or token ids are; `empty` ones are refused unless wanted."""
         if isinstance(source, str):
             self._check_least(self.tokenizer.least_tokens(len(source)), param)
-            build = partial(build_text, source, self.tokenizer)
+            build = partial(build_text, source, self.tokenizer, own_tokens=own_tokens)
             short = len(source) < LONG_TEXT
             prompt = (
                 _encoded(build, param)
                 if short
                 else await self.aside(partial(_encoded, build, param))
             )
-            ids = prompt.token_ids
         else:
-            ids = source
-            self._check_least(len(ids), param)
+            self._check_least(len(source), param)
             size = self.tokenizer.vocab_size
-            if min(ids) < 0 or max(ids) >= size:
+            if min(source) < 0 or max(source) >= size:
                 raise bad_request(
                     f"'{param}' holds token ids outside the vocabulary of {size} tokens.", param
                 )
-        if not ids:
+            prompt = Prompt(None, source)
+        if not prompt.token_ids and not empty:
             raise bad_request(f"'{param}' is empty after tokenizing.", param)
-        return self._job(ids, length, param)
+        return prompt
 
     def _check_modalities(self, asked: ChatPrompt) -> None:
         for source in asked.conversation.sources:

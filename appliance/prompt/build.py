@@ -35,9 +35,9 @@ class Span:
 
 @dataclass(slots=True, frozen=True)
 class Prompt:
-    """`text` is what was tokenized, before placeholders were multiplied."""
+    """`text` is what was tokenized, before placeholders were multiplied; None where ids came."""
 
-    text: str
+    text: str | None
     token_ids: list[int]
     spans: list[Span] = field(default_factory=list)
 
@@ -84,9 +84,14 @@ def build_chat(
     return Prompt(rendered.text, *_expand(ids, items, placeholders))
 
 
-def build_text(text: str, tokenizer: Tokenizer) -> Prompt:
-    """The prompt of a plain completion: the client writes all of it, special tokens included."""
-    return Prompt(text, tokenizer.encode_prompt(text))
+def build_text(text: str, tokenizer: Tokenizer, *, own_tokens: bool = True) -> Prompt:
+    """The prompt of a plain completion: the client writes all of it, special tokens included.
+
+    `own_tokens` are those that the tokenizer adds by itself, as many do at the beginning.
+    """
+    if own_tokens:
+        return Prompt(text, tokenizer.encode_prompt(text))
+    return Prompt(text, tokenizer.encode(text, special=True))
 
 
 def _expand(

@@ -96,6 +96,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary writes them; empty texts outside of it."""
+        name = self._backend.id_to_token
+        return [name(token_id) or "" for token_id in ids]
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for inside a text; empty outside the vocabulary."""
         return self._bytes.of(token_id)

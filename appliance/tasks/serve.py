@@ -30,6 +30,7 @@ from appliance.errors import ApplianceError
 from appliance.log_lines import configure
 from appliance.secrecy import Secrecy
 from appliance.service import Service
+from appliance.tracing import Tracing
 from engine.errors import EngineError
 
 logger = logging.getLogger("appliance.serve")
@@ -105,6 +106,8 @@ class Serving:
             await asyncio.gather(http, return_exceptions=True)
             await self._loader.stop()
             lag.stop()
+            if self._service.tracing is not None:
+                await loop.run_in_executor(None, self._service.tracing.close)
             if self._config.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._config.uds)
@@ -255,7 +258,9 @@ def run(composed: Composed) -> int:
 
     async def main() -> int:
         name = config.model.name or "model"
-        service = Service(config, name, composed.digest, secrecy=secrecy)
+        traces = config.server.traces
+        tracing = None if traces is None else Tracing.to(name, traces)
+        service = Service(config, name, composed.digest, secrecy=secrecy, tracing=tracing)
         return await Serving(config.server, service, Loader(composed)).run()
 
     return uvloop.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from array import array
 from bisect import insort
 from dataclasses import dataclass
@@ -266,7 +267,7 @@ class Scheduler:
         sequence.computed = len(hits) * self.page_size
         sequence.published = len(hits)
         if not sequence.started:
-            sequence.started = True
+            sequence.started, sequence.admitted = True, time.perf_counter()
             sequence.cached_tokens = sequence.computed
         return True
 

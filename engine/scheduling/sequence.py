@@ -47,6 +47,7 @@ class Sequence:
     published: int = 0
     cached_tokens: int = 0
     started: bool = False
+    admitted: float | None = None  # when it was started, by time.perf_counter()
     leader: Sequence | None = None  # computes the prompt that this sequence will share
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)

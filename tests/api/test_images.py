@@ -219,3 +219,39 @@ async def test_a_bad_item_ends_the_others(equipped: Equip) -> None:
         assert (reply.status, reply.error["code"]) == (424, "media_fetch_failed")
         assert reply.error["param"] == "messages[0].content[0].image_url.url"
         assert await origin.settled()
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions/render"])
+async def test_shown_prompts_have_each_item_at_its_tokens(
+    kitchen: Kitchen, vision: PromptSide, path: str
+) -> None:
+    content = ["Left", picture(56, 84), "right", picture(84, 56, "blue"), "Compare."]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    shown = (await kitchen.client.ask("POST", path, body)).json
+    assert not kitchen.engine.requests
+    assert (await kitchen.client.ask("POST", "/v1/chat/completions", body)).status == 200
+    [request] = kitchen.engine.requests
+    assert shown.get("tokens", shown.get("token_ids")) == request.prompt_ids
+    if "spans" in shown:
+        spans = [(one["modality"], one["start"], one["length"]) for one in shown["spans"]]
+        assert spans == [(item.modality, item.start, item.length) for item in request.media]
+        assert shown["text"].count("<|image_pad|>") == 2
+
+
+async def test_what_media_are_refused_is_refused_where_they_are_shown(kitchen: Kitchen) -> None:
+    content = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    for path in ("/tokenize", "/v1/chat/completions/render"):
+        reply = await kitchen.client.ask("POST", path, body)
+        assert (reply.status, reply.error["code"]) == (400, "media_not_allowed")
+        assert reply.error["param"] == "messages[0].content[0].image_url.url"
+
+
+async def test_reading_and_preparing_media_are_stages_of_their_own(kitchen: Kitchen) -> None:
+    content = [picture(56, 84), "What is this?"]
+    messages = [{"role": "user", "content": content}]
+    reply = await kitchen.client.chat(messages=messages, timings=True)
+    assert {"fetch_ms", "media_ms"} < set(reply.json["timings"])
+    assert "fetch;dur=" in reply.headers["server-timing"]
+    plain = await kitchen.client.chat(timings=True)
+    assert not {"fetch_ms", "media_ms"} & set(plain.json["timings"])

@@ -45,6 +45,7 @@ BOTH: dict[str, list[Any]] = {
     "cache_salt": [""],
     "priority": [0, 0.0],
     "return_token_ids": [False],
+    "timings": [False],
     "reasoning_effort": ["none", ""],
     "reasoning": [{}, {"effort": None}, {"effort": "none"}, {"enabled": False}],
     "thinking": [{}, {"type": "disabled"}, False],

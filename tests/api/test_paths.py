@@ -144,3 +144,22 @@ async def test_where_no_origin_is_listed_none_may(cook: Cook) -> None:
     reply = await cook().client.ask("OPTIONS", CHAT, headers=asked)
     assert reply.status == 405
     assert ALLOWED not in reply.headers
+
+
+async def test_behind_a_proxys_path_requests_are_answered_with_it_and_without(cook: Cook) -> None:
+    kitchen = cook(..., "server.root_path=/models/one", "server.api_keys=[ann]")
+    bearer = {"Authorization": "Bearer ann"}
+    for prefix in ("", "/models/one"):
+        reply = await kitchen.client.ask("POST", f"{prefix}{CHAT}", chat_body(), headers=bearer)
+        assert reply.status == 200
+        assert (await kitchen.client.ask("GET", f"{prefix}/livez")).status == 200
+        assert (await kitchen.client.ask("GET", f"{prefix}/metrics")).status == 401
+        told = (await kitchen.client.ask("GET", f"{prefix}/openapi.json", headers=bearer)).json
+        assert told["servers"] == [{"url": "/models/one"}]
+    text = kitchen.service.metrics.text().decode()
+    assert f'route="{CHAT}",status="200"}} 2.0' in text
+    for path in ("/models/one", "/models/onetwo/livez", "/models/one/models/one/livez"):
+        assert (await kitchen.client.ask("GET", path, headers=bearer)).status == 404
+    plain = cook()
+    assert (await plain.client.ask("GET", "/models/one/livez")).status == 404
+    assert "servers" not in (await plain.client.ask("GET", "/openapi.json")).json

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import openai
 import pytest
+import yaml
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.addresses import CannotListen, bind
 from appliance.api.http.protocol import MAX_HEADER_BYTES
@@ -24,7 +28,7 @@ from engine.errors import EngineDead
 from engine.request import Output, Request, TokenLogprob
 from tests.api.asgi_client import chat_body
 from tests.api.conftest import PromptSide, configuration, generation
-from tests.api.fake_engine import FakeEngine, Script, Step
+from tests.api.fake_engine import FakeEngine, Script, Step, speak
 
 pytestmark = pytest.mark.anyio
 
@@ -351,3 +355,53 @@ async def test_a_taken_port_is_one_line_and_exit_code_2(
 def test_a_name_nobody_has_cannot_be_listened_on() -> None:
     with pytest.raises(CannotListen, match=r"not an address"):
         bind("no.such.host.invalid", 1)
+
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+BOARD, ALERTS = DEPLOY / "grafana.json", DEPLOY / "alerts.yaml"
+
+
+async def test_the_board_and_the_alerts_ask_for_what_there_is(start: Start) -> None:
+    """Each expression by its names: of metrics, of the labels that they have, of its brackets."""
+    expressions = [
+        target["expr"]
+        for panel in json.loads(BOARD.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+    rules = [
+        rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
+    ]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    assert all({"summary", "description"} == set(rule["annotations"]) for rule in rules)
+    expressions += [rule["expr"] for rule in rules]
+    async with start(speak(5, 6)) as running:
+        running.service.metrics.watch(running.loader.engine)
+        await running.client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "Hi"}]
+        )
+        page = await running.raw("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    families = list(text_string_to_metric_families(page.partition(b"\r\n\r\n")[2].decode()))
+    for expression in expressions:
+        unknown = strangers(expression, families)
+        assert not unknown, (expression, unknown)
+    assert strangers("rate(appliance_nothing_total[5m])", families) == {"appliance_nothing_total"}
+    assert strangers("sum by (tone) (appliance_kv_pages)", families) == {"tone"}
+
+
+def strangers(expression: str, families: list[Metric]) -> set[str]:
+    """Names in an expression that no metric has."""
+    names: set[str] = set()
+    labels = {"le", "job", "instance"}  # the latter are Prometheus' own
+    for family in families:
+        endings = {
+            "counter": ["_total"],
+            "histogram": ["_bucket", "_sum", "_count"],
+        }.get(family.type, [""])
+        names |= {family.name + ending for ending in endings}
+        labels |= {label for sample in family.samples for label in sample.labels}
+    labels |= {"code", "modality", "cause"}  # of refusals, which there are none of yet
+    assert all(expression.count(a) == expression.count(b) for a, b in ("()", "{}", "[]"))
+    used = set(re.findall(r"\bappliance_\w+", expression))
+    by = ",".join(re.findall(r"(?:by|on|ignoring)\s*\(([^)]*)\)", expression))
+    matched = re.findall(r"(\w+)\s*=~?\s*\"", expression)
+    return (used - names) | ({*re.findall(r"\w+", by), *matched} - labels)

@@ -474,3 +474,16 @@ async def test_what_is_wrong_about_thinking_is_named(
     client, _ = speaking("Fine.")
     reply = await client.chat(messages=ASKED, **fields)
     assert (reply.status, reply.error["param"]) == (400, param)
+
+
+async def test_a_prompt_that_is_shown_has_its_tools(speaking: Speak) -> None:
+    client, engine = speaking("Yes.")
+    body = {"model": "tiny", "messages": HISTORY, "tools": [WEATHER, CLOCK]}
+    assert (await client.chat(messages=HISTORY, tools=[WEATHER, CLOCK])).status == 200
+    shown = (await client.ask("POST", "/v1/chat/completions/render", body)).json
+    counted = (await client.ask("POST", "/tokenize", body)).json
+    assert shown["token_ids"] == counted["tokens"] == last(engine).prompt_ids
+    assert "weather" in shown["text"]
+    odd = {**body, "tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}
+    refused = await client.ask("POST", "/v1/chat/completions/render", odd)
+    assert (refused.status, refused.error["param"]) == (400, "tools[0].function.parameters")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,19 @@ def test_abort_frees_the_pages_at_once(engine: Engine) -> None:
             assert engine.stats().pages_used == 0
             assert not engine.has_work()
     engine.abort("never heard of")
+
+
+def test_the_first_token_tells_when_its_sequence_left_the_queue(checkpoint: Folder) -> None:
+    """One place: the second waits for the first to end, and preemptions change nothing of that."""
+    recorder = Recorder(Engine(engine_options(checkpoint("llama"), max_sequences=1)))
+    begun = time.perf_counter()
+    recorder.run(*(Request(name, words(20), greedy(3)) for name in "ab"))
+    told = [output.admitted for output in recorder.outputs]
+    first, second = told[0], told[3]
+    assert told == [first, None, None, second, None, None]
+    assert first is not None
+    assert second is not None
+    assert begun <= first < second <= time.perf_counter()
 
 
 def test_one_answer_can_be_aborted_and_the_others_go_on(engine: Engine) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, ValidationInfo
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from appliance.api.chat.media_options import read_media_options
+from appliance.api.chat.message_schema import (
+    messages_schema,
+    tool_choice_schema,
+    tools_schema,
+)
 from appliance.api.chat.messages import read_messages
 from appliance.api.chat.thinking import Said, agreed
 from appliance.api.chat.tools import Choice, Tools, definitions_length, offered
@@ -30,7 +35,7 @@ def _messages(value: Any, info: ValidationInfo) -> Conversation:
 class ChatRequest(SamplingFields):
     """A conversation to continue, and how."""
 
-    messages: Annotated[Conversation, PlainValidator(_messages)]
+    messages: Annotated[Conversation, PlainValidator(_messages), WithJsonSchema(messages_schema())]
     max_tokens: Whole | None = Field(default=None, ge=1)
     max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: bool = False
@@ -45,8 +50,8 @@ class ChatRequest(SamplingFields):
     thinking: Said = UNSAID
     include_reasoning: bool = True
     thinking_token_budget: Whole | None = Field(default=None, ge=0, lt=INT32)
-    tools: Tools = Field(default_factory=list)
-    tool_choice: Choice = None
+    tools: Annotated[Tools, WithJsonSchema(tools_schema())] = Field(default_factory=list)
+    tool_choice: Annotated[Choice, WithJsonSchema(tool_choice_schema())] = None
     parallel_tool_calls: bool = True
 
     @property

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.accept import accept, told
+from appliance.api.account import account
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import ChatLogprobs
 from appliance.api.chat.parts import chat_parts
@@ -16,12 +17,14 @@ from appliance.api.chat.request import ChatRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT
 from appliance.api.http.event_stream import EventStream, is_large
 from appliance.api.http.responses import encode, json_response
+from appliance.api.http.server_timing import server_timing
 from appliance.api.http.tenants import caller_of
 from appliance.api.replies import body_of, head, whole
-from appliance.api.usage import usage
 from appliance.errors import bad_request
 from appliance.generation.answers import Delta
+from appliance.generation.style import Reply
 from appliance.service import Service
+from engine.sampling.grammar import Grammar
 
 
 class Chat:
@@ -35,11 +38,9 @@ class Chat:
         service = self._service
         accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
         fields = accepted.fields
-        self._check_template(fields)
+        check_template(service, fields)
         generation = service.generator()
-        unheld: list[str] = []
-        make = partial(fields.reply, accepted.grammar, generation.style, unheld)
-        reply = await service.aside(make) if fields.tools else make()
+        reply, unheld = await reply_of(service, fields, accepted.grammar)
         headers = told(request, service, accepted.ignored + unheld)
         prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
         options = fields.answer_options(
@@ -64,7 +65,7 @@ class Chat:
                 aside=service.aside,
             )
         deltas = await whole(request, answers)
-        tail: dict[str, Any] = {"usage": usage(answers)}
+        tail = account(answers)
         if fields.return_token_ids:
             tail["prompt_token_ids"] = answers.prompts[0].token_ids
 
@@ -73,16 +74,8 @@ class Chat:
             choices = (self._choice(delta, logprobs, fields.return_token_ids) for delta in deltas)
             return body_of(head(service, "chatcmpl", "chat.completion"), choices, tail)
 
+        headers |= server_timing(answers)
         return json_response(await service.aside(body) if is_large(deltas) else body(), headers)
-
-    def _check_template(self, fields: ChatRequest) -> None:
-        allowed = self._service.config.chat.allow_request_template
-        if fields.chat_template and not allowed:
-            raise bad_request(
-                "This server does not take a template from a request.",
-                "chat_template",
-                "unsupported_parameter",
-            )
 
     @staticmethod
     def _choice(delta: Delta, logprobs: ChatLogprobs | None, token_ids: bool) -> str:
@@ -99,3 +92,25 @@ class Chat:
             choice["token_ids"] = delta.token_ids
         told = "null" if logprobs is None else logprobs.render(delta.logprobs)
         return f'{encode(choice)[:-1]},"logprobs":{told}}}'
+
+
+async def reply_of(
+    service: Service, fields: ChatRequest, grammar: Grammar | None
+) -> tuple[Reply, list[str]]:
+    """What the answers may be, and places of schemas that they are not held to.
+
+    Raises ApplianceError.
+    """
+    unheld: list[str] = []
+    make = partial(fields.reply, grammar, service.generator().style, unheld)
+    return await service.aside(make) if fields.tools else make(), unheld
+
+
+def check_template(service: Service, fields: ChatRequest) -> None:
+    """Raise ApplianceError for a template of the request's own where none is taken."""
+    if fields.chat_template and not service.config.chat.allow_request_template:
+        raise bad_request(
+            "This server does not take a template from a request.",
+            "chat_template",
+            "unsupported_parameter",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
@@ -17,21 +17,21 @@ MAX_ANSWERS = 1024
 PromptSource = str | list[int]
 
 
-def _prompts(value: Any) -> list[PromptSource]:
-    """One or many prompts, each text or token ids."""
+def read_prompts(value: Any, path: str = "prompt") -> list[PromptSource]:
+    """One or many prompts, each text or token ids. Raises ApplianceError."""
     if isinstance(value, str):
-        return [_prompt(value, "prompt")]
+        return [_prompt(value, path)]
     if not isinstance(value, list):
         raise bad_request(
-            "'prompt' must be a string, an array of strings, of token ids, or of arrays of them.",
-            "prompt",
+            f"'{path}' must be a string, an array of strings, of token ids, or of arrays of them.",
+            path,
             "invalid_type",
         )
     if not value:
-        raise bad_request("'prompt' must not be empty.", "prompt", "invalid_value")
+        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
     if all(type(token) in (int, float) for token in value):
-        return [_prompt(value, "prompt")]
-    return [_prompt(item, f"prompt[{index}]") for index, item in enumerate(value)]
+        return [_prompt(value, path)]
+    return [_prompt(item, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
 def _prompt(value: Any, path: str) -> PromptSource:
@@ -54,12 +54,21 @@ def _or_none(logprobs: Any) -> Any:
     return None if logprobs is False else logprobs
 
 
+Most = Annotated[int, Field(ge=0, le=5)]
+
+
 class CompletionRequest(SamplingFields):
     """One or many prompts to continue."""
 
-    prompt: Annotated[list[PromptSource], PlainValidator(_prompts)]
+    prompt: Annotated[
+        list[PromptSource],
+        PlainValidator(read_prompts, json_schema_input_type=PromptSource | list[PromptSource]),
+    ]
     max_tokens: Whole = Field(default=16, ge=0)
-    logprobs: Annotated[Whole | None, BeforeValidator(_or_none)] = Field(default=None, ge=0, le=5)
+    logprobs: Annotated[
+        Whole | None,
+        BeforeValidator(_or_none, json_schema_input_type=Most | Literal[False] | None),
+    ] = Field(default=None, ge=0, le=5)
     echo: bool = False
     best_of: Whole | None = Field(default=None, ge=1, le=20)
 

@@ -8,13 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.accept import accept, told
+from appliance.api.account import account
 from appliance.api.completions.chunks import CompletionChoices, CompletionChunks
 from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_COMPLETION
 from appliance.api.http.event_stream import EventStream, is_large
 from appliance.api.http.responses import json_response
+from appliance.api.http.server_timing import server_timing
 from appliance.api.replies import body_of, head, whole
-from appliance.api.usage import usage
 from appliance.generation.style import Reply
 from appliance.service import Service
 
@@ -65,8 +66,9 @@ class Completions:
 
         def body() -> bytes:
             begun = head(service, "cmpl", "text_completion")
-            return body_of(begun, map(choices.choice, deltas), {"usage": usage(answers)})
+            return body_of(begun, map(choices.choice, deltas), account(answers))
 
+        headers |= server_timing(answers)
         large = is_large(deltas, answers.prompts)
         return json_response(await service.aside(body) if large else body(), headers)
 

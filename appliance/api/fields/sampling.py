@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from appliance.api.fields.named import NamedFields
 from appliance.api.fields.structure import StructureFields
 from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
@@ -60,18 +61,17 @@ class StreamOptions(BaseModel):
         return given
 
 
-class SamplingFields(StructureFields, ABC):
+class SamplingFields(StructureFields, NamedFields, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
 
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    model: str
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
     n: Whole = Field(default=1, ge=1, le=128)
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] = Field(
-        default_factory=list
-    )
+    stop: Annotated[
+        list[StopString],
+        BeforeValidator(_one_or_many, json_schema_input_type=StopString | list[StopString | None]),
+        Field(max_length=4),
+    ] = Field(default_factory=list)
     seed: Whole | None = Field(default=None, ge=-INT64, lt=INT64)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -93,6 +93,7 @@ class SamplingFields(StructureFields, ABC):
     cache_salt: str | None = None  # or empty, which is none
     priority: Whole = Field(default=0, ge=-INT32, lt=INT32)
     return_token_ids: bool = False
+    timings: bool = False
 
     @property
     def include_usage(self) -> bool:
@@ -185,6 +186,7 @@ class SamplingFields(StructureFields, ABC):
             continuing=continuing,
             discard=discard,
             reply=reply,
+            timed=self.timings,
             origin=origin,
         )
 

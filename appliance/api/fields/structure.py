@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, PlainValidator, ValidationInfo
+from pydantic import BaseModel, PlainValidator, ValidationInfo, WithJsonSchema
 
 from appliance.api.fields.text import as_json, read_text
 from appliance.api.fields.unbuilt import harmless
@@ -100,7 +100,42 @@ NAMED = {
     "regex": "regex",
     "ebnf": "grammar",
 }
-Named = Annotated[Structure | None, PlainValidator(_read_named)]
+Schema = Annotated[
+    Structure | None,
+    PlainValidator(_read_named, json_schema_input_type=dict[str, Any] | bool | str),
+]
+Text = Annotated[Structure | None, PlainValidator(_read_named, json_schema_input_type=str)]
+Choice = Annotated[Structure | None, PlainValidator(_read_named, json_schema_input_type=list[str])]
+TEXT = {"type": ["string", "null"]}
+FLAG = {"type": ["boolean", "null"]}
+ANY_SCHEMA = {"type": ["object", "boolean", "string", "null"]}  # or as JSON in a text
+RESPONSE_FORMAT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema", None]},
+        "json_schema": {
+            "type": ["object", "null"],
+            "properties": {"name": TEXT, "description": TEXT, "strict": FLAG, "schema": ANY_SCHEMA},
+        },
+        "schema": ANY_SCHEMA,
+    },
+}
+STRUCTURED_OUTPUTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "json": ANY_SCHEMA,
+        "json_object": FLAG,
+        "regex": TEXT,
+        "choice": {
+            "type": ["array", "null"],
+            "items": {"type": "string"},
+            "maxItems": MOST_CHOICES,
+        },
+        "grammar": TEXT,
+        "disable_any_whitespace": FLAG,
+        "whitespace_pattern": TEXT,
+    },
+}
 
 
 class StructureFields(BaseModel):
@@ -109,15 +144,23 @@ class StructureFields(BaseModel):
     `json_schema`, `regex` and `ebnf` are SGLang's.
     """
 
-    response_format: Annotated[Structure | None, PlainValidator(read_response_format)] = None
-    structured_outputs: Annotated[Structure | None, PlainValidator(read_structured_outputs)] = None
-    guided_json: Named = None
-    guided_regex: Named = None
-    guided_choice: Named = None
-    guided_grammar: Named = None
-    json_schema: Named = None
-    regex: Named = None
-    ebnf: Named = None
+    response_format: Annotated[
+        Structure | None,
+        PlainValidator(read_response_format),
+        WithJsonSchema(RESPONSE_FORMAT),
+    ] = None
+    structured_outputs: Annotated[
+        Structure | None,
+        PlainValidator(read_structured_outputs),
+        WithJsonSchema(STRUCTURED_OUTPUTS),
+    ] = None
+    guided_json: Schema = None
+    guided_regex: Text = None
+    guided_choice: Choice = None
+    guided_grammar: Text = None
+    json_schema: Schema = None
+    regex: Text = None
+    ebnf: Text = None
 
     @property
     def structure(self) -> Structure | None:

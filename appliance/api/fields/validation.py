@@ -62,7 +62,7 @@ def parse(
     fields: dict[str, Any] = {}
     ignored = Ignored()
     for name, value in body.items():
-        if value is None or name in HINTS:
+        if value is None or (name in HINTS and name not in known):
             continue
         if name in known:
             fields[name] = value

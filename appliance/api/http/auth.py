@@ -9,7 +9,7 @@ from appliance.api.http.faults import fault_response
 from appliance.api.http.tenants import Caller, Tenants
 from appliance.errors import ApplianceError
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/docs"})
 
 
 class Authentication:

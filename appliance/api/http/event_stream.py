@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.api.http.exchange import note
 from appliance.api.http.faults import fault_response
+from appliance.api.http.server_timing import server_timing
 from appliance.errors import ApplianceError
 from appliance.generation.answers import Answers, Delta, PromptScore
 
@@ -92,7 +93,12 @@ class EventStream:
             note(scope, **answers.summary())
 
     async def _stream(self, new: list[Delta], send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        timed = server_timing(self._answers).items()  # as far as is known at the first byte
+        headers = [
+            *self._headers,
+            *((name.lower().encode(), value.encode()) for name, value in timed),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         answers, events, clock = self._answers, self._events, time.monotonic
         opening = await self._written(new, answers.prompts)
         body = events.opening() + opening

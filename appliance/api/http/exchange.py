@@ -16,12 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.http.faults import fault_response
 from appliance.errors import internal
+from appliance.generation.stages import Stages
 from appliance.service import Service
+from appliance.tracing import Tracing
 
 logger = logging.getLogger("appliance.requests")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/metrics"})
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection before the answer
 
 
@@ -52,6 +54,8 @@ class Exchange:
         self._lifecycle = service.lifecycle
         self._routes = routes
         self._secrecy = service.secrecy
+        self._tracing, self._model = service.tracing, service.model
+        self._silent = service.config.server.log_requests == "none"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,14 +93,17 @@ class Exchange:
                 await fault_response(internal(identity))(scope, receive, send_with_id)
         finally:
             self._lifecycle.open_requests -= 1
-            self._finish(scope, identity, status or CLIENT_GONE, time.perf_counter() - started)
+            self._finish(scope, identity, status or CLIENT_GONE, started)
 
-    def _finish(self, scope: Scope, identity: str, status: int, seconds: float) -> None:
-        path = scope["path"]
+    def _finish(self, scope: Scope, identity: str, status: int, started: float) -> None:
+        path, ended = scope["path"], time.perf_counter()
+        seconds = ended - started
         route = next((r.path_format for r in self._routes if r.path_regex.match(path)), "other")
         self._metrics.answered(route, status, seconds)
+        if self._tracing is not None and path not in QUIET_PATHS:
+            self._trace(self._tracing, scope, identity, status, route, (started, ended))
         level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
-        if not logger.isEnabledFor(level):
+        if self._silent or not logger.isEnabledFor(level):
             return
         fields = {
             "request_id": identity,
@@ -107,3 +114,33 @@ class Exchange:
             **scope["appliance.notes"],
         }
         logger.log(level, "request", extra={"fields": fields})
+
+    def _trace(
+        self,
+        tracing: Tracing,
+        scope: Scope,
+        identity: str,
+        status: int,
+        route: str,
+        whole: tuple[float, float],
+    ) -> None:
+        """Tell of a request in the words of OpenTelemetry's conventions; no text of it."""
+        notes = scope["appliance.notes"]
+        told = {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+            "appliance.request_id": identity,
+            "gen_ai.response.model": self._model if "generated_tokens" in notes else None,
+            "gen_ai.usage.input_tokens": notes.get("prompt_tokens"),
+            "gen_ai.usage.output_tokens": notes.get("generated_tokens"),
+        }
+        stages: Stages | None = scope.get("appliance.stages")
+        tracing.request(
+            f"{scope['method']} {route}",
+            scope["headers"],
+            whole,
+            [] if stages is None else stages.intervals,
+            {name: value for name, value in told.items() if value is not None},
+            failed=status >= 500,
+        )

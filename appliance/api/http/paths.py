@@ -19,11 +19,11 @@ ELSEWHERE = {
     "/api/generate": "/v1/completions",
     "/api/tags": "/v1/models",
     "/completion": "/v1/completions",
-    "/generate": "/v1/completions",
     "/generate_stream": "/v1/completions",
+    "/get_server_info": "/version",
     "/health_check": "/health",
     "/healthz": "/health",
-    "/ping": "/livez",
+    "/server_info": "/version",
     "/v1": "/v1/models",
     "/v1/messages": "/v1/chat/completions",
     "/v1/responses": "/v1/chat/completions",
@@ -48,6 +48,24 @@ class SingleSlashes:
         await self._app(scope, receive, send)
 
 
+class Rooted:
+    """ASGI middleware: the path under which a proxy has this server is taken off, if it is there.
+
+    Some proxies take it off themselves, and probes come past them.
+    """
+
+    def __init__(self, app: ASGIApp, root: str) -> None:
+        self._app = app
+        self._root = root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == self._root or path.startswith(f"{self._root}/"):
+                scope = {**scope, "path": path[len(self._root) :] or "/"}
+        await self._app(scope, receive, send)
+
+
 def single(path: str) -> str:
     """A path without doubled slashes."""
     return SLASHES.sub("/", path)
@@ -57,10 +75,10 @@ def neighbour(path: str, known: Iterable[str]) -> str | None:
     """The one of the `known` paths that was probably meant."""
     plain = single(path[:LONGEST]).lower().rstrip("/")
     named = sorted((one for one in known if "{" not in one), key=len, reverse=True)
+    if plain in ELSEWHERE:
+        return ELSEWHERE[plain]
     for one in named:
         if plain.endswith(one.removeprefix(VERSION)):
             return one
-    if plain in ELSEWHERE:
-        return ELSEWHERE[plain]
     alike = difflib.get_close_matches(plain, named, 1, ALIKE)
     return alike[0] if alike else None

@@ -1,0 +1,1 @@
+"""`/generate`: plain completions in SGLang's words."""

@@ -1,0 +1,1 @@
+"""`/tokenize`, `/detokenize` and `/v1/…/render`: prompts shown, not answered."""

@@ -1,0 +1,152 @@
+"""What each route takes and answers; its body is told by the model that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from typing_extensions import TypedDict
+
+from appliance.api.chat.request import ChatRequest
+from appliance.api.completions.request import CompletionRequest
+from appliance.api.generate.reply import Generated
+from appliance.api.generate.request import GenerateRequest
+from appliance.api.models import SglangCard
+from appliance.api.prompts.reply import Detokenized, Rendered, Tokenized
+from appliance.api.prompts.request import DetokenizeRequest, TokenizeChat, TokenizeText
+from appliance.metrics import CONTENT_TYPE
+
+JSON = "application/json"
+
+
+class Usage(TypedDict):
+    """What an answer cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answered(TypedDict):
+    """OpenAI's answer of this name: `choices` are messages, or texts of plain completions."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage
+
+
+class ModelCard(TypedDict):
+    """The model that is served, and what it takes."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    max_model_len: int
+    modalities: dict[str, list[str]]
+    limits: dict[str, Any]
+
+
+class ModelList(TypedDict):
+    """Every model that is served here."""
+
+    object: str
+    data: list[ModelCard]
+
+
+class Version(TypedDict):
+    """What runs."""
+
+    version: str
+    recipe: str | None
+    model: str
+    digest: str
+
+
+class Status(TypedDict):
+    """A probe's answer, beside which the phase of the start is told."""
+
+    status: str
+
+
+@dataclass(slots=True, frozen=True)
+class Operation:
+    """One method of one path.
+
+    `bodies` are the models of which a body is one; `reply` is the type of its answer, None for one
+    that is no JSON. `open` ones need no key. With `model` they need the loaded model.
+    """
+
+    summary: str
+    bodies: tuple[type[BaseModel], ...] = ()
+    reply: Any = None
+    media_type: str = JSON
+    streams: bool = False
+    open: bool = False
+    model: bool = False
+    media: bool = False  # of a request, which can be refused
+
+
+PROBE = Operation("Whether requests are taken.", reply=Status, open=True, model=True)
+SGLANG_CARD = Operation(
+    "The model that is served, as SGLang tells of it.", reply=SglangCard, model=True
+)
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/chat/completions"): Operation(
+        "Continue a conversation.",
+        (ChatRequest,),
+        Answered,
+        streams=True,
+        model=True,
+        media=True,
+    ),
+    ("POST", "/v1/completions"): Operation(
+        "Continue text or token ids.", (CompletionRequest,), Answered, streams=True, model=True
+    ),
+    ("POST", "/v1/chat/completions/render"): Operation(
+        "Show the prompt of a conversation.", (ChatRequest,), Rendered, model=True, media=True
+    ),
+    ("POST", "/v1/completions/render"): Operation(
+        "Show the prompts of plain completions.", (CompletionRequest,), list[Rendered], model=True
+    ),
+    ("POST", "/generate"): Operation(
+        "Continue text or token ids, as SGLang's route of this name.",
+        (GenerateRequest,),
+        Generated | list[Generated],
+        streams=True,
+        model=True,
+    ),
+    ("GET", "/get_model_info"): SGLANG_CARD,
+    ("GET", "/model_info"): SGLANG_CARD,
+    ("POST", "/tokenize"): Operation(
+        "Count and tell the tokens of a text or a conversation.",
+        (TokenizeText, TokenizeChat),
+        Tokenized,
+        model=True,
+        media=True,
+    ),
+    ("POST", "/detokenize"): Operation(
+        "Write token ids as text.", (DetokenizeRequest,), Detokenized, model=True
+    ),
+    ("GET", "/v1/models"): Operation("The model that is served.", reply=ModelList, model=True),
+    ("GET", "/v1/models/{id}"): Operation("The same by its name.", reply=ModelCard, model=True),
+    ("GET", "/livez"): Operation(
+        "Whether the engine is alive.", reply=Status, open=True, model=True
+    ),
+    ("GET", "/readyz"): PROBE,
+    ("GET", "/health"): PROBE,
+    ("GET", "/ping"): PROBE,
+    ("POST", "/ping"): PROBE,
+    ("GET", "/startupz"): Operation(
+        "Whether the model is loaded.", reply=Status, open=True, model=True
+    ),
+    ("GET", "/metrics"): Operation("Prometheus metrics.", media_type=CONTENT_TYPE),
+    ("GET", "/version"): Operation("What runs.", reply=Version),
+    ("GET", "/openapi.json"): Operation("This document.", reply=dict[str, Any]),
+    ("GET", "/docs"): Operation("A page that shows it.", media_type="text/html", open=True),
+}

@@ -29,7 +29,7 @@ class Authentication:
         try:
             caller = scope["appliance.caller"] = self._tenants.caller(scope)
         except ApplianceError as refused:
-            await fault_response(refused)(scope, receive, send)
+            await fault_response(refused, scope["path"])(scope, receive, send)
             return
         if self._tenants:
             scope["appliance.notes"]["tenant"] = caller.tenant.name
@@ -50,4 +50,4 @@ class Authentication:
             with tenant.request():
                 await self._app(scope, receive, send_with_rest)
         except ApplianceError as refused:
-            await fault_response(refused)(scope, receive, send_with_rest)
+            await fault_response(refused, scope["path"])(scope, receive, send_with_rest)

@@ -43,7 +43,11 @@ def question(text: str) -> list[Any]:
 
 
 def test_a_picture_is_seen(client: anthropic.Anthropic) -> None:
-    asked: dict[str, Any] = {"model": "demo", "max_tokens": 40, "messages": question("What colour is the star?")}
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "max_tokens": 40,
+        "messages": question("What colour is the star?"),
+    }
     message = client.messages.create(**asked)
     (block,) = message.content
     assert block.type == "text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
@@ -11,6 +12,8 @@ SchemaPath = tuple[str | int, ...]
 ONE = ("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames")
 MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+TOGETHER = {"anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "$dynamicRef"}
+MORE = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 MOST_VISITS = 100_000  # some 0.1 s
 EVERY_TYPE = ("null", "boolean", "number", "string", "array", "object")
 
@@ -32,6 +35,26 @@ def places(schema: Any, path: SchemaPath = ()) -> Iterator[tuple[SchemaPath, dic
         for name in NAMED:
             if isinstance(schema.get(name), dict):
                 pending += [((*path, name, key), one) for key, one in schema[name].items()]
+
+
+def closed(schema: Any) -> Any:
+    """The same with objects that have the properties that are listed, and no others.
+
+    JSON Schema lets any come. A model that knows no better fills such a gap for ever, and whoever
+    lists properties means these: where a schema says more of an object than its properties, or
+    puts objects together from several schemas, it is left as it is.
+    """
+    found = [inner for _, inner in places(schema)]
+    objects = [inner for inner in found if isinstance(inner.get("properties"), dict)]
+    if any("allOf" in inner for inner in found) or any(
+        TOGETHER & inner.keys() for inner in objects
+    ):
+        return schema
+    copied = json.loads(json.dumps(schema))
+    for _, inner in places(copied):
+        if isinstance(inner.get("properties"), dict) and not MORE & inner.keys():
+            inner["additionalProperties"] = False
+    return copied
 
 
 class TooComplex(Exception):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal
 
 from appliance.errors import ApplianceError, bad_request
-from appliance.generation.json_schema import SchemaPath, TooComplex, ends, places
+from appliance.generation.json_schema import SchemaPath, TooComplex, closed, ends, places
 from appliance.generation.regex import with_ascii_classes
 from appliance.generation.rules import WHITESPACE
 from engine.sampling.grammar import Grammar, fault
@@ -80,7 +80,7 @@ def _from_schema(structure: Structure) -> str:
     if endless:
         raise _unusable(structure, "no value that it describes has an end: it needs itself")
     text: str = LLMatcher.grammar_from_json_schema(
-        "{}" if schema is True else structure.text,
+        "{}" if schema is True else json.dumps(closed(schema)),
         overrides={"whitespace_pattern": structure.whitespace},
     )
     return text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError
-from appliance.generation.json_schema import ends
+from appliance.generation.json_schema import closed, ends
 from appliance.generation.regex import with_ascii_classes
 from appliance.generation.structure import LONGEST, LONGEST_REGEX, Structure, grammar_of
 
@@ -28,6 +28,35 @@ def chain(length: int) -> Any:
     """A schema that refers to one that refers to one …"""
     links: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(length)}
     return {"$ref": "#/$defs/a0", "$defs": links | {f"a{length}": {}}}
+
+
+LISTED: dict[str, Any] = {"properties": {"a": {"properties": {"b": {}}}, "c": {"type": "object"}}}
+
+
+def test_objects_have_the_properties_that_are_listed() -> None:
+    shut = closed({"type": "array", "items": LISTED, "$defs": {"d": LISTED}})
+    for one in (shut["items"], shut["$defs"]["d"]):
+        assert one["additionalProperties"] is False
+        assert one["properties"]["a"]["additionalProperties"] is False
+        assert one["properties"]["c"] == {"type": "object"}
+    assert "additionalProperties" not in LISTED
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {**LISTED["properties"]["a"], "additionalProperties": {"type": "integer"}},
+        {**LISTED["properties"]["a"], "patternProperties": {"^x": {}}},
+        {"allOf": [LISTED, {"properties": {"e": {}}}]},
+        {**LISTED, "anyOf": [{"required": ["a"]}, {"properties": {"e": {}}}]},
+        {**LISTED, "$ref": "#/$defs/x", "$defs": {"x": {"properties": {"e": {}}}}},
+        True,
+    ],
+    ids=str,
+)
+def test_what_says_more_of_its_objects_is_left_as_it_is(schema: Any) -> None:
+    assert closed(schema) == schema
 
 
 SELF = {"$ref": "#/$defs/a"}

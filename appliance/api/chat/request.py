@@ -98,10 +98,12 @@ class ChatRequest(SamplingFields):
                 )
             made = [usable(tool, style) for tool in tools if tool.name in names]
             ignored.extend(place for _, place in made if place is not None)
+            choice = self.tool_choice
             use = ToolUse(
                 tuple(tool for tool, _ in made),
-                required=self.tool_choice is not None and self.tool_choice.mode == "required",
-                parallel=self.parallel_tool_calls,
+                required=choice is not None and choice.mode == "required",
+                # as OpenAI's: a function that is named is called once
+                parallel=self.parallel_tool_calls and not (choice is not None and choice.once),
             )
         budget = self.thinking_token_budget
         return Reply(

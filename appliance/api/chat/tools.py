@@ -13,16 +13,13 @@ from pydantic import PlainValidator, ValidationInfo
 from appliance.api.fields.text import as_json, read_text
 from appliance.api.fields.unbuilt import harmless
 from appliance.errors import bad_request
+from appliance.generation.json_schema import closed
 from appliance.generation.tools import ToolText
 
 MOST_TOOLS = 1024
 LONGEST_TOOLS = 1 << 19  # characters of all of them as JSON
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 NO_ARGUMENTS = '{"type":"object","properties":{},"additionalProperties":false}'
-# Keywords by which other arguments than the listed ones may be meant.
-OPEN: Final = frozenset(
-    {"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if"}
-)
 UNSAID: Final[tuple[Any, ...]] = ("", {})
 
 Mode = Literal["none", "auto", "required"]
@@ -32,11 +29,15 @@ ANY: Final = {"any": "required"}  # Anthropic's and Mistral's word for it
 
 @dataclass(slots=True, frozen=True)
 class ToolChoice:
-    """Which tools may be called: those of `names`, all for None; `param` is where it is said."""
+    """Which tools may be called: those of `names`, all for None; `param` is where it is said.
+
+    With `once` there is a single call.
+    """
 
     mode: Mode
     names: tuple[str, ...] | None = None
     param: str = "tool_choice"
+    once: bool = False
 
 
 def _tools(value: Any, info: ValidationInfo) -> list[ToolText]:
@@ -127,13 +128,11 @@ def _schema(parameters: Any, path: str) -> str:
             f"{path}.type",
             "invalid_value",
         )
-    if "properties" in schema and not OPEN & schema.keys():
-        schema["additionalProperties"] = False
     if not isinstance(schema.get("properties", {}), dict):
         raise bad_request(
             f"'{path}.properties' must be an object.", f"{path}.properties", "invalid_type"
         )
-    return json.dumps(schema, ensure_ascii=False)
+    return json.dumps(closed(schema), ensure_ascii=False)
 
 
 def _choice(value: Any) -> ToolChoice | None:
@@ -149,7 +148,7 @@ def _choice(value: Any) -> ToolChoice | None:
         function = value.get("function", value)  # the responses API has the name beside the type
         name = function.get("name") if isinstance(function, dict) else None
         place = f"{path}.function.name"
-        return ToolChoice("required", (read_tool_name(name, place),), place)
+        return ToolChoice("required", (read_tool_name(name, place),), place, once=True)
     if kind == "allowed_tools":
         return _allowed(value.get("allowed_tools", value), f"{path}.allowed_tools")
     return ToolChoice(_mode(kind, f"{path}.type"))

@@ -19,7 +19,7 @@ KINDS = ("json", "json_object", "regex", "choice", "grammar")  # in `structured_
 # vLLM's options of a structure; what is not one of these values is refused
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "disable_fallback": (True, False),  # there is one grammar engine, and nothing behind it
-    "disable_additional_properties": (False,),
+    "disable_additional_properties": (True, False),  # they are, unless a schema says otherwise
     "structural_tag": ("",),
 }
 

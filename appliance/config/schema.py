@@ -324,6 +324,11 @@ class ServerConfig:
         "File with more of such keys, one a line; blank lines and those that begin with `#` are "
         "notes. Null is none."
     )
+    tls_certificate: str | None = key(
+        "File of the certificate by which TLS is spoken, with its chain, in PEM form; null speaks "
+        "none. SIGHUP has it and its key read again."
+    )
+    tls_key: str | None = key("File of the certificate's key, without a password.")
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
     max_connections: int = key(

@@ -61,14 +61,16 @@ class Loader:
         start = asyncio.create_task(client.start())
         watch = asyncio.create_task(self._follow_phase())
         try:  # what is wrong with one side does not wait for the other
-            _, service.generation = await asyncio.gather(start, prompt_side)
+            _, generation = await asyncio.gather(start, prompt_side)
         finally:
             for task in (watch, start, prompt_side):
                 task.cancel()
             await asyncio.gather(start, prompt_side, return_exceptions=True)
         service.metrics.watch(client)
         client.on_encode = partial(service.metrics.media_took, "encode")
-        self.summary = await in_daemon(self._summarize, plan, service.address)
+        service.generation = generation
+        answers = generation.style.in_words
+        self.summary = await in_daemon(self._summarize, plan, service.address, answers)
         lifecycle.phase, lifecycle.fraction, lifecycle.loaded = "ready", 1.0, True
 
     async def died(self) -> str:
@@ -132,13 +134,13 @@ class Loader:
             logger.info(how_to_switch_on(modalities))
         return plan
 
-    def _summarize(self, plan: Plan, address: str) -> str:
+    def _summarize(self, plan: Plan, address: str, answers: str) -> str:
         """What is to be printed; where the log is JSON it is a line of the log instead."""
         from appliance.summary import facts, render
 
         if not logs_json():
-            return render(self._composed, plan, address)
-        told = facts(self._composed, plan, address)
+            return render(self._composed, plan, address, answers)
+        told = facts(self._composed, plan, address, answers)
         fields = {name.replace(" ", "_"): text for name, text in told.items()}
         logger.info("serving", extra={"fields": fields})
         return ""

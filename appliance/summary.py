@@ -15,13 +15,20 @@ from engine.memory.plan import Plan, size
 from engine.native.choice import in_words
 
 
-def render(composed: Composed, plan: Plan, address: str | None = None) -> str:
-    """Return the start-up summary; `address` is what was bound, else what was configured."""
-    rows = facts(composed, plan, address).items()
+def render(
+    composed: Composed, plan: Plan, address: str | None = None, answers: str | None = None
+) -> str:
+    """Return the start-up summary; `address` is what was bound, else what was configured.
+
+    `answers` says what they may hold besides text, once the template is known.
+    """
+    rows = facts(composed, plan, address, answers).items()
     return "\n".join(f"  {name:<14}{text}" for name, text in rows)
 
 
-def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[str, str]:
+def facts(
+    composed: Composed, plan: Plan, address: str | None = None, answers: str | None = None
+) -> dict[str, str]:
     """Return what the summary says, by what it says it of."""
     config = composed.config
     rows = [
@@ -38,6 +45,7 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
         ("videos", videos(config.media.video)),
         ("sounds", sounds(config.media.audio)),
         *([("embeddings", embeddings(config.media))] if config.media.embeddings.accept else []),
+        *([("answers", answers)] if answers else []),
         ("remote media", remote_media(config.media)),
         ("keys", accepted_keys(config.server)),
         ("address", address or configured_address(config)),

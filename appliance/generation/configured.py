@@ -23,7 +23,7 @@ def style_for(chat: ChatConfig, template: ChatTemplate) -> Style:
         )
     calls = None if name == NONE else FORMATS[name](tokenizer.added)
     reasoning = _reasoning(chat.reasoning, source)
-    return Style(tokenizer.added, tokenizer.special, calls, reasoning)
+    return Style(tokenizer.added, tokenizer.special, calls, reasoning, name)
 
 
 def _reasoning(config: ReasoningConfig, source: str) -> Reasoning | None:

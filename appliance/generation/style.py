@@ -43,6 +43,15 @@ class Style:
     special: Mapping[str, int] = field(default_factory=dict)
     calls: CallFormat | None = None
     reasoning: Reasoning | None = None
+    calls_name: str = "none"  # the format's
+
+    @property
+    def in_words(self) -> str:
+        """What answers may hold besides text."""
+        parts = [f"calls of tools as {self.calls_name}"] if self.calls is not None else []
+        if self.reasoning is not None:
+            parts.append(f"thoughts between {self.reasoning.start} and {self.reasoning.end}")
+        return ", ".join(["text", *parts])
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -133,9 +133,24 @@ class Machine:
             raise MemoryError("no memory for choosing tokens")
         self._choosable = vocabulary
 
-    def choose(self, logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-        """Tokens `[rows]` from logits `[rows, vocabulary]`, float32, by a choice for each row."""
+    def choose(
+        self,
+        logits: torch.Tensor,
+        choices: Sequence[Choice],
+        masks: torch.Tensor | None = None,
+        masked: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """Tokens `[rows]` from logits `[rows, vocabulary]`, float32, by a choice for each row.
+
+        In the rows `masked` only tokens of `masks` `[masked, vocabulary / 32, rounded up]`, int32,
+        may come: token t if bit t % 32 of number t // 32 is set.
+        """
         rows, vocabulary = logits.shape
+        if masks is not None:
+            words = -(-vocabulary // 32)
+            first = address(masks, torch.int32, len(masked), words)
+            for place, row in enumerate(masked):
+                choices[row].allowed = first + 4 * words * place
         if len(choices) != rows:
             raise ValueError(f"{len(choices)} choices for {rows} rows")
         if vocabulary > self._choosable:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-VERSION = 3  # APPLIANCE_VERSION in cpu/interface.h
+VERSION = 4  # APPLIANCE_VERSION in cpu/interface.h
 DTYPES = ("bfloat16", "float32")  # as `enum element` has them
 FORMS = (  # of weights, as `enum form` has them
     None,
@@ -132,6 +132,7 @@ class Choice(Structure):
         ("top_p", c_float),
         ("min_p", c_float),
         ("top_k", c_int32),
+        ("allowed", c_void_p),
     )
 
 

@@ -21,8 +21,11 @@ class NativeSampler(HostSampler):
         self._machine = machine
         machine.reserve_choice(vocabulary)
 
-    def _pick(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-        return self._machine.choose(logits, [_choice(sequence) for sequence in sequences])
+    def _pick(
+        self, logits: torch.Tensor, sequences: list[Sequence], masks: torch.Tensor | None
+    ) -> torch.Tensor:
+        masked = [row for row, sequence in enumerate(sequences) if sequence.constraint is not None]
+        return self._machine.choose(logits, list(map(_choice, sequences)), masks, masked)
 
 
 def _choice(sequence: Sequence) -> Choice:

@@ -55,12 +55,15 @@ class HostSampler:
                 if adjusted is logits:
                     adjusted = logits.clone()
                 self._adjust(adjusted[row], sequence)
+        return self._pick(adjusted, sequences, masks)
+
+    def _pick(
+        self, logits: torch.Tensor, sequences: list[Sequence], masks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`masks` are of the sequences with a constraint."""
         if masks is not None:
             allowed = unpacked(masks, self._vocabulary)
-            adjusted = constrained(adjusted, sequences, allowed, lambda tensor: tensor)
-        return self._pick(adjusted, sequences)
-
-    def _pick(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+            logits = constrained(logits, sequences, allowed, lambda tensor: tensor)
         chosen = logits.argmax(dim=-1)
         rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0]
         if rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -30,6 +31,12 @@ def test_stream(demo: Server, tmp_path: Path) -> None:
 def test_structured(demo: Server, tmp_path: Path) -> None:
     said = run("structured.py", demo, tmp_path)
     assert said == "shape: star colour: blue background: white\n"
+
+
+def test_tools(demo: Server, tmp_path: Path) -> None:
+    called, answered = run("tools.py", demo, tmp_path).splitlines()
+    assert re.fullmatch(r"Paint: The wall is (black|blue|green|red|white|yellow) now\.", called)
+    assert re.fullmatch(r"\d{3} tokens of prompt, the tool's answer among them", answered)
 
 
 def test_background(tmp_path: Path) -> None:

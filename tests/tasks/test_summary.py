@@ -43,6 +43,15 @@ def test_it_names_everything_an_operator_asks(tmp_path: Path) -> None:
     assert len(text.splitlines()) <= 20
 
 
+def test_it_says_what_answers_may_hold(tmp_path: Path) -> None:
+    folder = write_qwen2_vl(tmp_path / "tiny")
+    composed = compose([f"model.path={folder}"])
+    plan = plan_recipe(composed.config, folder)
+    said = "text, calls of tools as hermes"
+    assert f"answers       {said}" in render(composed, plan, answers=said)
+    assert "answers  " not in render(composed, plan)
+
+
 def test_images_that_are_refused_are_said_to_be(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path / "tiny")
     assert "images        refused" in summary(folder)

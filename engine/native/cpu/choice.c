@@ -31,6 +31,22 @@ static int64_t first_of(const float *logits, int64_t count, float value) {
   return 0; /* none is a number */
 }
 
+/* Logits of tokens that may come, and of the others less than any. */
+static void mask_logits(const float *logits, int64_t count, const uint32_t *allowed, float *masked) {
+  ints places;
+  for (int32_t i = 0; i < LANES; i++) places[i] = i;
+  for (int64_t first = 0; first < count; first += 32) {
+    uint32_t bits = allowed[first / 32];
+    int64_t last = first + 32 < count ? first + 32 : count, i = first;
+    for (; i + LANES <= last; i += LANES) {
+      ints off = ((((ints){0} + (int32_t)(bits >> (i - first))) >> places) & 1) - 1; /* all bits of those that may not */
+      ints kept = (ints)load_floats(logits + i) & ~off;
+      store_floats(masked + i, (floats)(kept | ((ints)broadcast(-INFINITY) & off)));
+    }
+    for (; i < last; i++) masked[i] = bits >> (i - first) & 1 ? logits[i] : -INFINITY;
+  }
+}
+
 /* How likely each is, the likeliest 1: 2^-126 of that and less is nothing. */
 static void weigh_logits(const float *logits, int64_t count, float temperature, float most, float *likely) {
   float scale = LOG2_E / temperature;
@@ -128,12 +144,16 @@ static void choose(const void *context, int64_t row, void *scratch) {
   const struct choice *choice = &c->choices[row];
   const float *logits = c->logits + row * c->vocabulary;
   int64_t count = c->vocabulary, whole = (count + LANES - 1) / LANES * LANES;
+  float *likely = scratch;
+  if (choice->allowed) {
+    mask_logits(logits, count, choice->allowed, likely);
+    logits = likely;
+  }
   float most = largest_in(logits, count);
   if (choice->temperature == 0) {
     c->tokens[row] = first_of(logits, count, most);
     return;
   }
-  float *likely = scratch;
   weigh_logits(logits, count, choice->temperature, most, likely);
   if ((choice->top_k > 0 && choice->top_k < count) || choice->top_p < 1)
     filter(choice, likely, whole, (struct candidate *)(void *)(likely + whole));

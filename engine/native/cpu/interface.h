@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define APPLIANCE_VERSION 3 /* another for each change of this file */
+#define APPLIANCE_VERSION 4 /* another for each change of this file */
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -76,6 +76,7 @@ struct choice {
   float temperature; /* 0: the likeliest */
   float top_p, min_p;
   int32_t top_k; /* 0: all */
+  const uint32_t *allowed; /* token t may come if bit t % 32 of number t / 32 is set; NULL: all may */
 };
 
 struct step {

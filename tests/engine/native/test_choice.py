@@ -141,3 +141,40 @@ def test_rows_without_a_choice_and_more_tokens_than_expected(machines: dict[int,
 
 def test_no_rows_are_no_tokens(machines: dict[int, Machine]) -> None:
     assert machines[1].choose(torch.empty(0, 16), []).shape == (0,)
+
+
+@pytest.mark.parametrize("vocabulary", [31, 32, 33, 1003])
+def test_only_what_may_come_is_chosen(machines: dict[int, Machine], vocabulary: int) -> None:
+    random = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(6, vocabulary, generator=random)
+    words = -(-vocabulary // 32)
+    masks = torch.randint(-(2**31), 2**31, (4, words), generator=random).to(torch.int32)
+    masks[1] = 0
+    masks[1, -1] = 1 << (vocabulary - 1) % 32 % 31
+    masks[2] = -1
+    masked = [0, 2, 3, 5]
+
+    def kinds() -> list[Choice]:
+        return [
+            Choice(),
+            Choice(point=0.5, temperature=1.0, top_p=1.0),
+            Choice(),
+            Choice(point=0.9, temperature=1.3, top_p=0.5),
+            Choice(point=0.3, temperature=0.9, top_p=1.0, top_k=3),
+            Choice(point=0.7, temperature=2.0, top_p=1.0, min_p=0.05),
+        ]
+
+    bits = (masks[:, :, None] >> torch.arange(32)) & 1
+    allowed = bits.view(4, -1)[:, :vocabulary].bool()
+    expected_logits = logits.clone()
+    expected_logits[masked] = logits[masked].where(allowed, -torch.inf)
+    for machine in machines.values():
+        expected = machine.choose(expected_logits, kinds())
+        found = machine.choose(logits, kinds(), masks, masked)
+        assert torch.equal(found, expected)
+        for place, row in enumerate(masked):
+            assert allowed[place, found[row]]
+        free = machine.choose(logits, kinds())
+        assert not torch.equal(free, expected)
+    with pytest.raises(ValueError, match="in place of"):
+        machines[5].choose(logits, kinds(), masks[:, :-1], masked)

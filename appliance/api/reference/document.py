@@ -103,6 +103,7 @@ def _operation(method: str, path: str, operation: Operation, keys: bool) -> dict
         failures |= MEDIA
     if keys and not operation.open:
         failures["401"] = "A key is needed: `Authorization: Bearer`."
+        failures["403"] = "The key may not ask for this route."
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in ("id",)

@@ -42,9 +42,8 @@ class Models:
     async def list(self, request: Request) -> Response:
         names = dict.fromkeys([self._service.model, *self._service.config.server.aliases])
         card = self._card()
-        return json_response(
-            {"object": "list", "data": [{**card, "id": name} for name in names]}, {}
-        )
+        cards = [{**card, "id": name} for name in names]
+        return json_response({"object": "list", "data": cards}, {})
 
     async def retrieve(self, request: Request) -> Response:
         card = self._card()

@@ -303,8 +303,8 @@ class LimitsConfig:
         default=None,
     )
     routes: list[str] | None = key(
-        "Paths that may be asked for, such as /v1/chat/completions; a `*` at its end takes all that "
-        "begin so. Others are answered 403. Null is every route.",
+        "Paths that may be asked for, such as /v1/chat/completions; a `*` at its end takes all "
+        "that begin so. Others are answered 403. Null is every route.",
         default=None,
     )
 

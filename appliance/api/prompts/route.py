@@ -15,15 +15,13 @@ from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT, UNBUILT_COMPLETION
 from appliance.api.http.responses import encode, json_response
 from appliance.api.http.tenants import caller_of
-from appliance.api.prompts.reply import Detokenized, Tokenized, rendered
+from appliance.api.prompts.reply import LARGE, Detokenized, Tokenized, rendered, text_of
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeText, tokenized
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.service import Service
 
 if TYPE_CHECKING:
     from appliance.generation.prompting import Shown  # loads the model's libraries
-
-LARGE = 4096  # tokens from which on they are written off the event loop
 
 
 class Prompts:
@@ -69,7 +67,7 @@ class Prompts:
         headers = told(request, service, ignored)
         generation = service.generator()
         fields.check_tokens(generation.limits.max_len, generation.tokenizer.vocab_size)
-        decode = partial(generation.tokenizer.decode, fields.tokens)
+        decode = partial(text_of, fields.tokens, generation.tokenizer)
         large = len(fields.tokens) > LARGE
         text: Detokenized = {"prompt": await service.aside(decode) if large else decode()}
         return json_response(encode(text).encode(), headers)

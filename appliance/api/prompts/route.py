@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from appliance.service import Service
 
 if TYPE_CHECKING:
     from appliance.generation.prompting import Shown  # loads the model's libraries
+
+AT_ONCE = 32  # prompts that are made in one turn of the event loop
 
 
 class Prompts:
@@ -92,10 +95,12 @@ class Prompts:
         fields = accepted.fields
         generation = service.generator()
         many = len(fields.prompt) > 1
-        shown = [
-            await generation.show_text(source, f"prompt[{number}]" if many else "prompt", fields)
-            for number, source in enumerate(fields.prompt)
-        ]
+        shown: list[Shown] = []
+        for number, source in enumerate(fields.prompt):
+            param = f"prompt[{number}]" if many else "prompt"
+            shown.append(await generation.show_text(source, param, fields))
+            if len(shown) % AT_ONCE == 0:
+                await asyncio.sleep(0)
         headers = told(request, service, accepted.ignored)
         return await self._rendered(shown, generation.tokenizer, headers)
 

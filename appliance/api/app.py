@@ -18,6 +18,7 @@ from appliance.api.http.exchange import CLIENT_GONE, Exchange
 from appliance.api.http.faults import fault_response, on_fault, on_http_exception
 from appliance.api.http.paths import Rooted, SingleSlashes
 from appliance.api.http.tenants import Tenants
+from appliance.api.messages.route import Messages
 from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.api.prompts.route import Prompts
@@ -30,9 +31,11 @@ def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions, generate = Chat(service), Completions(service), Generate(service)
     models, probes = Models(service), Probes(service)
-    prompts, reference = Prompts(service), Reference(service)
+    messages, prompts, reference = Messages(service), Prompts(service), Reference(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
         Route("/v1/chat/completions/render", prompts.render_chat, methods=["POST"]),
         Route("/v1/completions/render", prompts.render_text, methods=["POST"]),

@@ -28,6 +28,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    stop: str | None = None  # the stop string that ended it
 
     @property
     def text(self) -> str:
@@ -39,6 +40,7 @@ class Delta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.finish_reason = later.finish_reason
+        self.stop = later.stop
 
 
 class AnswerText:
@@ -96,7 +98,8 @@ class AnswerText:
         if self._called and finish == "stop":
             finish = "tool_calls"
         self.finish_reason = finish
-        return Delta(self._index, parts, list(ids), list(logprobs), finish)
+        met = None if self._stops is None else self._stops.met
+        return Delta(self._index, parts, list(ids), list(logprobs), finish, met)
 
     def _parsed(self, text: str, *, ended: bool) -> Parts:
         if self._parser is None:

@@ -16,22 +16,21 @@ class StopStrings:
         self._patterns = [_Pattern(stop) for stop in by_length]
         self._include = include
         self._held = ""
-        self._stopped = False
+        self.met: str | None = None  # the one that ended the text
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was met (then nothing follows)."""
-        if self._stopped:
+        if self.met is not None:
             return "", True
         before = len(self._held)
         whole = self._held + text
         for end, character in enumerate(text, before + 1):
-            met = 0
             for pattern in self._patterns:  # all of them: each has to keep up with the text
-                if pattern.advance(character) and not met:
-                    met = len(pattern.text)
-            if met:
-                self._held, self._stopped = "", True
-                return whole[: end if self._include else end - met], True
+                if pattern.advance(character) and self.met is None:
+                    self.met = pattern.text
+            if self.met is not None:
+                self._held = ""
+                return whole[: end if self._include else end - len(self.met)], True
         keep = max((pattern.matched for pattern in self._patterns), default=0)
         self._held = whole[len(whole) - keep :]
         return whole[: len(whole) - keep], False

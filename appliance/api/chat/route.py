@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.accept import accept, told
+from appliance.api.accept import Accepted, accept, told
 from appliance.api.account import account
 from appliance.api.chat.chunks import ChatChunks
 from appliance.api.chat.logprobs import ChatLogprobs
@@ -21,7 +21,7 @@ from appliance.api.http.server_timing import server_timing
 from appliance.api.http.tenants import caller_of
 from appliance.api.replies import body_of, head, whole
 from appliance.errors import bad_request
-from appliance.generation.answers import Delta
+from appliance.generation.answers import Answers, Delta
 from appliance.generation.style import Reply
 from appliance.service import Service
 from engine.sampling.grammar import Grammar
@@ -37,16 +37,8 @@ class Chat:
         """Validate, build the prompt, and answer as one body or as a stream."""
         service = self._service
         accepted = await accept(request, service, ChatRequest, UNBUILT_CHAT)
-        fields = accepted.fields
-        check_template(service, fields)
-        generation = service.generator()
-        reply, unheld = await reply_of(service, fields, accepted.grammar)
-        headers = told(request, service, accepted.ignored + unheld)
-        prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
-        options = fields.answer_options(
-            accepted.origin, reply=reply, continuing=fields.continue_final_message
-        )
-        answers = await generation.chat(prompt, fields, options)
+        fields, generation = accepted.fields, service.generator()
+        answers, headers = await begin(request, service, accepted)
         if fields.stream:
             chunks = ChatChunks(
                 head(service, "chatcmpl", "chat.completion.chunk"),
@@ -92,6 +84,21 @@ class Chat:
             choice["token_ids"] = delta.token_ids
         told = "null" if logprobs is None else logprobs.render(delta.logprobs)
         return f'{encode(choice)[:-1]},"logprobs":{told}}}'
+
+
+async def begin(
+    request: Request, service: Service, accepted: Accepted[ChatRequest]
+) -> tuple[Answers, dict[str, str]]:
+    """Begin the answers to a conversation; headers that go with them. Raises ApplianceError."""
+    fields = accepted.fields
+    check_template(service, fields)
+    reply, unheld = await reply_of(service, fields, accepted.grammar)
+    headers = told(request, service, accepted.ignored + unheld)
+    prompt = fields.prompt(caller_of(request.scope).owner, service.config.media)
+    options = fields.answer_options(
+        accepted.origin, reply=reply, continuing=fields.continue_final_message
+    )
+    return await service.generator().chat(prompt, fields, options), headers
 
 
 async def reply_of(

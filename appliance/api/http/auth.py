@@ -30,7 +30,7 @@ class Authentication:
             caller = scope["appliance.caller"] = self._tenants.caller(scope)
             caller.tenant.check_route(scope["path"])
         except ApplianceError as refused:
-            await fault_response(refused)(scope, receive, send)
+            await fault_response(refused, scope["path"])(scope, receive, send)
             return
         if self._tenants:
             scope["appliance.notes"]["tenant"] = caller.tenant.name
@@ -51,4 +51,4 @@ class Authentication:
             with tenant.request():
                 await self._app(scope, receive, send_with_rest)
         except ApplianceError as refused:
-            await fault_response(refused)(scope, receive, send_with_rest)
+            await fault_response(refused, scope["path"])(scope, receive, send_with_rest)

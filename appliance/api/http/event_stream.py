@@ -83,7 +83,7 @@ class EventStream:
             try:
                 first = await answers.take(self._keep_alive)
             except ApplianceError as fault:
-                await fault_response(fault)(scope, receive, send)
+                await fault_response(fault, scope["path"])(scope, receive, send)
                 return
             if not answers.closed:
                 await self._stream(first, send)

@@ -149,11 +149,15 @@ class Tenants:
 
 
 def _authorization(scope: Scope) -> tuple[bytes, bytes] | None:
-    """Scheme in lower case and credentials of the first such header."""
+    """Scheme in lower case and credentials of the first such header, else Anthropic's for a key."""
+    headers: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.partition(b" ")
-            return scheme.lower(), key.strip()
+        headers.setdefault(name, value)
+    if b"authorization" in headers:
+        scheme, _, key = headers[b"authorization"].partition(b" ")
+        return scheme.lower(), key.strip()
+    if b"x-api-key" in headers:
+        return b"bearer", headers[b"x-api-key"].strip()
     return None
 
 

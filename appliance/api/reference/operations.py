@@ -12,6 +12,7 @@ from appliance.api.chat.request import ChatRequest
 from appliance.api.completions.request import CompletionRequest
 from appliance.api.generate.reply import Generated
 from appliance.api.generate.request import GenerateRequest
+from appliance.api.messages.request import CountRequest, MessagesRequest
 from appliance.api.models import SglangCard
 from appliance.api.prompts.reply import Detokenized, Rendered, Tokenized
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeChat, TokenizeText
@@ -37,6 +38,12 @@ class Answered(TypedDict):
     model: str
     choices: list[dict[str, Any]]
     usage: Usage
+
+
+class Counted(TypedDict):
+    """Tokens of a prompt."""
+
+    input_tokens: int
 
 
 class ModelCard(TypedDict):
@@ -104,6 +111,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         streams=True,
         model=True,
         media=True,
+    ),
+    ("POST", "/v1/messages"): Operation(
+        "Continue a conversation, as Anthropic's route of this name.",
+        (MessagesRequest,),
+        dict[str, Any],
+        streams=True,
+        model=True,
+        media=True,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        "Count the tokens of such a conversation.", (CountRequest,), Counted, model=True, media=True
     ),
     ("POST", "/v1/completions"): Operation(
         "Continue text or token ids.", (CompletionRequest,), Answered, streams=True, model=True

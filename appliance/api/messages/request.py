@@ -1,0 +1,48 @@
+"""The body of `POST /v1/messages`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from pydantic import Field, WithJsonSchema
+
+from appliance.api.fields.named import NamedFields
+from appliance.api.fields.whole import Whole
+
+# What would change the answer and is not built, with what asks for nothing.
+UNBUILT_MESSAGES: Final[dict[str, tuple[Any, ...]]] = {
+    "container": (),
+    "context_management": ({},),
+    "mcp_servers": ([],),
+}
+
+
+SYSTEM: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "object"}},
+        {"type": "null"},
+    ]
+}
+
+
+class CountRequest(NamedFields):
+    """A conversation whose tokens are to be counted."""
+
+    messages: list[dict[str, Any]]
+    system: Annotated[Any, WithJsonSchema(SYSTEM)] = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest):
+    """A conversation to continue, as Anthropic's clients say it."""
+
+    max_tokens: Whole = Field(ge=1)
+    stop_sequences: list[str] = Field(default_factory=list)
+    stream: bool = False
+    temperature: float | None = Field(default=None, ge=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: Annotated[Whole, Field(ge=0)] | None = None

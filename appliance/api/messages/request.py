@@ -25,11 +25,48 @@ SYSTEM: Final[dict[str, Any]] = {
     ]
 }
 
+BLOCKS: Final[dict[str, Any]] = {
+    "type": "array",
+    "items": {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+            },
+            {
+                "type": "object",
+                "properties": {
+                    "type": {
+                        "enum": [
+                            *("image", "tool_result", "tool_use"),
+                            *("thinking", "redacted_thinking"),
+                        ]
+                    }
+                },
+                "required": ["type"],
+            },
+        ]
+    },
+}
+MESSAGES: Final[dict[str, Any]] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["user", "assistant"]},
+            "content": {"anyOf": [{"type": "string"}, BLOCKS]},
+        },
+        "required": ["role", "content"],
+    },
+    "minItems": 1,
+}
+
 
 class CountRequest(NamedFields):
     """A conversation whose tokens are to be counted."""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], WithJsonSchema(MESSAGES)]
     system: Annotated[Any, WithJsonSchema(SYSTEM)] = None
     tools: list[dict[str, Any]] = Field(default_factory=list)
     tool_choice: dict[str, Any] | None = None

@@ -23,6 +23,7 @@ from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.api.prompts.route import Prompts
 from appliance.api.reference.route import Reference
+from appliance.api.responses.route import Responses
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
 
@@ -30,12 +31,15 @@ from appliance.service import Service
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions, generate = Chat(service), Completions(service), Generate(service)
-    models, probes = Models(service), Probes(service)
+    models, probes, responses = Models(service), Probes(service), Responses(service)
     messages, prompts, reference = Messages(service), Prompts(service), Reference(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/messages", messages.create, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{id}", responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
         Route("/v1/chat/completions/render", prompts.render_chat, methods=["POST"]),
         Route("/v1/completions/render", prompts.render_text, methods=["POST"]),

@@ -18,9 +18,12 @@ def usage(answers: Answers, generated: int | None = None) -> dict[str, Any]:
     if media:
         details["text_tokens"] = answers.prompt_tokens - sum(media.values())
         details |= {f"{modality}_tokens": tokens for modality, tokens in media.items()}
-    return {
+    told: dict[str, Any] = {
         "prompt_tokens": answers.prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": answers.prompt_tokens + completion,
         "prompt_tokens_details": details,
     }
+    if answers.thought_tokens:
+        told["completion_tokens_details"] = {"reasoning_tokens": answers.thought_tokens}
+    return told

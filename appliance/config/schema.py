@@ -336,6 +336,11 @@ class ServerConfig:
     tls_key: str | None = key("File of the certificate's key, without a password.")
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
+    response_store_bytes: int = key(
+        "Bytes of the latest responses of `/v1/responses` that are kept in memory, for "
+        "`previous_response_id`; 0 keeps none.",
+        low=0,
+    )
     max_connections: int = key(
         "Connections that may be open; one more takes the place of the one that has been idle for "
         "longest, or is answered 503.",

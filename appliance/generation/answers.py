@@ -11,6 +11,7 @@ from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
 from appliance.generation.stages import Stages
 from appliance.generation.style import Reply
+from appliance.generation.thoughts import ThoughtParser
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
@@ -29,6 +30,7 @@ class Delta:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     stop: str | None = None  # the stop string that ended it
+    thought_tokens: int = 0  # of all of them
 
     @property
     def text(self) -> str:
@@ -41,6 +43,7 @@ class Delta:
         self.logprobs += later.logprobs
         self.finish_reason = later.finish_reason
         self.stop = later.stop
+        self.thought_tokens += later.thought_tokens
 
 
 class AnswerText:
@@ -93,13 +96,15 @@ class AnswerText:
                 finish = "stop"
             elif finish is not None:
                 text += self._stops.finish()
+        thinking = isinstance(self._parser, ThoughtParser) and self._parser.inside
         parts = self._parsed(text, ended=finish is not None)
         self._called |= bool(parts.tool_calls)
         if self._called and finish == "stop":
             finish = "tool_calls"
         self.finish_reason = finish
         met = None if self._stops is None else self._stops.met
-        return Delta(self._index, parts, list(ids), list(logprobs), finish, met)
+        thought = len(ids) if thinking else 0
+        return Delta(self._index, parts, list(ids), list(logprobs), finish, met, thought)
 
     def _parsed(self, text: str, *, ended: bool) -> Parts:
         if self._parser is None:
@@ -205,7 +210,7 @@ class Answers:
         self.stages = stages or Stages()
         self.timed = timed
         self._texts: dict[int, str] | None = {} if logged else None
-        self.generated = 0
+        self.generated = self.thought_tokens = 0
         self.closed = False
         self.first_token: float | None = None  # seconds
         self._left = len(prompts) * n
@@ -250,6 +255,7 @@ class Answers:
     def push(self, delta: Delta) -> None:
         """Add to an answer."""
         self.generated += len(delta.token_ids)
+        self.thought_tokens += delta.thought_tokens
         if self._texts is not None:
             before = self._texts.get(delta.index, "")
             self._texts[delta.index] = (before + delta.parts.spoken)[:LOGGED]

@@ -33,7 +33,7 @@ class ThoughtParser:
         """With `begun` the prompt ends inside a thought; without `shown` it is left out."""
         self._start, self._end = reasoning.start, Until(reasoning.end)
         self._behind, self._shown = behind, shown
-        self._inside = begun
+        self.inside = begun
         self._ahead: str | None = None if begun else ""  # while it may become the first mark
         self._thought, self._over = Prose(), False
         self._thought.cut()
@@ -44,15 +44,15 @@ class ThoughtParser:
             ahead = self._ahead.lstrip(SPACES)
             if len(ahead) < len(self._start) and self._start.startswith(ahead):
                 return Parts()
-            self._inside = ahead.startswith(self._start)
-            text = ahead[len(self._start) :] if self._inside else self._ahead
+            self.inside = ahead.startswith(self._start)
+            text = ahead[len(self._start) :] if self.inside else self._ahead
             self._ahead = None
-        if not self._inside:
+        if not self.inside:
             return self._answer(text)
         before, behind = self._end.push(text)
         parts = self._reasoning(self._thought.push(before))
         if behind is not None:
-            self._inside, self._over = False, True
+            self.inside, self._over = False, True
             parts.add(self._answer(behind))
         return parts
 
@@ -71,7 +71,7 @@ class ThoughtParser:
         parts = Parts()
         if self._ahead:
             parts.add(self._answer(self._ahead))
-        if self._inside:
+        if self.inside:
             parts.add(self._reasoning(self._thought.push(self._end.finish())))
         if self._behind is not None:
             parts.add(self._behind.finish())

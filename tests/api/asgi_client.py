@@ -44,6 +44,11 @@ class Reply:
         blocks = self.body.decode().split("\n\n")
         return [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
 
+    def events_of(self, name: str) -> list[str]:
+        """Data of the events of a name."""
+        blocks = [block.partition("\n") for block in self.body.decode().split("\n\n")]
+        return [data.removeprefix("data: ") for head, _, data in blocks if head == f"event: {name}"]
+
     @property
     def chunks(self) -> list[dict[str, Any]]:
         """Every event but the last, which has to be [DONE]."""

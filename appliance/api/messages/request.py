@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from appliance.api.fields.named import NamedFields
 from appliance.api.fields.whole import Whole
+from appliance.api.messages.schema import CHOICE, MESSAGES, SYSTEM, THINKING, TOOLS
 
 # What would change the answer and is not built, with what asks for nothing.
 UNBUILT_MESSAGES: Final[dict[str, tuple[Any, ...]]] = {
@@ -17,60 +18,14 @@ UNBUILT_MESSAGES: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
-SYSTEM: Final[dict[str, Any]] = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "object"}},
-        {"type": "null"},
-    ]
-}
-
-BLOCKS: Final[dict[str, Any]] = {
-    "type": "array",
-    "items": {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-            {
-                "type": "object",
-                "properties": {
-                    "type": {
-                        "enum": [
-                            *("image", "tool_result", "tool_use"),
-                            *("thinking", "redacted_thinking"),
-                        ]
-                    }
-                },
-                "required": ["type"],
-            },
-        ]
-    },
-}
-MESSAGES: Final[dict[str, Any]] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["user", "assistant"]},
-            "content": {"anyOf": [{"type": "string"}, BLOCKS]},
-        },
-        "required": ["role", "content"],
-    },
-    "minItems": 1,
-}
-
-
 class CountRequest(NamedFields):
     """A conversation whose tokens are to be counted."""
 
     messages: Annotated[list[dict[str, Any]], WithJsonSchema(MESSAGES)]
     system: Annotated[Any, WithJsonSchema(SYSTEM)] = None
-    tools: list[dict[str, Any]] = Field(default_factory=list)
-    tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], WithJsonSchema(TOOLS)] = Field(default_factory=list)
+    tool_choice: Annotated[dict[str, Any] | None, WithJsonSchema(CHOICE)] = None
+    thinking: Annotated[dict[str, Any] | None, WithJsonSchema(THINKING)] = None
     output_config: dict[str, Any] | None = None
 
 

@@ -16,6 +16,7 @@ from appliance.api.messages.request import CountRequest, MessagesRequest
 from appliance.api.models import SglangCard
 from appliance.api.prompts.reply import Detokenized, Rendered, Tokenized
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeChat, TokenizeText
+from appliance.api.responses.request import ResponsesRequest
 from appliance.metrics import CONTENT_TYPE
 
 JSON = "application/json"
@@ -114,6 +115,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         model=True,
         media=True,
     ),
+    ("POST", "/v1/responses"): Operation(
+        "Respond to items.",
+        (ResponsesRequest,),
+        dict[str, Any],
+        streams=True,
+        model=True,
+        media=True,
+    ),
+    ("GET", "/v1/responses/{id}"): Operation("A response that is kept.", reply=dict[str, Any]),
+    ("DELETE", "/v1/responses/{id}"): Operation("Forget a response.", reply=dict[str, Any]),
     ("POST", "/v1/messages"): Operation(
         "Continue a conversation, as Anthropic's route of this name.",
         (MessagesRequest,),

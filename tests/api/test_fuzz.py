@@ -29,7 +29,7 @@ BODIES = sorted(
 )
 # what the model of these tests answers; others are for models of other kinds, and refuse it
 ANSWERED = {path for path in BODIES if path.startswith(("/v1/chat", "/v1/compl", "/v1/messages"))}
-ANSWERED |= {"/generate", "/tokenize", "/detokenize"}
+ANSWERED |= {"/generate", "/tokenize", "/detokenize", "/v1/responses"}
 
 
 async def ask(client: AsgiClient, path: str, body: Any) -> Reply:

@@ -76,7 +76,7 @@ def check_socket_path(path: str) -> None:
             raise CannotListen(f"server.uds={path} is in use by another server: set another path")
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, scheme: str = "http") -> str:
     """Where a client on this machine finds the server."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -136,6 +136,11 @@ def unauthorized(message: str) -> ApplianceError:
     )
 
 
+def forbidden(message: str) -> ApplianceError:
+    """403: a known key without the right."""
+    return ApplianceError(message, status=403, type="permission_error", code="route_not_allowed")
+
+
 def not_found(message: str, code: str, param: str | None = None) -> ApplianceError:
     """404: no such route (`route_not_found`) or model (`model_not_found`)."""
     return ApplianceError(message, status=404, code=code, param=param)

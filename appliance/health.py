@@ -6,9 +6,11 @@ composing them again for every check would take more time than the answer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import Iterator
@@ -80,14 +82,27 @@ def _entries(table: Path) -> Iterator[list[str]]:
 
 
 def asked(address: Address) -> str:
-    """The status of an answer, or why there is none."""
+    """The status of an answer, or why there is none; by TLS where nothing else is understood."""
+    status = _status(address)
+    if isinstance(address, str) or status.isdecimal():
+        return status
+    context = ssl.create_default_context()
+    context.check_hostname = False  # it is this container that is asked, by its address
+    context.verify_mode = ssl.CERT_NONE
+    return _status(address, context)
+
+
+def _status(address: Address, tls: ssl.SSLContext | None = None) -> str:
     family = socket.AF_UNIX
     if not isinstance(address, str):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
-        with socket.socket(family) as client:
+        with contextlib.ExitStack() as opened:
+            client = opened.enter_context(socket.socket(family))
             client.settimeout(SECONDS)
             client.connect(address)
+            if tls is not None:
+                client = opened.enter_context(tls.wrap_socket(client))
             client.sendall(REQUEST)
             return client.recv(64).split()[1].decode()
     except (OSError, IndexError, UnicodeError) as fault:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from appliance.addresses import check_socket_path
+from appliance.certificates import certificate_of
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config, MediaConfig
 from appliance.kernels import check_compiled, settle_kernels
@@ -30,6 +31,7 @@ def check(config: Config) -> None:
         os.environ["TMPDIR"] = str(temporary)  # torch wants one, in the engine's process
     if config.server.uds is not None:
         check_socket_path(config.server.uds)
+    certificate_of(config.server)
     check_traces(config.server.traces)
     check_sound(config.media)
     reader_for(config.media)  # are the folder and the certificates that it names there?

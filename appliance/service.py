@@ -76,7 +76,7 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Raise ApplianceError 404 unless `name` is the model served here."""
-        if name != self.model:
+        if name != self.model and name not in self.config.server.aliases:
             raise not_found(
                 f"The model '{name[:200]}' does not exist here; this server has '{self.model}'.",
                 "model_not_found",

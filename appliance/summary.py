@@ -127,4 +127,5 @@ def configured_address(config: Config) -> str:
     if server.uds is not None:
         return f"unix:{server.uds}"
     host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"http://{host}:{server.port}"
+    scheme = "http" if server.tls_certificate is None else "https"
+    return f"{scheme}://{host}:{server.port}"

@@ -40,13 +40,17 @@ class Models:
         self._service = service
 
     async def list(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [self._card()]}, {})
+        names = dict.fromkeys([self._service.model, *self._service.config.server.aliases])
+        card = self._card()
+        cards = [{**card, "id": name} for name in names]
+        return json_response({"object": "list", "data": cards}, {})
 
     async def retrieve(self, request: Request) -> Response:
         card = self._card()
         asked, own = request.path_params["id"], self._service.model
         if single(asked).strip("/") != single(own).strip("/"):
             self._service.check_model(asked)
+            card["id"] = asked
         return json_response(card, {})
 
     async def sglang(self, request: Request) -> Response:

@@ -17,6 +17,7 @@ from appliance.config.schema import Config
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:\d+)?/?", re.IGNORECASE)
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+ROUTE = re.compile(r"/[^\s*?#]*\*?")
 NAME = "NAME"  # stands for any name that the user gives a group of keys
 
 
@@ -107,6 +108,9 @@ def check_values(config: Config) -> None:
             check_value(name, value, key.metadata)
     check_origins(config.server.cors_origins)
     check_root_path(config.server.root_path)
+    check_routes("server.limits.routes", config.server.limits.routes)
+    for name, tenant in config.server.tenants.items():
+        check_routes(f"server.tenants.{name}.routes", tenant.routes)
 
 
 def check_origins(origins: Sequence[str]) -> None:
@@ -126,6 +130,13 @@ def check_root_path(path: str | None) -> None:
             f"server.root_path is '{path}', must be a path such as /models/one, without a slash at "
             "its end"
         )
+
+
+def check_routes(name: str, routes: Sequence[str] | None) -> None:
+    """Raise ConfigurationError for what is no path of a route."""
+    for route in routes or ():
+        if not ROUTE.fullmatch(route):
+            raise ConfigurationError(f"{name}: '{route}' is no route, such as /v1/models or /v1/*")
 
 
 def settings(config: Any, name: str) -> Iterator[tuple[str, Any]]:

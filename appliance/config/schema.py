@@ -302,6 +302,11 @@ class LimitsConfig:
         length=2,
         default=None,
     )
+    routes: list[str] | None = key(
+        "Paths that may be asked for, such as /v1/chat/completions; a `*` at its end takes all "
+        "that begin so. Others are answered 403. Null is every route.",
+        default=None,
+    )
 
 
 @dataclass
@@ -324,6 +329,11 @@ class ServerConfig:
         "File with more of such keys, one a line; blank lines and those that begin with `#` are "
         "notes. Null is none."
     )
+    tls_certificate: str | None = key(
+        "File of the certificate by which TLS is spoken, with its chain, in PEM form; null speaks "
+        "none. SIGHUP has it and its key read again."
+    )
+    tls_key: str | None = key("File of the certificate's key, without a password.")
     drain_seconds: float = key("How long running requests may go on after SIGTERM.", low=0)
     max_body_bytes: int = key("Largest request body in bytes.", low=1)
     response_store_bytes: int = key(
@@ -351,6 +361,9 @@ class ServerConfig:
         TenantConfig, "Keys that belong together, by the name of their tenant."
     )
     max_queue: int = key("Requests that may wait; one more is answered 429.", low=1)
+    aliases: list[str] = key(
+        "More names by which clients may ask for the model; `model.name` is what answers call it."
+    )
     log_requests: str = key(
         "What the log tells of each request: none is nothing but faults, meta a line of what it "
         "cost, text also the prompt as the template made it and the answers, 2,000 characters of "

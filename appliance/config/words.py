@@ -36,7 +36,7 @@ FOREIGN = {  # of vLLM, SGLang, TGI, llama.cpp, and what anybody would try
     "model-path": "model.path",
     "model-id": "model.path",
     "served-model-name": "model.name",
-    "alias": "model.name",
+    "alias": "server.aliases",
     "max-model-len": "model.max_len",
     "max-total-tokens": "model.max_len",
     "context-length": "model.max_len",

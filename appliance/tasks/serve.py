@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from appliance.api.app import create_app
 from appliance.api.http.connections import Connections, most_connections
 from appliance.api.http.lag import LoopLag
 from appliance.api.http.protocol import HttpProtocol
+from appliance.certificates import Certificate, certificate_of
 from appliance.config.api_keys import KeyFile, gather_keys, plain_keys
 from appliance.config.compose import Composed
 from appliance.config.environment import forget, hub_tokens
@@ -59,7 +61,41 @@ class ModelLoader(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers; ours drain."""
+    """uvicorn without its signal handlers; ours drain.
+
+    TLS is spoken by `certificate`; a handshake may take `read_seconds`, for which uvicorn has no
+    option.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, certificate: Certificate | None, read_seconds: float
+    ) -> None:
+        super().__init__(config)
+        self._certificate = certificate
+        self._read_seconds = read_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+
+        def connection() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+
+        for one in sockets:
+            listening = await asyncio.get_running_loop().create_server(
+                connection,
+                sock=one,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=self._read_seconds,
+                backlog=self.config.backlog,
+            )
+            self.servers.append(listening)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -83,8 +119,11 @@ class Serving:
         except CannotListen as fault:
             logger.error("cannot listen: %s", fault)
             return USAGE_ERROR
-        server = Server(self._uvicorn())
+        certificate = certificate_of(self._config)
+        server = Server(self._uvicorn(), certificate, self._config.read_seconds)
         loop = asyncio.get_running_loop()
+        if certificate is not None:
+            loop.add_signal_handler(signal.SIGHUP, certificate.renew)
         before = {number: signal.getsignal(number) for number in STOPPING}
         for number in STOPPING:
             loop.add_signal_handler(number, self._on_signal)
@@ -97,7 +136,8 @@ class Serving:
             if http.done():
                 logger.error("cannot listen on %s", self._config.uds or self._config.host)
                 return USAGE_ERROR
-            address = f"unix:{self._config.uds}" if sockets is None else url(sockets[0])
+            scheme = "http" if certificate is None else "https"
+            address = f"unix:{self._config.uds}" if sockets is None else url(sockets[0], scheme)
             self._service.address = address
             logger.info("listening on %s", address)
             return await self._live()
@@ -111,6 +151,8 @@ class Serving:
             if self._config.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._config.uds)
+            if certificate is not None:
+                loop.remove_signal_handler(signal.SIGHUP)
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)

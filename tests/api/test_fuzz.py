@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.core import NotSet
 
-from appliance.api.reference.operations import OPERATIONS
+from appliance.api.reference.operations import JSON, OPERATIONS
 from tests.api.asgi_client import AsgiClient, Reply
 from tests.api.conftest import Kitchen
 
@@ -24,7 +24,12 @@ Cook = Callable[..., Kitchen]
 
 EXAMPLES = 40  # of each operation and kind
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-BODIES = sorted(path for (method, path), told in OPERATIONS.items() if told.bodies)
+BODIES = sorted(
+    path for (_, path), told in OPERATIONS.items() if told.bodies and told.takes == JSON
+)
+# what the model of these tests answers; others are for models of other kinds, and refuse it
+ANSWERED = {path for path in BODIES if path.startswith(("/v1/chat", "/v1/compl", "/v1/messages"))}
+ANSWERED |= {"/generate", "/tokenize", "/detokenize", "/v1/responses"}
 
 
 async def ask(client: AsgiClient, path: str, body: Any) -> Reply:
@@ -63,5 +68,5 @@ def test_no_body_is_a_fault_of_ours(cook: Cook, path: str, mode: GenerationMode)
                 assert reply.error["message"]
 
         check()
-        assert 200 in statuses or mode is GenerationMode.NEGATIVE
+        assert 200 in statuses or mode is GenerationMode.NEGATIVE or path not in ANSWERED
         assert 400 in statuses or mode is GenerationMode.POSITIVE

@@ -245,6 +245,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"name": "a", "input_schema": {"type": "array"}}]}, "tools[0].input_schema.type"),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
     ({"tools": [WEATHER], "tool_choice": {"type": "perhaps"}}, "tool_choice.type"),
+    ({"tools": [WEATHER], "tool_choice": {"type": []}}, "tool_choice.type"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "b"}}, "tool_choice.name"),
     (
         {"tools": [WEATHER], "tool_choice": {"type": "any", "disable_parallel_tool_use": 1}},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from appliance.api.prompts.reply import LARGE, text_of
 from tests.api.asgi_client import Reply, chat_body
 from tests.api.conftest import Kitchen, PromptSide
 
@@ -118,6 +119,12 @@ async def test_a_prompt_too_long_for_an_answer_is_counted_and_not_rendered(cook:
     assert shown.error["code"] == "context_length_exceeded"
     endless = await post(kitchen, "/tokenize", prompt="x" * 1_000_000)
     assert endless.error["code"] == "context_length_exceeded"  # refused unread
+
+
+async def test_many_tokens_become_the_same_text_as_few(prompt_side: PromptSide) -> None:
+    ids = prompt_side.ids(TEXT * 600)
+    assert len(ids) > LARGE
+    assert text_of(ids, prompt_side.tokenizer) == prompt_side.tokenizer.decode(ids)
 
 
 TOKENIZE = [

@@ -38,6 +38,18 @@ async def test_models_tell_what_they_take(cook: Cook) -> None:
     assert (missing.status, missing.error["code"]) == (404, "model_not_found")
 
 
+async def test_a_model_is_asked_for_by_any_of_its_names(cook: Cook) -> None:
+    client = cook(..., "server.aliases=[gpt-4o,owner/big,tiny]").client
+    listed = (await client.ask("GET", "/v1/models")).json["data"]
+    assert [card["id"] for card in listed] == ["tiny", "gpt-4o", "owner/big"]
+    for card in listed:
+        name = card["id"]
+        assert (await client.ask("GET", f"/v1/models/{name}")).json == card
+        reply = await client.chat(model=name)
+        assert (reply.status, reply.json["model"]) == (200, "tiny")
+    assert (await client.chat(model="gpt-4")).error["code"] == "model_not_found"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [

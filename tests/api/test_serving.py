@@ -8,20 +8,27 @@ import json
 import os
 import re
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
+import trustme
 import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.addresses import CannotListen, bind
 from appliance.api.http.protocol import MAX_HEADER_BYTES
+from appliance.certificates import certificate_of
+from appliance.config.errors import ConfigurationError
+from appliance.health import asked
 from appliance.service import Service
 from appliance.tasks.serve import Serving
 from engine.errors import EngineDead
@@ -405,3 +412,108 @@ def strangers(expression: str, families: list[Metric]) -> set[str]:
     by = ",".join(re.findall(r"(?:by|on|ignoring)\s*\(([^)]*)\)", expression))
     matched = re.findall(r"(\w+)\s*=~?\s*\"", expression)
     return (used - names) | ({*re.findall(r"\w+", by), *matched} - labels)
+
+
+def certify(authority: trustme.CA, folder: Path) -> list[str]:
+    """Files of a new certificate and its key, as overrides of keys that name them."""
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
+    return [f"server.tls_certificate={certificate}", f"server.tls_key={key}"]
+
+
+async def seen(running: Running, trust: ssl.SSLContext) -> bytes:
+    """The certificate that a new connection is shown."""
+    host, port = running.url.removeprefix("https://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=trust)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return shown
+
+
+async def test_clients_speak_tls_and_a_renewed_certificate_is_shown(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with start(speak(5, 6), *certify(authority, tmp_path)) as running:
+        assert running.url.startswith("https://")
+        http = httpx.AsyncClient(verify=trust)
+        client = openai.AsyncOpenAI(
+            base_url=f"{running.url}/v1", api_key="key", http_client=http, max_retries=0
+        )
+        fields: Any = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+        whole = await client.chat.completions.create(**fields)
+        stream = await client.chat.completions.create(**fields, stream=True)
+        text = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        assert "".join(text) == whole.choices[0].message.content
+        first = await seen(running, trust)
+        assert await seen(running, trust) == first
+
+        certify(authority, tmp_path)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(30):
+            while (renewed := await seen(running, trust)) == first:
+                await asyncio.sleep(0.05)
+        (tmp_path / "key.pem").write_text("nothing")
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(30):
+            while "stays as it was" not in caplog.text:
+                await asyncio.sleep(0.05)
+        assert await seen(running, trust) == renewed
+        assert (await client.chat.completions.create(**fields)).choices
+        host, port = running.url.removeprefix("https://").split(":")
+        assert await asyncio.to_thread(asked, (host, int(port))) == "200"
+        await http.aclose()
+
+
+async def test_by_tls_a_client_that_leaves_ends_its_answer(start: Start, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with start(endless, *certify(authority, tmp_path)) as running:
+        host, port = running.url.removeprefix("https://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trust)
+        body = json.dumps(chat_body(stream=True))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+        writer.write(f"{head}\r\nContent-Type: application/json\r\n\r\n{body}".encode())
+        await reader.readuntil(b"data: ")
+        writer.close()
+        async with asyncio.timeout(30):
+            while not running.loader.engine.aborted:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["tls_key"], "server.tls_certificate needs server.tls_key"),
+        (["tls_certificate"], "server.tls_key needs server.tls_certificate"),
+        (["missing"], "no such file"),
+        (["other"], "is not the key of"),
+        (["text"], "in PEM form"),
+        (["uds"], "exclude each other"),
+    ],
+)
+def test_files_that_are_no_certificate_with_its_key_are_named(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    authority = trustme.CA()
+    config = configuration(*certify(authority, tmp_path)).server
+    assert certificate_of(config) is not None
+    [fault] = overrides
+    if fault in ("tls_key", "tls_certificate"):
+        setattr(config, fault, None)
+    elif fault == "uds":
+        config.uds = str(tmp_path / "socket")
+    elif fault == "missing":
+        config.tls_key = str(tmp_path / "nowhere.pem")
+    elif fault == "other":
+        authority.issue_cert("b").private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    else:
+        (tmp_path / "certificate.pem").write_text("text")
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        certificate_of(config)
+    assert certificate_of(configuration().server) is None

@@ -135,3 +135,33 @@ def test_an_allowance_is_filled_up_steadily_and_pays_its_debts() -> None:
     assert (allowance.remaining, allowance.wait(), allowance.reset_seconds) == (10, 0.0, 50.0)
     now = 1e6
     assert (allowance.remaining, allowance.reset_seconds) == (60, 0.0)
+
+
+async def test_a_key_asks_for_its_routes_and_no_others(cook: Cook) -> None:
+    kitchen = cook(..., KEYS, "server.limits.routes=[/v1/*]")
+    kitchen.service.config.server.tenants = {
+        "monitor": TenantConfig(keys=["eye"], routes=["/metrics"])
+    }
+    kitchen.client = AsgiClient(create_app(kitchen.service))
+    client = kitchen.client
+    for key, path, status in (
+        ("ann", "/v1/models", 200),
+        ("ann", "/v1/models/tiny", 200),
+        ("ann", "/metrics", 403),
+        ("ann", "/v1", 403),
+        ("ann", "//metrics", 403),
+        ("ann", "/nowhere", 403),
+        ("eye", "/metrics", 200),
+        ("eye", "/metrics/", 403),
+        ("eye", "/v1/models", 403),
+        ("eye", "/livez", 200),
+        ("odd", "/metrics", 401),
+    ):
+        reply = await client.ask("GET", path, headers=bearer(key))
+        assert reply.status == status, (key, path)
+        if status == 403:
+            assert reply.error["code"] == "route_not_allowed"
+    assert (await ask(kitchen, "ann")).status == 200
+    refused = await ask(kitchen, "eye")
+    assert (refused.status, refused.error["type"]) == (403, "permission_error")
+    assert len(kitchen.engine.requests) == 1

@@ -56,6 +56,13 @@ LARGE: dict[str, tuple[int, tuple[str, dict[str, Any]]]] = {
         chat([picture("A" * 30_000_000)]),
     ),
     "prompts": (200, complete(prompt=["hello " * 200] * 1000, max_tokens=1)),
+    "prompts that are shown": (
+        200,
+        ("/v1/completions/render", completion(prompt=["hello " * 200] * 1000, max_tokens=1)),
+    ),
+    "text that is counted": (400, ("/tokenize", {"prompt": "hello world " * 1_500_000})),
+    "token ids that are text": (400, ("/detokenize", {"tokens": [7] * 2_000_000})),
+    "texts in other words": (200, ("/generate", {"text": ["hello"] * 1000})),
     "stop strings": (200, chat(stop=["a" * 4000 + end for end in "abcd"], max_tokens=50)),
     "answers": (
         200,

@@ -57,6 +57,7 @@ MISTAKES = [
     (["recipe=smollm2", "engine.threads=100000"], "must be from 1 to 1024"),
     (["recipe=smollm2", "server.cors_origins=[example.org]"], "'example.org' is no origin"),
     (["recipe=smollm2", "server.cors_origins=['https://a.org/page']"], "without a path"),
+    (["recipe=smollm2", "server.limits.routes=[v1/models]"], "'v1/models' is no route"),
     (["recipe=smollm2", "server.root_path=models"], "server.root_path is 'models'"),
     (["recipe=smollm2", "server.root_path=/models/"], "without a slash at its end"),
     (["recipe=smollm2", "server.log_requests=all"], "must be one of none, meta, text"),

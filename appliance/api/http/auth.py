@@ -28,6 +28,7 @@ class Authentication:
             return
         try:
             caller = scope["appliance.caller"] = self._tenants.caller(scope)
+            caller.tenant.check_route(scope["path"])
         except ApplianceError as refused:
             await fault_response(refused, scope["path"])(scope, receive, send)
             return

@@ -124,8 +124,8 @@ class HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has said all it had to say still gets its answer."""
         cycle = self.cycle
-        if cycle is None or self._arriving or cycle.response_complete:
-            return False
+        if cycle is None or self._arriving or cycle.response_complete or self.scheme == "https":
+            return False  # by TLS, which ends for both sides at once, nothing could be sent
         cycle.keep_alive = False
         self._probe(0)
         return True

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from appliance.api.http.allowance import Allowance
 from appliance.config.api_keys import key_digest
 from appliance.config.schema import LimitsConfig, ServerConfig
-from appliance.errors import bad_request, rate_limited, unauthorized
+from appliance.errors import bad_request, forbidden, rate_limited, unauthorized
 from appliance.secrecy import Secrecy
 
 
@@ -27,7 +27,17 @@ class Tenant:
         self._concurrent = limits.concurrent
         self._requests = _allowance(limits.requests_per_minute)
         self._tokens = _allowance(limits.tokens_per_minute)
+        self._routes = limits.routes
         self._running = 0
+
+    def check_route(self, path: str) -> None:
+        """Raise ApplianceError 403 for a route that is not this tenant's to ask."""
+        if self._routes is None:
+            return
+        for route in self._routes:
+            if path == route or (route.endswith("*") and path.startswith(route[:-1])):
+                return
+        raise forbidden("This API key may not ask for this route.")
 
     def check_priority(self, priority: int) -> None:
         """Raise ApplianceError 400 for a priority that is not this tenant's to ask for."""

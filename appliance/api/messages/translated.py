@@ -223,7 +223,7 @@ def _choice(choice: dict[str, Any], made: Translation) -> None:
         named = {"type": "function", "function": {"name": choice.get("name")}}
         made.body["tool_choice"] = named
         made.places["tool_choice.function"] = "tool_choice"
-    elif kind in CHOICES:
+    elif isinstance(kind, str) and kind in CHOICES:
         made.body["tool_choice"] = CHOICES[kind]
     else:
         path = "tool_choice.type"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from typing_extensions import TypedDict
 
+from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from appliance.generation.prompting import Shown  # loads the model's libraries
+
+LARGE = 4096  # tokens from which on they are written off the event loop
 
 
 class Tokenized(TypedDict):
@@ -45,10 +49,18 @@ class Rendered(TypedDict):
     max_tokens: int  # that the answer would have at the most
 
 
+def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of token ids; many are written by code that gives way to other threads."""
+    if len(ids) <= LARGE:
+        return tokenizer.decode(ids)
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    return detokenizer.push(ids) + detokenizer.finish()
+
+
 def rendered(shown: Shown, tokenizer: Tokenizer) -> Rendered:
     """A prompt for a reader; token ids that came as such are written as text."""
     prompt = shown.prompt
-    text = tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text
+    text = text_of(prompt.token_ids, tokenizer) if prompt.text is None else prompt.text
     assert shown.max_tokens is not None
     spans: list[RenderedSpan] = [
         {

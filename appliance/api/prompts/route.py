@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.unbuilt import UNBUILT_CHAT, UNBUILT_COMPLETION
 from appliance.api.http.responses import encode, json_response
 from appliance.api.http.tenants import caller_of
-from appliance.api.prompts.reply import Detokenized, Tokenized, rendered
+from appliance.api.prompts.reply import LARGE, Detokenized, Tokenized, rendered, text_of
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeText, tokenized
 from appliance.prompt.tokenizer import Tokenizer
 from appliance.service import Service
@@ -23,7 +24,7 @@ from appliance.service import Service
 if TYPE_CHECKING:
     from appliance.generation.prompting import Shown  # loads the model's libraries
 
-LARGE = 4096  # tokens from which on they are written off the event loop
+AT_ONCE = 32  # prompts that are made in one turn of the event loop
 
 
 class Prompts:
@@ -69,7 +70,7 @@ class Prompts:
         headers = told(request, service, ignored)
         generation = service.generator()
         fields.check_tokens(generation.limits.max_len, generation.tokenizer.vocab_size)
-        decode = partial(generation.tokenizer.decode, fields.tokens)
+        decode = partial(text_of, fields.tokens, generation.tokenizer)
         large = len(fields.tokens) > LARGE
         text: Detokenized = {"prompt": await service.aside(decode) if large else decode()}
         return json_response(encode(text).encode(), headers)
@@ -94,10 +95,12 @@ class Prompts:
         fields = accepted.fields
         generation = service.generator()
         many = len(fields.prompt) > 1
-        shown = [
-            await generation.show_text(source, f"prompt[{number}]" if many else "prompt", fields)
-            for number, source in enumerate(fields.prompt)
-        ]
+        shown: list[Shown] = []
+        for number, source in enumerate(fields.prompt):
+            param = f"prompt[{number}]" if many else "prompt"
+            shown.append(await generation.show_text(source, param, fields))
+            if len(shown) % AT_ONCE == 0:
+                await asyncio.sleep(0)
         headers = told(request, service, accepted.ignored)
         return await self._rendered(shown, generation.tokenizer, headers)
 

@@ -103,6 +103,7 @@ def _operation(method: str, path: str, operation: Operation, keys: bool) -> dict
         failures |= MEDIA
     if keys and not operation.open:
         failures["401"] = "A key is needed: `Authorization: Bearer`."
+        failures["403"] = "The key may not ask for this route."
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in ("id",)
@@ -171,7 +172,7 @@ def _place(entry: dict[str, Any], operation: Operation, references: Mapping[Any,
     if operation.bodies:
         kinds = [references[body, "validation"] for body in operation.bodies]
         schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-        entry["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+        entry["requestBody"] = {"required": True, "content": {operation.takes: {"schema": schema}}}
     reply: dict[str, Any] = {"type": "string"}
     if operation.reply is not None:
         reply = references[repr(operation.reply), "validation"]

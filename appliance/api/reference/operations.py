@@ -85,8 +85,9 @@ class Status(TypedDict):
 class Operation:
     """One method of one path.
 
-    `bodies` are the models of which a body is one; `reply` is the type of its answer, None for one
-    that is no JSON. `open` ones need no key. With `model` they need the loaded model.
+    `bodies` are the models of which a body is one, sent as `takes` says; `reply` is the type of its
+    answer, None for one that is no JSON. `open` ones need no key. With `model` they need the loaded
+    model.
     """
 
     summary: str
@@ -97,6 +98,7 @@ class Operation:
     open: bool = False
     model: bool = False
     media: bool = False  # of a request, which can be refused
+    takes: str = JSON
 
 
 PROBE = Operation("Whether requests are taken.", reply=Status, open=True, model=True)

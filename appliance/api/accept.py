@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 
-from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.request import RequestFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import parse_json, read_body
 from appliance.api.http.content_coding import content_coding, decoded
@@ -25,7 +25,7 @@ from engine.sampling.grammar import Grammar
 
 logger = logging.getLogger("appliance.api")
 
-Fields = TypeVar("Fields", bound=SamplingFields)
+Fields = TypeVar("Fields", bound=RequestFields)
 
 IGNORED_HEADER_LENGTH = 1000
 LONG_BODY = 1 << 14  # bytes from which on reading leaves the event loop

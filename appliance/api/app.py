@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
+from appliance.api.embeddings.route import Embeddings
 from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
 from appliance.api.http.exchange import CLIENT_GONE, Exchange
@@ -30,6 +31,7 @@ def routes(service: Service) -> list[Route]:
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(service).create, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

@@ -6,14 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
-from engine.request import Output, TokenLogprob
+from engine.request import Output, Pooling, TokenLogprob
 from engine.sampling.grammar import Grammar
+
+if TYPE_CHECKING:
+    import numpy
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    vector: numpy.ndarray | None = None  # [hidden], float32, where that is the answer
 
     @property
     def text(self) -> str:
@@ -104,6 +109,21 @@ class AnswerText:
         return parts
 
 
+class AnswerVector:
+    """An answer that is one vector, and no text."""
+
+    tokens = 0
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self.finish_reason: str | None = None
+
+    def push(self, output: Output) -> Delta:
+        """All of it."""
+        self.finish_reason = output.finish_reason
+        return Delta(self._index, finish_reason=output.finish_reason, vector=output.vector)
+
+
 @dataclass(slots=True, frozen=True)
 class AnswerLength:
     """How many tokens an answer is to have, None for all that fit, and the field that says so."""
@@ -139,6 +159,7 @@ class AnswerOptions:
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
     grammar: Grammar | None = None  # that the answers' text is held to
+    pooling: Pooling | None = None  # a vector is wanted, and no text
     origin: Origin = field(default_factory=Origin)
 
 

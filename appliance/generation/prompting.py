@@ -11,7 +11,7 @@ from functools import partial
 
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
-from appliance.generation.conversation import ChatPrompt
+from appliance.generation.conversation import ChatPrompt, Conversation, Message
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.build import Item, Prompt, build_chat, build_text
@@ -21,6 +21,7 @@ from appliance.prompt.tokenizer_file import TokenizerFailed
 from engine.request import MediaItem
 from engine.scheduling.admission import admission
 
+NONE = AnswerLength(0, "input")
 LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
 
 
@@ -70,8 +71,12 @@ class Prompting:
         metrics: Metrics,
         pool: Executor,
         switched_off: tuple[str, ...] = (),
+        embedding_template: ChatTemplate | None = None,
     ) -> None:
-        """`switched_off` are modalities that the model has and the configuration allows none of."""
+        """`switched_off` are modalities that the model has and the configuration allows none of.
+
+        `embedding_template` is what everything is put into that a vector is made of.
+        """
         self.tokenizer = tokenizer
         self._template = template
         self.limits = limits
@@ -80,21 +85,41 @@ class Prompting:
         self._metrics = metrics
         self._pool = pool
         self._switched_off = switched_off
+        self._embedding_template = embedding_template
+
+    async def embedded_chat(self, asked: ChatPrompt) -> Job:
+        """The prompt that a conversation's vector is made of. Raises ApplianceError."""
+        return await self._chat(asked, NONE, self._embedding_template or self._template, "messages")
+
+    async def embedded_text(self, source: str | list[int], param: str) -> Job:
+        """The prompt that a text's vector is made of. Raises ApplianceError."""
+        template = self._embedding_template
+        if template is None or not isinstance(source, str):
+            return await self.text(source, param, NONE)
+        message: Message = {"role": "user", "content": source}
+        length = len(source.strip())
+        alone = Conversation([message], text_length=len(source), certain_length=length, parts=1)
+        asked = ChatPrompt(alone, add_generation_prompt=False)
+        return await self._chat(asked, NONE, template, param)
 
     async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
+        return await self._chat(asked, length, self._template, "messages")
+
+    async def _chat(
+        self, asked: ChatPrompt, length: AnswerLength, template: ChatTemplate, param: str
+    ) -> Job:
         conversation = asked.conversation
-        template = self._template
         if asked.template is not None:
             make = partial(template.with_source, asked.template)
             template = await asyncio.get_running_loop().run_in_executor(self._pool, make)
         template.options(asked.template_kwargs, asked.think)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
-        self._check_least(max(certain, conversation.parts), "messages")
+        self._check_least(max(certain, conversation.parts), length, param)
 
         async def prompt(items: Sequence[Item]) -> Prompt:
             build = partial(
@@ -109,29 +134,29 @@ class Prompting:
             )
             if conversation.text_length < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
-                    return _encoded(partial(build, brief=True), "messages")
-            return await self._aside(build, "messages")
+                    return _encoded(partial(build, brief=True), param)
+            return await self._aside(build, param)
 
         if not conversation.sources or self._intake is None:
-            return self._job((await prompt([])).token_ids, length, "messages")
+            return self._job((await prompt([])).token_ids, length, param)
         taken = self._intake.take(conversation.sources, asked.owner, asked.media_options)
         async with taken as items:
             made = await prompt(items)
-            job = self._job(made.token_ids, length, "messages")
+            job = self._job(made.token_ids, length, param)
             starts = [span.start for span in made.spans]
             return replace(job, media=await self._intake.load(items, asked.owner, starts))
 
-    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
+    async def text(self, source: str | list[int], param: str, length: AnswerLength) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
         if isinstance(source, str):
-            self._check_least(self.tokenizer.least_tokens(len(source)), param)
+            self._check_least(self.tokenizer.least_tokens(len(source)), length, param)
             build = partial(build_text, source, self.tokenizer)
             short = len(source) < LONG_TEXT
             prompt = _encoded(build, param) if short else await self._aside(build, param)
             ids = prompt.token_ids
         else:
             ids = source
-            self._check_least(len(ids), param)
+            self._check_least(len(ids), length, param)
             size = self.tokenizer.vocab_size
             if min(ids) < 0 or max(ids) >= size:
                 raise bad_request(
@@ -155,9 +180,9 @@ class Prompting:
                     )
                 raise bad_request(why, source.field, "unsupported_parameter")
 
-    def _check_least(self, tokens: int, param: str) -> None:
+    def _check_least(self, tokens: int, length: AnswerLength, param: str) -> None:
         """Refuse what cannot fit before any work is done for it. Raises ApplianceError."""
-        if tokens >= self.limits.longest:
+        if tokens + _one(length) > self.limits.longest:
             kind = _kind(param)
             raise self._too_long(f"your {kind} resulted in at least {tokens} tokens", kind, param)
 
@@ -166,8 +191,10 @@ class Prompting:
         limits, least = self.limits, 1 if length.wanted is None else length.wanted
         reason = admission(len(ids), least, limits.max_len, limits.pages, limits.page_size)
         if reason is not None:
-            alone = admission(len(ids), 1, limits.max_len, limits.pages, limits.page_size)
-            kind, total = _kind(param), len(ids) + least
+            one, kind, total = _one(length), _kind(param), len(ids) + least
+            if not one:
+                raise self._too_long(f"your {kind} resulted in {total} tokens", kind, param)
+            alone = admission(len(ids), one, limits.max_len, limits.pages, limits.page_size)
             asked = f"{total} tokens ({len(ids)} in the {kind}, {least} in the completion)"
             field = param if alone else length.field
             raise self._too_long(f"you requested {asked}", kind, field)
@@ -180,7 +207,7 @@ class Prompting:
         cache = " The KV cache of this server holds no more."
         return context_length_exceeded(
             f"This model's maximum context length is {limits.longest} tokens. However, {however}. "
-            f"Please reduce the length of the {kind} or completion."
+            f"Please reduce the length of the {kind}{'' if kind == 'input' else ' or completion'}."
             f"{cache if limits.longest < limits.max_len else ''}",
             field,
         )
@@ -202,7 +229,13 @@ def _encoded(build: Callable[[], Prompt], param: str) -> Prompt:
 
 def _kind(param: str) -> str:
     """What a prompt was sent as, in OpenAI's words."""
-    return "messages" if param == "messages" else "prompt"
+    kind = param.partition("[")[0]
+    return kind if kind in ("messages", "input") else "prompt"
+
+
+def _one(length: AnswerLength) -> int:
+    """The least that an answer has: a token, or none where a vector is the answer."""
+    return 0 if length.wanted == 0 else 1
 
 
 def sentence(reason: str) -> str:

@@ -55,6 +55,8 @@ class Family:
     tower_prefixes: ClassVar[tuple[str, ...]] = ()
     # of `modalities`, those whose items attend both ways: each token sees all of its own item
     both_ways: ClassVar[tuple[str, ...]] = ()
+    # whether it is no decoder: a prompt attends both ways as a whole, and nothing is generated
+    encoder_only: ClassVar[bool] = False
     # how many places (patches or whole pictures) its tower is recorded for; none: it cannot be
     recorded_places: ClassVar[tuple[int, ...]] = ()
 

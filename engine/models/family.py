@@ -171,6 +171,10 @@ class Family:
 
         return getattr(transformers, self.config["architectures"][0])
 
+    def model_settings(self) -> dict[str, Any]:
+        """What `model_class` is told besides its configuration."""
+        return {}
+
     def key_mapping(self) -> dict[str, str] | None:
         """Patterns of weights' names in the files, and what `model_class` calls them."""
         return None

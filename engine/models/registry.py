@@ -16,6 +16,7 @@ FAMILIES = (
     "llava:Llava",
     "gemma3:Gemma3",
     "ultravox:Ultravox",
+    "bert:Bert",
 )  # module:class beside this file
 
 

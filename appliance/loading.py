@@ -186,6 +186,7 @@ class Loader:
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
+        from appliance.generation.scores import ScoreSettings
         from appliance.generation.vectors import VectorSettings
         from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
@@ -200,6 +201,7 @@ class Loader:
             vectors = None
             if config.embeddings.serve:
                 vectors = VectorSettings.of(config.embeddings, family)
+            scores = ScoreSettings.of(family) if config.embeddings.rerank else None
 
         def template_of(source: str | None) -> ChatTemplate:
             with _told(source or folder):
@@ -226,6 +228,7 @@ class Loader:
             metrics=service.metrics,
             sampling=sampling_defaults(config.sampling, folder),
             vectors=vectors,
+            scores=scores,
             generates=not family.encoder_only,
         )
 

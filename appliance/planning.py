@@ -116,12 +116,28 @@ def check_architecture(config: Config, folder: Path) -> None:
 
 
 def check_embeddings(config: Config, folder: Path) -> None:
-    """Raise PlanError for a model that makes vectors alone where the recipe serves none."""
-    family = family_for(folder)
-    if family.encoder_only and not config.embeddings.serve:
+    """Raise PlanError for a model that makes vectors or scores alone, and none are to be served.
+
+    So it does for scores of a model that makes none, and for vectors cut to more than they have.
+    """
+    family, asked = family_for(folder), config.embeddings
+    architecture = family.config["architectures"][0]
+    if asked.rerank and not family.classifies:
+        raise PlanError(f"{architecture} scores no texts: set embeddings.rerank=false")
+    if family.classifies and (asked.serve or not asked.rerank):
         raise PlanError(
-            f"{family.config['architectures'][0]} makes vectors and generates nothing: set "
-            "embeddings.serve=true"
+            f"{architecture} scores texts and does nothing else: set embeddings.rerank=true and "
+            "embeddings.serve=false"
+        )
+    if family.encoder_only and not (asked.serve or asked.rerank):
+        raise PlanError(
+            f"{architecture} makes vectors and generates nothing: set embeddings.serve=true"
+        )
+    width = family.text_config().get("hidden_size", 0)
+    longest = max(asked.dimensions or [0])
+    if asked.serve and longest > width:
+        raise PlanError(
+            f"embeddings.dimensions has {longest}, and vectors of this model have {width} numbers"
         )
 
 

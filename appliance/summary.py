@@ -54,6 +54,8 @@ def kv_cache(plan: Plan) -> str:
 
 def vectors(config: VectorsConfig) -> str:
     """Return in words what vectors are made of."""
+    if config.rerank:
+        return "none: pairs of texts are scored"
     if not config.serve:
         return "not served"
     states = {"last": "the last token", "mean": "the mean of all tokens", "cls": "the first token"}

@@ -118,6 +118,10 @@ class Engine:
         whole = self._family.encoder_only
         if whole and request.pooling is None:
             raise RequestRefused("this model makes vectors of prompts, and no tokens")
+        if self._family.classifies and request.pooling != "cls":
+            raise RequestRefused("this model makes scores of a prompt's first token alone")
+        if request.second is not None and not (whole and request.second > 0):
+            raise RequestRefused("this model does not tell two texts of a prompt apart")
         if request.id in self._sequences:
             raise RequestRefused("a request with this id is running")
         if max(request.prompt_ids) >= self._runner.vocabulary or min(request.prompt_ids) < 0:

@@ -20,6 +20,7 @@ from appliance.api.http.paths import SingleSlashes
 from appliance.api.http.tenants import Tenants
 from appliance.api.models import Models
 from appliance.api.probes import Probes
+from appliance.api.rerank.route import Rerank
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
 
@@ -27,11 +28,15 @@ from appliance.service import Service
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions = Chat(service), Completions(service)
-    models, probes = Models(service), Probes(service)
+    models, probes, rerank = Models(service), Probes(service), Rerank(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
         Route("/v1/embeddings", Embeddings(service).create, methods=["POST"]),
+        Route("/v1/rerank", rerank.rerank, methods=["POST"]),
+        Route("/rerank", rerank.rerank, methods=["POST"]),
+        Route("/v1/score", rerank.score, methods=["POST"]),
+        Route("/score", rerank.score, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

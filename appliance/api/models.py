@@ -48,6 +48,8 @@ class Models:
         outputs = ["text"] if generation.generates else []
         if vectors is not None:
             outputs.append("embedding")
+        if generation.scores is not None:
+            outputs.append("score")
         return {
             "id": service.model,
             "object": "model",

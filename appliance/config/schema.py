@@ -113,6 +113,10 @@ class VectorsConfig:
         "Whether `POST /v1/embeddings` is answered. A model that makes nothing but vectors serves "
         "nothing else; any other serves chats and completions beside them."
     )
+    rerank: bool = key(
+        "Whether `POST /rerank` and `/score` are answered, by a cross-encoder: a model that scores "
+        "two texts which it reads together, and does nothing else."
+    )
     pooling: str = key(
         "Of which final hidden states a vector is made: the last token's, the mean of all, or the "
         "first token's (cls).",

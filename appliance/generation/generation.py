@@ -26,6 +26,7 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
 from appliance.generation.prompting import Job, Prompting, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.scores import ScoreSettings
 from appliance.generation.vectors import VectorSettings
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
@@ -65,17 +66,19 @@ class Generation:
         sampling: SamplingDefaults,
         parser: Callable[[], AnswerParser] | None = None,
         vectors: VectorSettings | None = None,
+        scores: ScoreSettings | None = None,
         generates: bool = True,
     ) -> None:
         """`parser` makes what tells the parts of a chat's answer apart, one for each answer.
 
-        Without `vectors` none are served, without `generates` nothing else is.
+        Without `vectors` or `scores` none are served, without `generates` nothing else is.
         """
         self.client = client
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
         self.modalities = prompting.modalities
         self.vectors = vectors
+        self.scores = scores
         self.generates = generates
         self._prompting = prompting
         self._metrics = metrics
@@ -139,13 +142,36 @@ class Generation:
             jobs = await _jobs(prompts, "input", self._prompting.embedded_text)
         return await self._start(jobs, fields, options, None)
 
-    def _check_generates(self) -> None:
-        """Raise ApplianceError 404 for a model that makes nothing but vectors."""
-        if not self.generates:
+    def score_settings(self) -> ScoreSettings:
+        """How scores are made. Raises ApplianceError 404 where none are."""
+        if self.scores is None:
             raise not_found(
-                "This model does not generate text; it makes embeddings: POST /v1/embeddings.",
+                "This server scores no texts: its model is no reranker (embeddings.rerank).",
                 "unsupported_model",
                 "model",
+            )
+        return self.scores
+
+    async def score(
+        self, pairs: list[tuple[tuple[str, str], str]], fields: AnswerFields, options: AnswerOptions
+    ) -> Answers:
+        """Begin the score of each pair of texts, which has its JSON path. Raises ApplianceError."""
+        self.score_settings()
+        jobs: list[Job] = []
+        for texts, param in pairs:
+            jobs.append(await self._prompting.pair(texts, param))
+            if len(jobs) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return await self._start(jobs, fields, replace(options, pooling="cls"), None)
+
+    def _check_generates(self) -> None:
+        """Raise ApplianceError 404 for a model that makes nothing but vectors or scores."""
+        if not self.generates:
+            instead = "makes embeddings: POST /v1/embeddings"
+            if self.scores is not None:
+                instead = "scores texts: POST /rerank or /score"
+            raise not_found(
+                f"This model does not generate text; it {instead}.", "unsupported_model", "model"
             )
 
     async def _start(
@@ -234,6 +260,7 @@ class Generation:
             salt=options.salt,
             constraint=options.grammar,
             pooling=options.pooling,
+            second=job.second,
         )
         ended = False
         try:

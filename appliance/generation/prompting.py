@@ -48,6 +48,7 @@ class Job:
     media: list[MediaItem]
     max_tokens: int
     param: str  # the field it came from
+    second: int | None = None  # where the second of two texts begins
 
     @property
     def media_tokens(self) -> dict[str, int]:
@@ -109,6 +110,14 @@ class Prompting:
         alone = Conversation([message], text_length=len(source), certain_length=length, parts=1)
         asked = ChatPrompt(alone, add_generation_prompt=False)
         return await self._chat(asked, NONE, template, param)
+
+    async def pair(self, texts: tuple[str, str], param: str) -> Job:
+        """The prompt in which two texts are scored. Raises ApplianceError."""
+        encode = partial(_pair, self.tokenizer, texts, param)
+        short = sum(map(len, texts)) < LONG_TEXT
+        loop = asyncio.get_running_loop()
+        ids, second = encode() if short else await loop.run_in_executor(self._pool, encode)
+        return replace(self._job(ids, NONE, param), second=second)
 
     async def chat(self, asked: ChatPrompt, length: AnswerLength) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
@@ -230,15 +239,24 @@ def _encoded(build: Callable[[], Prompt], param: str) -> Prompt:
     try:
         return build()
     except TokenizerFailed as failure:
-        raise bad_request(
-            "The model's tokenizer cannot encode this text.", param, "tokenizer_failed"
-        ) from failure
+        raise _unencodable(param) from failure
+
+
+def _pair(tokenizer: Tokenizer, texts: tuple[str, str], param: str) -> tuple[list[int], int | None]:
+    try:
+        return tokenizer.encode_pair(*texts)
+    except TokenizerFailed as failure:
+        raise _unencodable(param) from failure
+
+
+def _unencodable(param: str) -> ApplianceError:
+    return bad_request("The model's tokenizer cannot encode this text.", param, "tokenizer_failed")
 
 
 def _kind(param: str) -> str:
     """What a prompt was sent as, in OpenAI's words."""
     kind = param.partition("[")[0]
-    return kind if kind in ("messages", "input") else "prompt"
+    return "prompt" if kind == "prompt" else "messages" if kind == "messages" else "input"
 
 
 def _one(length: AnswerLength) -> int:

@@ -19,13 +19,22 @@ class TransformersEncoder:
         self._model = model
 
     def __call__(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        token_types: torch.Tensor,
+        lengths: Sequence[int],
     ) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]` of whole prompts of these lengths.
 
-        `token_ids` are `[tokens]`, `positions` `[1, tokens]`.
+        `token_ids` and `token_types` are `[tokens]`, `positions` `[1, tokens]`.
         """
-        output = self._model(input_ids=token_ids[None], position_ids=positions, lengths=lengths)
+        output = self._model(
+            input_ids=token_ids[None],
+            position_ids=positions,
+            token_type_ids=token_types[None],
+            lengths=lengths,
+        )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 

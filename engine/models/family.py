@@ -57,6 +57,8 @@ class Family:
     both_ways: ClassVar[tuple[str, ...]] = ()
     # whether it is no decoder: a prompt attends both ways as a whole, and nothing is generated
     encoder_only: ClassVar[bool] = False
+    # whether what it makes of a prompt's first token is a score of each of its labels
+    classifies: ClassVar[bool] = False
     # how many places (patches or whole pictures) its tower is recorded for; none: it cannot be
     recorded_places: ClassVar[tuple[int, ...]] = ()
 
@@ -182,6 +184,10 @@ class Family:
     def decoder(self, model: Any) -> nn.Module:
         """The stack that maps `inputs_embeds` to final hidden states."""
         return model.model
+
+    def pooled_head(self, model: Any, states: torch.Tensor) -> torch.Tensor:
+        """What is handed out of final hidden states that are to be pooled, `[rows, hidden]`."""
+        return states
 
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""

@@ -17,6 +17,7 @@ FAMILIES = (
     "gemma3:Gemma3",
     "ultravox:Ultravox",
     "bert:Bert",
+    "bert:BertClassifier",
 )  # module:class beside this file
 
 

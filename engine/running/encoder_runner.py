@@ -44,11 +44,20 @@ class EncoderRunner:
 
         No logits come of it.
         """
-        for item in batch.slices:
+        token_types = torch.zeros_like(batch.token_ids)
+        for item, first in zip(batch.slices, batch.query_start.tolist(), strict=False):
             assert item.start == 0
             assert item.last
+            second = item.sequence.request.second
+            if second is not None:
+                token_types[first + second : first + item.end] = 1
         upload = self._platform.upload
-        lengths = [item.count for item in batch.slices]
-        hidden = self._encoder(upload(batch.token_ids), upload(batch.positions), lengths)
+        hidden = self._encoder(
+            upload(batch.token_ids),
+            upload(batch.positions),
+            upload(token_types),
+            [item.count for item in batch.slices],
+        )
         wanted = hidden[upload(batch.hidden_rows)]
-        return Computed(hidden.new_empty(0, self.vocabulary), wanted)
+        made = self.loaded.family.pooled_head(self.loaded.model, wanted)
+        return Computed(hidden.new_empty(0, self.vocabulary), made)

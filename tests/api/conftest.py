@@ -20,6 +20,7 @@ from appliance.config.schema import Config
 from appliance.generation.generation import Generation
 from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.scores import ScoreSettings
 from appliance.generation.vectors import VectorSettings
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
@@ -127,11 +128,13 @@ def generation(
         pool=pool,
     )
     vectors = VectorSettings.of(config.embeddings, side.family)
+    scores = ScoreSettings() if config.embeddings.rerank else None
     return Generation(
         client=engine,
         prompting=prompting,
         metrics=metrics,
         sampling=SamplingDefaults(),
         vectors=vectors if config.embeddings.serve else None,
+        scores=scores,
         generates=generates,
     )

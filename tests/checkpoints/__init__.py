@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.checkpoints.bert import write_bert
+from tests.checkpoints.bert import write_bert, write_bert_reranker
 from tests.checkpoints.gemma3 import write_gemma3, write_gemma3_text
 from tests.checkpoints.llama import write_llama
 from tests.checkpoints.llava import write_llava
@@ -20,6 +20,7 @@ __all__ = [
     "ENCODERS",
     "WRITERS",
     "write_bert",
+    "write_bert_reranker",
     "write_gemma3",
     "write_gemma3_text",
     "write_llama",
@@ -40,5 +41,6 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "gemma3": write_gemma3,
     "ultravox": write_ultravox,
     "bert": write_bert,
+    "bert_reranker": write_bert_reranker,
 }
-ENCODERS = frozenset({"bert"})  # which generate nothing
+ENCODERS = frozenset({"bert", "bert_reranker"})  # which generate nothing

@@ -1,8 +1,9 @@
-"""A tiny BERT."""
+"""Tiny BERTs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
@@ -21,9 +22,21 @@ SPECIAL = {
 
 def write_bert(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
     """As all-MiniLM-L6-v2's: uncased WordPiece cut at 16 tokens, positions learned, no template."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
-    folder = Path(folder)
+    return _write(Path(folder), BertModel, seed, dtype)
+
+
+def write_bert_reranker(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A cross-encoder as sentence-transformers save them: one label, whose score is a sigmoid."""
+    from transformers import BertForSequenceClassification
+
+    return _write(Path(folder), BertForSequenceClassification, seed, dtype, num_labels=1)
+
+
+def _write(folder: Path, architecture: Any, seed: int, dtype: str, **more: Any) -> Path:
+    from transformers import BertConfig
+
     tokenizer = word_pieces()
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -33,8 +46,9 @@ def write_bert(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Pat
         num_attention_heads=4,
         max_position_embeddings=128,
         pad_token_id=0,
+        **more,
     )
-    write_model(folder, BertModel(config), seed, dtype)
+    write_model(folder, architecture(config), seed, dtype)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 128}
     write_json(folder / "tokenizer_config.json", settings | SPECIAL)

@@ -156,3 +156,29 @@ def test_a_template_of_the_recipe_is_what_texts_are_put_into(tmp_path: Path) -> 
             )
             check(answer.data[0].embedding, unit(expected))
             assert numpy.dot(answer.data[0].embedding, unit(bare)) < 0.99
+
+
+def test_a_rerankers_scores_are_those_of_transformers(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("bert_reranker")
+    told = [f"model.path={folder}", "model.name=tiny", "embeddings.rerank=true", "engine.threads=1"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        made = [tokenizer("How many birds?", text, return_tensors="pt") for text in TEXTS]
+        expected = [torch.sigmoid(model(**one).logits[0, 0]).item() for one in made]
+    with serving(*told) as server:
+        body = {"model": "tiny", "query": "How many birds?", "documents": TEXTS}
+        ranked = server.client.post("/rerank", body=body, cast_to=object)["results"]
+        assert [one["index"] for one in ranked] == sorted(
+            range(len(TEXTS)), key=lambda index: -expected[index]
+        )
+        pairs = {"model": "tiny", "text_1": "How many birds?", "text_2": TEXTS}
+        scored = server.client.post("/score", body=pairs, cast_to=object)["data"]
+        assert [one["score"] for one in scored] == pytest.approx(expected, abs=1e-5)
+        assert max(expected) - min(expected) > 1e-3
+        card = server.client.models.list().data[0].model_dump()
+        assert card["modalities"]["output"] == ["score"]
+        with pytest.raises(openai.NotFoundError, match="scores texts"):
+            server.client.completions.create(model="tiny", prompt="a")
+        with pytest.raises(openai.NotFoundError, match="no embeddings"):
+            server.client.embeddings.create(model="tiny", input="a")

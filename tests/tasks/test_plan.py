@@ -31,7 +31,14 @@ from engine.models.registry import family_for
 from engine.native.choice import computes
 from engine.native.loading import variants
 from engine.scheduling.admission import admission
-from tests.checkpoints import WRITERS, write_bert, write_llama, write_llava, write_qwen2_vl
+from tests.checkpoints import (
+    WRITERS,
+    write_bert,
+    write_bert_reranker,
+    write_llama,
+    write_llava,
+    write_qwen2_vl,
+)
 from tests.conftest import Launch
 
 ROOM = 4 * GIB
@@ -415,6 +422,7 @@ def test_a_signal_ends_a_plan_and_leaves_nothing(
     ("override", "says"),
     [
         ("embeddings.serve=false", "set embeddings.serve=true"),
+        ("embeddings.dimensions=[32,65]", "has 65, and vectors of this model have 64 numbers"),
         ("engine.kv_cache_gb=1", "set engine.kv_cache_gb=null"),
         ("engine.native=avx2", "set engine.native=auto"),
         ("engine.max_tokens_per_step=64", "engine.max_tokens_per_step=128, not 64"),
@@ -436,3 +444,15 @@ def test_an_encoder_is_planned_without_what_it_does_not_have(
         plan_recipe(compose([*served, override]).config, folder, ROOM)
     with pytest.raises(PlanError, match="are available"):
         plan_recipe(compose(served).config, folder, 1 << 20)
+
+
+def test_a_recipe_says_what_an_encoder_is_for(tmp_path: Path) -> None:
+    scores, makes = write_bert_reranker(tmp_path / "scores"), write_bert(tmp_path / "makes")
+    for folder, right in ((scores, "embeddings.rerank=true"), (makes, "embeddings.serve=true")):
+        for served in ("embeddings.rerank=true", "embeddings.serve=true"):
+            config = compose([f"model.path={folder}", served]).config
+            if served == right:
+                assert plan_recipe(config, folder, ROOM).kv_bytes == 0
+            else:
+                with pytest.raises(PlanError, match=r"embeddings\.rerank="):
+                    plan_recipe(config, folder, ROOM)

@@ -7,14 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationInfo
 
 from appliance.api.chat.messages import read_messages
+from appliance.api.fields.pooled import PooledFields
 from appliance.api.fields.prompts import PromptSource, read_prompts
-from appliance.api.fields.request import RequestFields
 from appliance.api.fields.whole import Whole
 from appliance.errors import bad_request
-from appliance.generation.answers import AnswerLength
 from appliance.generation.conversation import ChatPrompt, Conversation
-from appliance.generation.sampling_defaults import SamplingDefaults
-from engine.request import NO_TOKENS, SamplingOptions
 
 MOST_INPUTS = 2048  # OpenAI's limit
 
@@ -34,7 +31,7 @@ def _messages(value: Any, info: ValidationInfo) -> Conversation:
     return read_messages(value, info.context if isinstance(info.context, list) else [])
 
 
-class EmbeddingRequest(RequestFields):
+class EmbeddingRequest(PooledFields):
     """Texts or token ids, a vector each; or one conversation, which may bring media."""
 
     input: Annotated[list[PromptSource] | None, PlainValidator(_input)] = None
@@ -45,15 +42,6 @@ class EmbeddingRequest(RequestFields):
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def answer_length(self) -> AnswerLength:
-        return AnswerLength(0, "input")
-
-    def sampling(
-        self, max_tokens: int, vocab_size: int, defaults: SamplingDefaults
-    ) -> SamplingOptions:
-        return NO_TOKENS
 
     def prompts(self, owner: bytes) -> list[PromptSource] | ChatPrompt:
         """What vectors are to be made of; `owner` is whose media uuids are meant."""

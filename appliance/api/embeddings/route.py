@@ -15,7 +15,6 @@ from appliance.api.http.responses import encode, json_response
 from appliance.api.http.tenants import caller_of
 from appliance.api.replies import whole
 from appliance.api.usage import usage
-from appliance.generation.answers import AnswerOptions
 from appliance.service import Service
 
 if TYPE_CHECKING:
@@ -38,11 +37,8 @@ class Embeddings:
         generation = service.generator()
         settings = generation.vector_settings()
         settings.check_dimensions(fields.dimensions)
-        options = AnswerOptions(
-            priority=fields.priority, salt=fields.salt(origin.scope), origin=origin
-        )
         prompts = fields.prompts(caller_of(request.scope).owner)
-        answers = await generation.embed(prompts, fields, options)
+        answers = await generation.embed(prompts, fields, fields.answer_options(origin))
         deltas = await whole(request, answers)
         spent = usage(answers)
         del spent["completion_tokens"]

@@ -68,6 +68,19 @@ UNBUILT_EMBEDDING: Final[dict[str, tuple[Any, ...]]] = {
     "use_activation": (),
 }
 
+UNBUILT_SCORE: Final[dict[str, tuple[Any, ...]]] = {
+    "add_special_tokens": (True,),
+    "chat_template": ("",),
+    "instruction": ("",),
+    "max_chunks_per_doc": (),
+    "max_tokens_per_doc": (0,),
+    "mm_processor_kwargs": ({},),
+    "rank_fields": ([], ["text"]),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_activation": (True,),
+}
+
 # Fields that are about the caller, accounting or speed, never about the answer.
 HINTS: Final[frozenset[str]] = frozenset(
     {

@@ -101,7 +101,7 @@ def test_a_prompt_that_looked_back_alone_or_at_others_would_show(
     monkeypatch.setattr(
         recorder.engine._runner,
         "_encoder",
-        lambda ids, positions, lengths: run(ids, positions, [sum(lengths)]),
+        lambda ids, positions, types, lengths: run(ids, positions, types, [sum(lengths)]),
     )
     assert difference() > 1e-2
 
@@ -134,3 +134,36 @@ def test_more_than_may_run_at_once_wait_their_turn(recorder: Recorder) -> None:
     recorder.finish()
     assert vectors(recorder).keys() == {request.id for request in requests} - {"7"}
     assert all(len(batch.slices) <= 2 for batch in recorder.batches)
+
+
+def test_scores_are_those_of_transformers(checkpoint: Folder) -> None:
+    """Two texts in a prompt, told apart; a prompt that does not say where, has another score."""
+    folder = checkpoint("bert_reranker")
+    options = engine_options(folder, max_len=LONGEST, max_tokens_per_step=LONGEST)
+    recorder = Recorder(Engine(options))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    pairs = {str(number): (prompt(9 + number, number), 3 + number) for number in range(9)}
+    for name, (ids, second) in pairs.items():
+        recorder.engine.add(Request(name, ids, pooling="cls", second=second))
+        recorder.engine.add(Request(f"{name} apart", ids, pooling="cls"))
+    recorder.finish()
+    found = vectors(recorder)
+    for name, (ids, second) in pairs.items():
+        types = torch.tensor([[0] * second + [1] * (len(ids) - second)])
+        with torch.no_grad():
+            given = torch.tensor([ids])
+            expected = model(input_ids=given, token_type_ids=types).logits[0]
+            apart = model(input_ids=given).logits[0]
+        assert found[name].shape == (1,)
+        assert (found[name] - expected).abs().max() < 1e-5
+        assert (found[f"{name} apart"] - apart).abs().max() < 1e-5
+        assert (expected - apart).abs().max() > 1e-3
+    for pooling in ("mean", "last"):
+        with pytest.raises(RequestRefused, match="first token alone"):
+            recorder.engine.add(Request("wrong", prompt(5), pooling=pooling))
+
+
+def test_a_decoder_does_not_tell_two_texts_apart(checkpoint: Folder) -> None:
+    engine = Engine(engine_options(checkpoint("llama")))
+    with pytest.raises(RequestRefused, match="apart"):
+        engine.add(Request("pair", prompt(9), pooling="last", second=4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 from collections.abc import Callable, Iterator
@@ -213,6 +214,25 @@ async def test_an_engine_that_fails_ends_the_request(cook: Cook) -> None:
     assert {name for name, _ in kitchen.engine.aborted} >= {
         one.id for one in kitchen.engine.requests
     }
+
+
+async def test_a_client_that_leaves_aborts_all_its_inputs(cook: Cook) -> None:
+    def wait(request: Request) -> Iterator[Step]:
+        while True:
+            yield 0.01
+
+    kitchen = cook(wait, SERVES)
+    body = {"model": "tiny", "input": [[5], [6], [7]]}
+    exchange = kitchen.client.begin("POST", "/v1/embeddings", body)
+    while len(kitchen.engine.requests) < 3:
+        await asyncio.sleep(0.01)
+    assert kitchen.service.generation is not None
+    exchange.gone.set()
+    await exchange.done()
+    while kitchen.service.generation.active:
+        await asyncio.sleep(0.01)
+    asked = {request.id for request in kitchen.engine.requests}
+    assert {name for name, _ in kitchen.engine.aborted} == asked
 
 
 async def test_without_the_recipe_saying_so_there_are_none(cook: Cook) -> None:

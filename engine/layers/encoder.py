@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,44 @@ from transformers import AttentionInterface
 
 from engine.attention.backend import WHOLE_ATTENTION
 
+# Tokens of prompts that attend in one call, beside each other. So few take no more time than by a
+# call for each prompt, and each call makes all threads wait for each other. Longer ones are alone.
+TOGETHER = 64
+
+
+@dataclass(slots=True, frozen=True)
+class Group:
+    """Prompts that attend in one call; a mask keeps them apart if they are several."""
+
+    tokens: int
+    mask: torch.Tensor | None  # [tokens, tokens], true where a token sees another
+
+
+def groups_of(lengths: Sequence[int], device: torch.device) -> list[Group]:
+    """Prompts of these lengths, in their order."""
+    groups = []
+    for together in _runs(lengths):
+        mask = None
+        if len(together) > 1:
+            owners = torch.arange(len(together)).repeat_interleave(torch.tensor(together))
+            mask = (owners[:, None] == owners).to(device)
+        groups.append(Group(sum(together), mask))
+    return groups
+
+
+def _runs(lengths: Sequence[int]) -> Iterator[list[int]]:
+    run: list[int] = []
+    for length in lengths:
+        if run and sum(run) + length > TOGETHER:
+            yield run
+            run = []
+        run.append(length)
+    if run:
+        yield run
+
 
 class TransformersEncoder:
-    """An encoder of transformers as it is: packed as one row, no mask, nothing padded or kept."""
+    """An encoder of transformers as it is: packed as one row, nothing padded or kept."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -33,7 +69,7 @@ class TransformersEncoder:
             input_ids=token_ids[None],
             position_ids=positions,
             token_type_ids=token_types[None],
-            lengths=lengths,
+            groups=groups_of(lengths, token_ids.device),
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
@@ -47,14 +83,15 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     *,
-    lengths: Sequence[int],
+    groups: Sequence[Group],
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """query, key, value `[1, heads, tokens, head_dim]`; returns tokens before heads."""
-    queries, keys, values = (part.split(list(lengths), dim=2) for part in (query, key, value))
+    sizes = [group.tokens for group in groups]
+    queries, keys, values = (part.split(sizes, dim=2) for part in (query, key, value))
     attended = [
-        scaled_dot_product_attention(q, k, v, scale=scaling)
-        for q, k, v in zip(queries, keys, values, strict=True)
+        scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scaling)
+        for q, k, v, group in zip(queries, keys, values, groups, strict=True)
     ]
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 

@@ -93,7 +93,7 @@ def test_a_prompt_that_looked_back_alone_or_at_others_would_show(
     monkeypatch.setattr(
         encoder,
         "scaled_dot_product_attention",
-        lambda *given, scale: attend(*given, scale=scale, is_causal=True),
+        lambda *given, attn_mask, scale: attend(*given, scale=scale, is_causal=True),
     )
     assert difference() > 1e-2
     monkeypatch.undo()

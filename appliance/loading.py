@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -189,6 +189,8 @@ class Loader:
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
+        from appliance.generation.scores import ScoreSettings
+        from appliance.generation.vectors import VectorSettings
         from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
@@ -197,16 +199,23 @@ class Loader:
         config = self._composed.config
         assert self.client is not None
         family = family_for(folder)
-        try:
+        with _told(folder):
             tokenizer = Tokenizer(folder)
-            source = config.chat.template
-            text = Path(source).read_text(encoding="utf-8") if source else None
-            template = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
-            template.check()
+            vectors = None
+            if config.embeddings.serve:
+                vectors = VectorSettings.of(config.embeddings, family)
+            scores = ScoreSettings.of(family) if config.embeddings.rerank else None
+
+        def template_of(source: str | None) -> ChatTemplate:
+            with _told(source or folder):
+                text = Path(source).read_text(encoding="utf-8") if source else None
+                made = ChatTemplate(text, tokenizer, family, config.chat.template_kwargs)
+                made.check()
+                return made
+
+        template, source = template_of(config.chat.template), config.embeddings.template
+        with _told(config.chat.template or folder):
             style = style_for(config.chat, template)
-        except (OSError, ValueError) as error:  # words of ours, or of a file that has gone
-            why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
-            raise ConfigurationError(f"{source or folder}: {why}") from error
         prompting = Prompting(
             tokenizer=tokenizer,
             template=template,
@@ -216,6 +225,7 @@ class Loader:
             metrics=service.metrics,
             pool=threads,
             switched_off=switched_off(config, folder),
+            embedding_template=template_of(source) if source and vectors else None,
         )
         return Generation(
             client=self.client,
@@ -223,6 +233,9 @@ class Loader:
             metrics=service.metrics,
             sampling=sampling_defaults(config.sampling, folder),
             style=style,
+            vectors=vectors,
+            scores=scores,
+            generates=not family.encoder_only,
         )
 
     async def _follow_phase(self) -> None:
@@ -231,6 +244,16 @@ class Loader:
         while True:
             lifecycle.phase, lifecycle.fraction = client.phase, client.fraction
             await asyncio.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _told(file: str | Path) -> Iterator[None]:
+    """Raise ConfigurationError for what of a file cannot be read or taken, in words of ours."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = "cannot be read" if isinstance(error, OSError | UnicodeError) else str(error)
+        raise ConfigurationError(f"{file}: {why}") from error
 
 
 async def in_daemon(function: Callable[..., Made], *arguments: Any) -> Made:

@@ -100,6 +100,20 @@ class Appliance:
         """A plain completion as the endpoint's JSON body."""
         return self._post("/v1/completions", {"prompt": prompt, **fields})
 
+    def embed(
+        self,
+        texts: str | list[str] | list[int] | None = None,
+        *,
+        messages: list[Body] | None = None,
+        **fields: Any,
+    ) -> Body:
+        """Vectors of texts, or the one of a conversation, as the endpoint's JSON body.
+
+        `messages` are as those of `chat`; the recipe needs `embeddings.serve`.
+        """
+        talk = None if messages is None else with_urls(messages)
+        return self._post("/v1/embeddings", {"input": texts, "messages": talk, **fields})
+
     def close(self) -> None:
         """End what runs and free the model."""
         if not self._thread.is_alive():

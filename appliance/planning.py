@@ -42,13 +42,16 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         raise PlanError(f"parallelism.tensor={ranks} splits fused layers: set engine.fuse=true")
     check_prefill_graphs(engine, ranks)
     check_tower_graphs(engine)
+    native = engine.native
+    if native == "auto" and family_for(folder).encoder_only:
+        native = "torch"  # there are no kernels of ours for such layers
     options = EngineOptions(
         model_path=str(folder),
         dtype=resolve_dtype(
             config.model.dtype,
             folder,
             engine.device,
-            ours=computes(engine.native, fuse=engine.fuse, ranks=ranks),
+            ours=computes(native, fuse=engine.fuse, ranks=ranks),
         ),
         device=engine.device,
         threads=engine.threads or max(1, len(os.sched_getaffinity(0)) // ranks),
@@ -63,7 +66,7 @@ def engine_options(config: Config, folder: Path) -> EngineOptions:
         kv_cache_gb=engine.kv_cache_gb,
         quantization=config.model.quantization,
         fuse=engine.fuse,
-        native=engine.native,
+        native=native,
         kv_dtype=KV_DTYPES[engine.kv_dtype],
         graphs=engine.graphs,
         prefill_graphs=engine.prefill_graphs,
@@ -96,6 +99,7 @@ def plan_recipe(config: Config, folder: Path, available_bytes: int | None = None
     there is no card.
     """
     check_architecture(config, folder)
+    check_embeddings(config, folder)
     return plan(engine_options(config, folder), available_bytes)
 
 
@@ -108,6 +112,32 @@ def check_architecture(config: Config, folder: Path) -> None:
         raise ModelUnsupported(
             f"{who} is for {' or '.join(meant)}, and '{config.model.path}' is "
             f"{found}: choose a recipe of its own, or model.path without one"
+        )
+
+
+def check_embeddings(config: Config, folder: Path) -> None:
+    """Raise PlanError for a model that makes vectors or scores alone, and none are to be served.
+
+    So it does for scores of a model that makes none, and for vectors cut to more than they have.
+    """
+    family, asked = family_for(folder), config.embeddings
+    architecture = family.config["architectures"][0]
+    if asked.rerank and not family.classifies:
+        raise PlanError(f"{architecture} scores no texts: set embeddings.rerank=false")
+    if family.classifies and (asked.serve or not asked.rerank):
+        raise PlanError(
+            f"{architecture} scores texts and does nothing else: set embeddings.rerank=true and "
+            "embeddings.serve=false"
+        )
+    if family.encoder_only and not (asked.serve or asked.rerank):
+        raise PlanError(
+            f"{architecture} makes vectors and generates nothing: set embeddings.serve=true"
+        )
+    width = family.text_config().get("hidden_size", 0)
+    longest = max(asked.dimensions or [0])
+    if asked.serve and longest > width:
+        raise PlanError(
+            f"embeddings.dimensions has {longest}, and vectors of this model have {width} numbers"
         )
 
 

@@ -9,6 +9,7 @@ from appliance.config.schema import (
     ImageConfig,
     MediaConfig,
     ServerConfig,
+    VectorsConfig,
     VideoConfig,
 )
 from engine.memory.plan import Plan, size
@@ -36,11 +37,8 @@ def facts(
         ("weights", f"{config.model.path}  {kinds(plan)}, {size(plan.weights_bytes)}"),
         ("device", device(config, plan)),
         ("context", f"{plan.max_len:,} tokens, {plan.max_sequences} sequences at once"),
-        (
-            "KV cache",
-            f"{plan.pages:,} pages of {plan.page_size} = {plan.tokens:,} tokens, "
-            f"{size(plan.kv_bytes)}",
-        ),
+        ("KV cache", kv_cache(plan)),
+        ("vectors", vectors(config.embeddings)),
         ("images", images(config.media.image)),
         ("videos", videos(config.media.video)),
         ("sounds", sounds(config.media.audio)),
@@ -52,6 +50,24 @@ def facts(
         ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
     ]
     return dict(rows)
+
+
+def kv_cache(plan: Plan) -> str:
+    """Return how much there is."""
+    if not plan.kv_bytes:
+        return "none: prompts are computed whole and nothing is kept"
+    tokens = f"{plan.pages:,} pages of {plan.page_size} = {plan.tokens:,} tokens"
+    return f"{tokens}, {size(plan.kv_bytes)}"
+
+
+def vectors(config: VectorsConfig) -> str:
+    """Return in words what vectors are made of."""
+    if config.rerank:
+        return "none: pairs of texts are scored"
+    if not config.serve:
+        return "not served"
+    states = {"last": "the last token", "mean": "the mean of all tokens", "cls": "the first token"}
+    return f"of {states[config.pooling]}{', of length 1' if config.normalize else ''}"
 
 
 def kinds(plan: Plan) -> str:
@@ -70,7 +86,7 @@ def accepted_keys(server: ServerConfig) -> str:
 
 def device(config: Config, plan: Plan) -> str:
     engine, ranks = config.engine, config.parallelism.tensor
-    fused = "fused layers" if engine.fuse else "unfused layers"
+    fused = "fused layers" if engine.fuse and plan.kv_bytes else "unfused layers"
     each = f", {ranks} processes" if ranks > 1 else ""
     if engine.device == "cpu":
         return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {in_words(plan.options)}"

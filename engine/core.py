@@ -115,6 +115,13 @@ class Engine:
             raise RequestRefused("the prompt is empty")
         if (request.sampling.max_tokens > 0) == (request.pooling is not None):
             raise RequestRefused("either tokens or a pooled vector must be asked for")
+        whole = self._family.encoder_only
+        if whole and request.pooling is None:
+            raise RequestRefused("this model makes vectors of prompts, and no tokens")
+        if self._family.classifies and request.pooling != "cls":
+            raise RequestRefused("this model makes scores of a prompt's first token alone")
+        if request.second is not None and not (whole and request.second > 0):
+            raise RequestRefused("this model does not tell two texts of a prompt apart")
         if request.id in self._sequences:
             raise RequestRefused("a request with this id is running")
         if max(request.prompt_ids) >= self._runner.vocabulary or min(request.prompt_ids) < 0:
@@ -128,6 +135,8 @@ class Engine:
             for item in request.media
             if item.modality in self._family.both_ways
         ]
+        if whole:  # no part of it can be computed before the rest
+            spans = [(0, len(request.prompt_ids))]
         longest = max((end - start for start, end in spans), default=0)
         if request.sampling.prompt_logprobs is not None and longest > options.max_prompt_rows:
             raise RequestRefused(
@@ -135,7 +144,7 @@ class Engine:
                 f"{options.max_prompt_rows} can be computed at once"
             )
         reason = span_admission(
-            longest, options.max_tokens_per_step, options.max_sequences
+            longest, options.max_tokens_per_step, 1 if whole else options.max_sequences
         ) or admission(
             len(request.prompt_ids),
             request.sampling.max_tokens,
@@ -151,7 +160,7 @@ class Engine:
             None if source is None else source.start(self._grammars) for _ in range(request.n)
         ]
         # without a shared cache, the answers of one request still share their prompt
-        salt = request.salt if options.prefix_cache else os.urandom(16)
+        salt = request.salt if options.prefix_cache and not whole else os.urandom(16)
         self._arrivals += 1
         sequences: list[Sequence] = []
         for index, constraint in enumerate(constraints):
@@ -226,13 +235,14 @@ class Engine:
         return done
 
     def stats(self) -> EngineStats:
-        cache = self._runner.media.cache
+        cache, pool = self._runner.media.cache, self._pool
+        kept = not self._family.encoder_only  # else pages are numbers, see `EncoderRunner`
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            pages_total=self._pool.pages,
-            pages_used=self._pool.used,
-            pages_cached=self._pool.cached,
+            pages_total=pool.pages if kept else 0,
+            pages_used=pool.used if kept else 0,
+            pages_cached=pool.cached if kept else 0,
             prefix_hit_tokens=self._hit_tokens,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,

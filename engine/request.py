@@ -96,7 +96,8 @@ class Request:
     """A prompt and the `n` answers wanted. Lower `priority` runs first; `salt` splits caches.
 
     An answer is tokens, to which a `constraint` may apply, or with `pooling` one vector made of the
-    decoder's final hidden states of the prompt.
+    decoder's final hidden states of the prompt. A prompt of two texts has the second from token
+    `second` on, where a model tells them apart.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Request:
     salt: bytes = b""
     constraint: ConstraintSource | None = None
     pooling: Pooling | None = None
+    second: int | None = None
 
     @property
     def shared(self) -> list[SharedTensors]:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 
 from appliance.api.fields.named import NamedFields
-from appliance.api.fields.sampling import SamplingFields
+from appliance.api.fields.request import RequestFields
 from appliance.api.fields.validation import parse
 from appliance.api.http.body import parse_json, read_body
 from appliance.api.http.content_coding import content_coding, decoded
@@ -27,7 +27,7 @@ from engine.sampling.grammar import Grammar
 
 logger = logging.getLogger("appliance.api")
 
-Fields = TypeVar("Fields", bound=SamplingFields)
+Fields = TypeVar("Fields", bound=RequestFields)
 Named = TypeVar("Named", bound=NamedFields)
 
 Body = Mapping[str, Any]

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
+from appliance.api.embeddings.route import Embeddings
 from appliance.api.generate.route import Generate
 from appliance.api.http.auth import Authentication
 from appliance.api.http.cors import CrossOrigin
@@ -23,6 +24,7 @@ from appliance.api.models import Models
 from appliance.api.probes import Probes
 from appliance.api.prompts.route import Prompts
 from appliance.api.reference.route import Reference
+from appliance.api.rerank.route import Rerank
 from appliance.api.responses.route import Responses
 from appliance.errors import ApplianceError, internal
 from appliance.service import Service
@@ -32,6 +34,7 @@ def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions, generate = Chat(service), Completions(service), Generate(service)
     models, probes, responses = Models(service), Probes(service), Responses(service)
+    embeddings, rerank = Embeddings(service), Rerank(service)
     messages, prompts, reference = Messages(service), Prompts(service), Reference(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
@@ -48,6 +51,11 @@ def routes(service: Service) -> list[Route]:
         Route("/generate", generate.create, methods=["POST"]),
         Route("/get_model_info", models.sglang, methods=["GET"]),
         Route("/model_info", models.sglang, methods=["GET"]),
+        Route("/v1/embeddings", embeddings.create, methods=["POST"]),
+        Route("/v1/rerank", rerank.rerank, methods=["POST"]),
+        Route("/rerank", rerank.rerank, methods=["POST"]),
+        Route("/v1/score", rerank.score, methods=["POST"]),
+        Route("/score", rerank.score, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +13,9 @@ from appliance.api.http.responses import encode, json_response
 from appliance.config.schema import MediaConfig
 from appliance.media.image_formats import decoded
 from appliance.service import Service
+
+if TYPE_CHECKING:
+    from appliance.generation.vectors import VectorSettings  # imports numpy
 
 # The limits of each modality that a client can heed before it sends anything.
 LIMITS = {
@@ -71,20 +74,37 @@ class Models:
         """The model's entry. Raises ApplianceError 503 before it is loaded."""
         service = self._service
         generation = service.loaded()
-        inputs = generation.modalities
+        inputs, vectors = generation.modalities, generation.vectors
+        outputs = ["text"] if generation.generates else []
+        if vectors is not None:
+            outputs.append("embedding")
+        if generation.scores is not None:
+            outputs.append("score")
         return {
             "id": service.model,
             "object": "model",
             "created": service.created,
             "owned_by": "appliance",
             "max_model_len": generation.limits.max_len,
-            "modalities": {"input": ["text", *inputs], "output": ["text"]},
+            "modalities": {"input": ["text", *inputs], "output": outputs},
+            **({} if vectors is None else {"embeddings": vector_card(vectors)}),
             "limits": {
                 "max_body_bytes": service.config.server.max_body_bytes,
-                "max_prompt_tokens": generation.limits.longest - 1,
+                "max_prompt_tokens": generation.limits.longest - int(generation.generates),
                 **media_limits(service.config.media, inputs),
             },
         }
+
+
+def vector_card(vectors: VectorSettings) -> dict[str, Any]:
+    """What vectors are like, and to which lengths a request may cut them; null is any."""
+    lengths = vectors.lengths
+    return {
+        "width": vectors.width,
+        "dimensions": None if lengths is None else sorted({*lengths, vectors.width}),
+        "pooling": vectors.pooling,
+        "normalize": vectors.normalize,
+    }
 
 
 def media_limits(media: MediaConfig, modalities: tuple[str, ...]) -> dict[str, Any]:

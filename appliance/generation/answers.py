@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
@@ -15,9 +16,12 @@ from appliance.generation.thoughts import ThoughtParser
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
-from engine.request import Output, TokenLogprob
+from engine.request import Output, Pooling, TokenLogprob
 
 LOGGED = 2000  # characters of a text that may come into the log
+
+if TYPE_CHECKING:
+    import numpy
 
 
 @dataclass(slots=True)
@@ -31,6 +35,7 @@ class Delta:
     finish_reason: str | None = None
     stop: str | None = None  # the stop string that ended it
     thought_tokens: int = 0  # of all of them
+    vector: numpy.ndarray | None = None  # [hidden], float32, where that is the answer
 
     @property
     def text(self) -> str:
@@ -115,6 +120,21 @@ class AnswerText:
         return parts
 
 
+class AnswerVector:
+    """An answer that is one vector, and no text."""
+
+    tokens = 0
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self.finish_reason: str | None = None
+
+    def push(self, output: Output) -> Delta:
+        """All of it."""
+        self.finish_reason = output.finish_reason
+        return Delta(self._index, finish_reason=output.finish_reason, vector=output.vector)
+
+
 @dataclass(slots=True, frozen=True)
 class AnswerLength:
     """How many tokens an answer is to have, None for all that fit, and the field that says so."""
@@ -154,6 +174,7 @@ class AnswerOptions:
     discard: bool = False  # the prompt's score alone is wanted
     reply: Reply = field(default_factory=Reply)  # what the answers may be
     timed: bool = False  # whether the answer tells its stages
+    pooling: Pooling | None = None  # a vector is wanted, and no text
     origin: Origin = field(default_factory=Origin)
 
 

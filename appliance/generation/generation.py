@@ -6,18 +6,19 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from appliance.client import Client
-from appliance.errors import bad_request, engine_failed, overloaded
+from appliance.errors import bad_request, engine_failed, not_found, overloaded
 from appliance.generation.answers import (
     AnswerLength,
     AnswerOptions,
     Answers,
     AnswerText,
+    AnswerVector,
     PromptScore,
     TokenClock,
 )
@@ -25,7 +26,9 @@ from appliance.generation.conversation import ChatPrompt
 from appliance.generation.parts import AnswerParser
 from appliance.generation.prompting import Job, Prompting, Shown, sentence
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.scores import ScoreSettings
 from appliance.generation.style import Reply, Style
+from appliance.generation.vectors import VectorSettings
 from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
@@ -64,12 +67,19 @@ class Generation:
         metrics: Metrics,
         sampling: SamplingDefaults,
         style: Style,
+        vectors: VectorSettings | None = None,
+        scores: ScoreSettings | None = None,
+        generates: bool = True,
     ) -> None:
+        """Without `vectors` or `scores` none are served, without `generates` nothing else is."""
         self.client = client
         self.style = style
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
         self.modalities = prompting.modalities
+        self.vectors = vectors
+        self.scores = scores
+        self.generates = generates
         self._prompting = prompting
         self._metrics = metrics
         self._sampling = sampling
@@ -91,6 +101,7 @@ class Generation:
         self, prompt: ChatPrompt, fields: AnswerFields, options: AnswerOptions
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
+        self._check_generates()
         stages = options.origin.stages
         job = await self._prompting.chat(prompt, fields.answer_length, stages)
         constraint, parser = await self._held(prompt, options.reply, job.ending)
@@ -144,15 +155,67 @@ class Generation:
 
         Raises ApplianceError.
         """
-        many = len(prompts) > 1
+        self._check_generates()
+        make = partial(self._prompting.text, length=fields.answer_length)
+        structure = options.reply.structure
+        jobs = [replace(job, constraint=structure) for job in await _jobs(prompts, "prompt", make)]
+        return await self._start(jobs, fields, options, None)
+
+    def vector_settings(self) -> VectorSettings:
+        """How vectors are made. Raises ApplianceError 404 where none are served."""
+        if self.vectors is None:
+            raise not_found(
+                "This server makes no embeddings: its recipe has embeddings.serve=false.",
+                "unsupported_model",
+                "model",
+            )
+        return self.vectors
+
+    async def embed(
+        self,
+        prompts: list[str | list[int]] | ChatPrompt,
+        fields: AnswerFields,
+        options: AnswerOptions,
+    ) -> Answers:
+        """Begin a vector of each prompt, or the one of a conversation. Raises ApplianceError."""
+        options = replace(options, pooling=self.vector_settings().pooling)
+        if isinstance(prompts, ChatPrompt):
+            jobs = [await self._prompting.embedded_chat(prompts)]
+        else:
+            jobs = await _jobs(prompts, "input", self._prompting.embedded_text)
+        return await self._start(jobs, fields, options, None)
+
+    def score_settings(self) -> ScoreSettings:
+        """How scores are made. Raises ApplianceError 404 where none are."""
+        if self.scores is None:
+            raise not_found(
+                "This server scores no texts: its model is no reranker (embeddings.rerank).",
+                "unsupported_model",
+                "model",
+            )
+        return self.scores
+
+    async def score(
+        self, pairs: list[tuple[tuple[str, str], str]], fields: AnswerFields, options: AnswerOptions
+    ) -> Answers:
+        """Begin the score of each pair of texts, which has its JSON path. Raises ApplianceError."""
+        self.score_settings()
         jobs: list[Job] = []
-        for number, source in enumerate(prompts):
-            param = f"prompt[{number}]" if many else "prompt"
-            job = await self._prompting.text(source, fields.answer_length, param)
-            jobs.append(replace(job, constraint=options.reply.structure))
+        for texts, param in pairs:
+            jobs.append(await self._prompting.pair(texts, param))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return await self._start(jobs, fields, options, None)
+        return await self._start(jobs, fields, replace(options, pooling="cls"), None)
+
+    def _check_generates(self) -> None:
+        """Raise ApplianceError 404 for a model that makes nothing but vectors or scores."""
+        if not self.generates:
+            instead = "makes embeddings: POST /v1/embeddings"
+            if self.scores is not None:
+                instead = "scores texts: POST /rerank or /score"
+            raise not_found(
+                f"This model does not generate text; it {instead}.", "unsupported_model", "model"
+            )
 
     async def _start(
         self,
@@ -231,7 +294,7 @@ class Generation:
         sampling: SamplingOptions,
         options: AnswerOptions,
         answers: Answers,
-        texts: list[AnswerText],
+        texts: list[AnswerText | AnswerVector],
     ) -> None:
         request = Request(
             id=secrets.token_hex(12),
@@ -242,6 +305,8 @@ class Generation:
             priority=options.priority,
             salt=options.salt,
             constraint=job.constraint,
+            pooling=options.pooling,
+            second=job.second,
         )
         ended = False
         try:
@@ -269,7 +334,7 @@ class Generation:
         number: int,
         options: AnswerOptions,
         answers: Answers,
-        texts: list[AnswerText],
+        texts: list[AnswerText | AnswerVector],
     ) -> bool:
         """Pass outputs on until every answer has ended; False when the engine gave one up."""
         clock = TokenClock(self._metrics, options.origin.arrived, options.n)
@@ -282,7 +347,8 @@ class Generation:
             if output.finish_reason in ("error", "abort"):
                 answers.fail(engine_failed(output.error or "The engine gave the answer up."))
                 return False
-            clock.tick(output.index, len(output.token_ids))
+            if output.vector is None:
+                clock.tick(output.index, len(output.token_ids))
             options.origin.charge(len(output.token_ids))
             if answers.first_token is None:
                 answers.first_token = clock.first_token
@@ -294,7 +360,8 @@ class Generation:
             if delta.finish_reason is not None:
                 left -= 1
                 self._metrics.finished.labels(delta.finish_reason).inc()
-                self._metrics.answer_length.observe(text.tokens)
+                if output.vector is None:
+                    self._metrics.answer_length.observe(text.tokens)
                 if output.finish_reason is None and left:
                     self.client.abort(request.id, output.index)
             if not left:
@@ -308,7 +375,9 @@ class Generation:
 
     def _answer_text(
         self, index: int, options: AnswerOptions, parser: Callable[[], AnswerParser] | None
-    ) -> AnswerText:
+    ) -> AnswerText | AnswerVector:
+        if options.pooling is not None:
+            return AnswerVector(index)
         return AnswerText(
             index,
             Detokenizer(
@@ -330,6 +399,20 @@ class Generation:
             self._running[answers] = left
         elif self._running.pop(answers, None) is not None:
             self._metrics.stages_took(answers.stages.seconds)
+
+
+async def _jobs(
+    prompts: list[str | list[int]],
+    field: str,
+    make: Callable[[str | list[int], str], Awaitable[Job]],
+) -> list[Job]:
+    """What is made of each prompt and its JSON path, with turns for others in between."""
+    jobs: list[Job] = []
+    for number, source in enumerate(prompts):
+        jobs.append(await make(source, f"{field}[{number}]" if len(prompts) > 1 else field))
+        if len(jobs) % AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return jobs
 
 
 def logprobs_of(n: int, job: Job, sampling: SamplingOptions) -> int:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from appliance.errors import ApplianceError, bad_request, context_length_exceeded
 from appliance.generation.answers import AnswerLength
-from appliance.generation.conversation import ChatPrompt
+from appliance.generation.conversation import ChatPrompt, Conversation, Message
 from appliance.generation.stages import Stages
 from appliance.media.intake import Intake
 from appliance.media.intake import Item as MediaRead
@@ -29,6 +29,8 @@ from engine.scheduling.admission import admission
 Made = TypeVar("Made")
 
 ENDING = 256  # characters of a prompt, of which the mark of a thought is looked for at the end
+NONE = AnswerLength(0, "input")
+ANY = AnswerLength(None, "max_tokens")
 LONG_TEXT = 4096  # characters from which on tokenizing leaves the event loop
 
 
@@ -58,6 +60,7 @@ class Job:
     text: str | None = None  # what was tokenized; None where ids came
     ending: str = ""  # of a conversation's text
     constraint: ConstraintSource | None = None  # that its answers are held to
+    second: int | None = None  # where the second of two texts begins
 
     @property
     def media_tokens(self) -> dict[str, int]:
@@ -94,8 +97,12 @@ class Prompting:
         metrics: Metrics,
         pool: Executor,
         switched_off: tuple[str, ...] = (),
+        embedding_template: ChatTemplate | None = None,
     ) -> None:
-        """`switched_off` are modalities that the model has and the configuration allows none of."""
+        """`switched_off` are modalities that the model has and the configuration allows none of.
+
+        `embedding_template` is what everything is put into that a vector is made of.
+        """
         self.tokenizer = tokenizer
         self._template = template
         self.limits = limits
@@ -104,14 +111,60 @@ class Prompting:
         self._metrics = metrics
         self._pool = pool
         self._switched_off = switched_off
+        self._embedding_template = embedding_template
+
+    async def embedded_chat(self, asked: ChatPrompt) -> Job:
+        """The prompt that a conversation's vector is made of. Raises ApplianceError."""
+        template = self._embedding_template or self._template
+        if template.source is None:
+            raise bad_request(
+                "This model has no chat template, and its recipe none for embeddings "
+                "(embeddings.template); send 'input'.",
+                "messages",
+                "chat_template_missing",
+            )
+        return await self._chat(asked, NONE, Stages(), template, "messages")
+
+    async def embedded_text(self, source: str | list[int], param: str) -> Job:
+        """The prompt that a text's vector is made of. Raises ApplianceError."""
+        template = self._embedding_template
+        if template is None or not isinstance(source, str):
+            return await self.text(source, param, NONE)
+        message: Message = {"role": "user", "content": source}
+        length = len(source.strip())
+        alone = Conversation([message], text_length=len(source), certain_length=length, parts=1)
+        asked = ChatPrompt(alone, add_generation_prompt=False)
+        return await self._chat(asked, NONE, Stages(), template, param)
+
+    async def pair(self, texts: tuple[str, str], param: str) -> Job:
+        """The prompt in which two texts are scored. Raises ApplianceError."""
+        encode = partial(_pair, self.tokenizer, texts, param)
+        short = sum(map(len, texts)) < LONG_TEXT
+        ids, second = encode() if short else await self.aside(encode)
+        return replace(self._job(ids, NONE, param), second=second)
 
     async def chat(self, asked: ChatPrompt, length: AnswerLength, stages: Stages) -> Job:
         """The prompt of a conversation. Raises ApplianceError.
 
         What cannot fit is refused before any media are decoded where their headers tell enough.
         """
-        async with self._conversation(asked, stages) as (made, items):
-            job = self._chat_job(made, length)
+        return await self._chat(asked, length, stages, self._template, "messages")
+
+    async def _chat(
+        self,
+        asked: ChatPrompt,
+        length: AnswerLength,
+        stages: Stages,
+        template: ChatTemplate,
+        param: str,
+    ) -> Job:
+        read = self._conversation(asked, length, stages, template, param)
+        async with read as (made, items):
+            job = replace(
+                self._job(made.token_ids, length, param),
+                text=made.text,
+                ending=(made.text or "")[-ENDING:],
+            )
             if self._intake is None or not items:
                 return job
             stages.end("prompt")
@@ -120,9 +173,9 @@ class Prompting:
             stages.end("media")
             return replace(job, media=media)
 
-    async def text(self, source: str | list[int], length: AnswerLength, param: str) -> Job:
+    async def text(self, source: str | list[int], param: str, length: AnswerLength) -> Job:
         """The prompt of a completion. Raises ApplianceError for ids outside the vocabulary."""
-        made = await self._text(source, param)
+        made = await self._text(source, length, param)
         return replace(self._job(made.token_ids, length, param), text=made.text)
 
     async def shown_chat(self, asked: ChatPrompt, length: AnswerLength | None = None) -> Shown:
@@ -130,7 +183,8 @@ class Prompting:
 
         Raises ApplianceError.
         """
-        async with self._conversation(asked, Stages()) as (made, _):
+        read = self._conversation(asked, length or ANY, Stages(), self._template, "messages")
+        async with read as (made, _):
             return self._shown(made, length, "messages")
 
     async def shown_text(
@@ -145,7 +199,7 @@ class Prompting:
 
         Raises ApplianceError.
         """
-        made = await self._text(source, param, own_tokens, empty=length is None)
+        made = await self._text(source, length or ANY, param, own_tokens, empty=length is None)
         return self._shown(made, length, param)
 
     def _shown(self, made: Prompt, length: AnswerLength | None, param: str) -> Shown:
@@ -154,17 +208,21 @@ class Prompting:
 
     @asynccontextmanager
     async def _conversation(
-        self, asked: ChatPrompt, stages: Stages
+        self,
+        asked: ChatPrompt,
+        length: AnswerLength,
+        stages: Stages,
+        template: ChatTemplate,
+        param: str,
     ) -> AsyncIterator[tuple[Prompt, list[MediaRead]]]:
         """The prompt of a conversation and its media, which are read and measured."""
         conversation = asked.conversation
-        template = self._template
         if asked.template is not None:
             template = await self.aside(partial(template.with_source, asked.template))
         template.options(asked.template_kwargs, asked.thinking)  # or refuse, before any work
         self._check_modalities(asked)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
-        self._check_least(max(certain, conversation.parts), "messages")
+        self._check_least(max(certain, conversation.parts), length, param)
 
         async def prompt(items: Sequence[Item]) -> Prompt:
             build = partial(
@@ -181,8 +239,8 @@ class Prompting:
             characters = conversation.text_length + asked.tools_length
             if characters < LONG_TEXT and asked.template is None:
                 with contextlib.suppress(Postponed):
-                    return _encoded(partial(build, brief=True), "messages")
-            return await self.aside(partial(_encoded, build, "messages"))
+                    return _encoded(partial(build, brief=True), param)
+            return await self.aside(partial(_encoded, build, param))
 
         if not conversation.sources or self._intake is None:
             yield await prompt([]), []
@@ -193,13 +251,10 @@ class Prompting:
             stages.end("fetch")
             yield await prompt(items), items
 
-    def _chat_job(self, prompt: Prompt, length: AnswerLength) -> Job:
-        job = self._job(prompt.token_ids, length, "messages")
-        return replace(job, text=prompt.text, ending=(prompt.text or "")[-ENDING:])
-
     async def _text(
         self,
         source: str | list[int],
+        length: AnswerLength,
         param: str,
         own_tokens: bool = True,
         *,
@@ -207,7 +262,7 @@ class Prompting:
     ) -> Prompt:
         """The prompt that a text or token ids are; `empty` ones are refused unless wanted."""
         if isinstance(source, str):
-            self._check_least(self.tokenizer.least_tokens(len(source)), param)
+            self._check_least(self.tokenizer.least_tokens(len(source)), length, param)
             build = partial(build_text, source, self.tokenizer, own_tokens=own_tokens)
             short = len(source) < LONG_TEXT
             prompt = (
@@ -216,7 +271,7 @@ class Prompting:
                 else await self.aside(partial(_encoded, build, param))
             )
         else:
-            self._check_least(len(source), param)
+            self._check_least(len(source), length, param)
             size = self.tokenizer.vocab_size
             if min(source) < 0 or max(source) >= size:
                 raise bad_request(
@@ -241,9 +296,9 @@ class Prompting:
                     )
                 raise bad_request(why, source.field, "unsupported_parameter")
 
-    def _check_least(self, tokens: int, param: str) -> None:
+    def _check_least(self, tokens: int, length: AnswerLength, param: str) -> None:
         """Refuse what cannot fit before any work is done for it. Raises ApplianceError."""
-        if tokens >= self.limits.longest:
+        if tokens + _one(length) > self.limits.longest:
             kind = _kind(param)
             raise self._too_long(f"your {kind} resulted in at least {tokens} tokens", kind, param)
 
@@ -252,8 +307,10 @@ class Prompting:
         limits, least = self.limits, 1 if length.wanted is None else length.wanted
         reason = admission(len(ids), least, limits.max_len, limits.pages, limits.page_size)
         if reason is not None:
-            alone = admission(len(ids), 1, limits.max_len, limits.pages, limits.page_size)
-            kind, total = _kind(param), len(ids) + least
+            one, kind, total = _one(length), _kind(param), len(ids) + least
+            if not one:
+                raise self._too_long(f"your {kind} resulted in {total} tokens", kind, param)
+            alone = admission(len(ids), one, limits.max_len, limits.pages, limits.page_size)
             asked = f"{total} tokens ({len(ids)} in the {kind}, {least} in the completion)"
             field = param if alone else length.field
             raise self._too_long(f"you requested {asked}", kind, field)
@@ -266,7 +323,7 @@ class Prompting:
         cache = " The KV cache of this server holds no more."
         return context_length_exceeded(
             f"This model's maximum context length is {limits.longest} tokens. However, {however}. "
-            f"Please reduce the length of the {kind} or completion."
+            f"Please reduce the length of the {kind}{'' if kind == 'input' else ' or completion'}."
             f"{cache if limits.longest < limits.max_len else ''}",
             field,
         )
@@ -280,14 +337,29 @@ def _encoded(build: Callable[[], Prompt], param: str) -> Prompt:
     try:
         return build()
     except TokenizerFailed as failure:
-        raise bad_request(
-            "The model's tokenizer cannot encode this text.", param, "tokenizer_failed"
-        ) from failure
+        raise _unencodable(param) from failure
+
+
+def _pair(tokenizer: Tokenizer, texts: tuple[str, str], param: str) -> tuple[list[int], int | None]:
+    try:
+        return tokenizer.encode_pair(*texts)
+    except TokenizerFailed as failure:
+        raise _unencodable(param) from failure
+
+
+def _unencodable(param: str) -> ApplianceError:
+    return bad_request("The model's tokenizer cannot encode this text.", param, "tokenizer_failed")
 
 
 def _kind(param: str) -> str:
     """What a prompt was sent as, in OpenAI's words."""
-    return "messages" if param == "messages" else "prompt"
+    kind = param.partition("[")[0]
+    return "prompt" if kind == "prompt" else "messages" if kind == "messages" else "input"
+
+
+def _one(length: AnswerLength) -> int:
+    """The least that an answer has: a token, or none where a vector is the answer."""
+    return 0 if length.wanted == 0 else 1
 
 
 def sentence(reason: str) -> str:

@@ -12,10 +12,11 @@ FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """Bytes of tokens for the two kinds of vocabulary that language models have.
+    """Bytes of tokens for the kinds of vocabulary that language models have.
 
     Byte-level (GPT-2's table from characters to bytes) and SentencePiece-like (word marks, raw
-    bytes as `<0x0A>`). Raises ValueError for a decoder of another kind.
+    bytes as `<0x0A>`); those of WordPiece are as they are written. Raises ValueError for a decoder
+    of another kind.
     """
 
     def __init__(self, backend: Backend, decoder: dict[str, Any] | None) -> None:
@@ -71,7 +72,7 @@ class TokenBytes:
             case {"type": "Metaspace", "replacement": mark}:
                 self._replacements.append((mark, " "))
                 self.strips_first_space = step.get("prepend_scheme", "always") != "never"
-            case {"type": "Fuse"}:
+            case {"type": "Fuse"} | {"type": "WordPiece"}:  # the latter is of models that only read
                 pass
             case _:
                 raise ValueError(f"tokenizer decoders of type {step.get('type')} are not supported")

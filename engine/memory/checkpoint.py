@@ -82,7 +82,7 @@ def read_checkpoint(folder: str | Path, family: Family | None = None) -> Checkpo
     for name, (_, shape) in tensors.items():
         if name.removeprefix("model.").startswith(family.tower_prefixes):
             tower += 0 if family.unread(name) else math.prod(shape)
-        elif not (tied and name.endswith("lm_head.weight")):
+        elif not (tied and name.endswith("lm_head.weight")) and not family.unread(name):
             decoder += math.prod(shape)
             whole += 0 if SPLIT.search(name) else math.prod(shape)
             products += math.prod(shape) if PRODUCT.search(name) else 0

@@ -126,6 +126,8 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
     share = share_of(checkpoint, options.tensor_parallel)
     towers = checkpoint.tower_parameters if options.modalities else 0
     weights = quantization.weights_bytes(options, share, towers)
+    if family.encoder_only:
+        share = replace(share, vocabulary=0)  # it has no logits
     on_device = on_cpu if options.device == "cpu" else on_card
     there = on_device(options, share, weights, length, available_bytes)
     without_cache = Plan(
@@ -139,7 +141,9 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
         encoder_bytes=encoder_bytes(options, family, length),
         encoder_cache_bytes=options.encoder_cache_bytes if options.modalities else 0,
         kv_bytes=0,
-        kv_bytes_per_token=2
+        kv_bytes_per_token=0
+        if family.encoder_only
+        else 2
         * share.layers
         * share.kv_heads
         * share.head_dim
@@ -149,7 +153,7 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
         available_bytes=there.available,
         fewer_bits=quantization.in_words(options, checkpoint),
     )
-    return with_kv_cache(without_cache)
+    return without_kv_cache(without_cache) if family.encoder_only else with_kv_cache(without_cache)
 
 
 def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length: int) -> None:
@@ -169,6 +173,8 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
         raise PlanError(
             f"engine.tower_graphs=true records a tower, and {why}: set engine.tower_graphs=false"
         )
+    if family.encoder_only:
+        check_encoder(options, checkpoint.architecture, length)
     if length > checkpoint.positions:
         raise PlanError(
             f"model.max_len={length} is more than the model's {checkpoint.positions} positions: "
@@ -189,6 +195,43 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
     for reason in reasons:
         if reason is not None:
             raise PlanError(reason)
+
+
+def check_encoder(options: EngineOptions, architecture: str, length: int) -> None:
+    """Raise PlanError for settings of what a model that only encodes does not have."""
+    wrong = {
+        "engine.device=cuda": (options.device != "cpu", "set engine=cpu"),
+        f"parallelism.tensor={options.tensor_parallel}": (
+            options.tensor_parallel > 1,
+            "set parallelism.tensor=1",
+        ),
+        f"engine.native={options.native}": (
+            options.native not in ("auto", "torch"),
+            "set engine.native=auto",
+        ),
+        f"model.quantization={options.quantization}": (
+            options.quantization is not None,
+            quantization.OFF,
+        ),
+        f"engine.speculation={options.speculation}": (
+            options.speculation is not None,
+            "set engine.speculation=null",
+        ),
+        f"engine.kv_cache_gb={options.kv_cache_gb}": (
+            options.kv_cache_gb is not None,
+            "set engine.kv_cache_gb=null",
+        ),
+    }
+    for key, (asked, instead) in wrong.items():
+        if asked:
+            raise PlanError(
+                f"{key} is for models that generate, and {architecture} encodes: {instead}"
+            )
+    if length > options.max_tokens_per_step:
+        raise PlanError(
+            f"{architecture} takes a prompt whole: with model.max_len={length} that needs "
+            f"engine.max_tokens_per_step={length}, not {options.max_tokens_per_step}"
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -257,6 +300,16 @@ def encoder_bytes(options: EngineOptions, family: Family, length: int) -> int:
     if options.tower_graphs:
         most += card_memory.tower_graph_bytes(family, options, itemsize, length)
     return most
+
+
+def without_kv_cache(plan: Plan) -> Plan:
+    """The plan of a model that keeps nothing: pages for all that may run, of no bytes."""
+    if plan.fixed_bytes > plan.available_bytes:
+        raise PlanError(
+            f"{arithmetic(plan)} = {size(plan.fixed_bytes)}, but {size(plan.available_bytes)} are "
+            f"available: {helpful_keys(plan)}"
+        )
+    return replace(plan, pages=plan.max_sequences * math.ceil(plan.max_len / plan.page_size))
 
 
 def with_kv_cache(plan: Plan) -> Plan:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from engine.memory.checkpoint import Checkpoint
 from engine.models.documents import CheckpointBroken
 
-LAYER = re.compile(r"\blayers\.(\d+)\.")
+LAYER = re.compile(r"\blayers?\.(\d+)\.")
 Shapes = Mapping[str, tuple[str, list[int]]]
 
 
@@ -29,9 +29,11 @@ def check_stored(checkpoint: Checkpoint, tensors: Shapes, towers: tuple[str, ...
     keys = checkpoint.kv_heads * checkpoint.head_dim
     expected = {
         "embed_tokens.weight": ("hidden_size", 1, checkpoint.hidden),
+        "word_embeddings.weight": ("hidden_size", 1, checkpoint.hidden),
         "gate_proj.weight": ("intermediate_size", 0, checkpoint.intermediate),
         "q_proj.weight": ("num_attention_heads times head_dim", 0, queries),
         "k_proj.weight": ("num_key_value_heads times head_dim", 0, keys),
+        "query.weight": ("hidden_size", 0, queries),
     }
     for name, shape in decoder.items():
         field, dimension, value = expected.get(".".join(name.rsplit(".", 2)[-2:]), ("", 0, 0))

@@ -55,6 +55,10 @@ class Family:
     tower_prefixes: ClassVar[tuple[str, ...]] = ()
     # of `modalities`, those whose items attend both ways: each token sees all of its own item
     both_ways: ClassVar[tuple[str, ...]] = ()
+    # whether it is no decoder: a prompt attends both ways as a whole, and nothing is generated
+    encoder_only: ClassVar[bool] = False
+    # whether what it makes of a prompt's first token is a score of each of its labels
+    classifies: ClassVar[bool] = False
     # how many places (patches or whole pictures) its tower is recorded for; none: it cannot be
     recorded_places: ClassVar[tuple[int, ...]] = ()
 
@@ -169,6 +173,10 @@ class Family:
 
         return getattr(transformers, self.config["architectures"][0])
 
+    def model_settings(self) -> dict[str, Any]:
+        """What `model_class` is told besides its configuration."""
+        return {}
+
     def key_mapping(self) -> dict[str, str] | None:
         """Patterns of weights' names in the files, and what `model_class` calls them."""
         return None
@@ -176,6 +184,10 @@ class Family:
     def decoder(self, model: Any) -> nn.Module:
         """The stack that maps `inputs_embeds` to final hidden states."""
         return model.model
+
+    def pooled_head(self, model: Any, states: torch.Tensor) -> torch.Tensor:
+        """What is handed out of final hidden states that are to be pooled, `[rows, hidden]`."""
+        return states
 
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""

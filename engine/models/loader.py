@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
-from engine.attention.backend import PAGED_ATTENTION, AttentionShape
+from engine.attention.backend import PAGED_ATTENTION, WHOLE_ATTENTION, AttentionShape
 from engine.errors import ModelUnsupported
 from engine.models.end_tokens import end_tokens
 from engine.models.family import Family
@@ -95,6 +95,7 @@ def load_model(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, in our own words
                 output_loading_info=True,
+                **family.model_settings(),
             )
     except MISFITS as error:
         raise unfit(folder, f"transformers cannot build it ({type(error).__name__})") from error
@@ -120,6 +121,8 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
 
     Raises ModelUnsupported for attention that the backends do not have.
     """
+    if family.encoder_only:
+        return as_encoder(family, model)
     pictures = getattr(model.config, "vision_config", None) is not None
     vision = {"vision_config": vision_attention} if pictures else {}
     text = getattr(model.config, "text_config", None)
@@ -138,6 +141,24 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
         dtype=model.dtype,
         vocabulary=vocabulary,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
+    )
+
+
+def as_encoder(family: Family, model: Any) -> LoadedModel:
+    """A model of transformers whose prompts attend to all of themselves, and which writes none."""
+    model.set_attn_implementation(WHOLE_ATTENTION)
+    model.eval().requires_grad_(False)
+    stack: Any = family.decoder(model)
+    config = stack.config
+    heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    return LoadedModel(
+        family=family,
+        model=model,
+        stack=stack,
+        shape=AttentionShape(config.num_hidden_layers, heads, heads, head_dim, head_dim**-0.5),
+        eos_ids=frozenset(),
+        dtype=model.dtype,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
     )
 
 

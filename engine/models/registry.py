@@ -16,6 +16,8 @@ FAMILIES = (
     "llava:Llava",
     "gemma3:Gemma3",
     "ultravox:Ultravox",
+    "bert:Bert",
+    "bert:BertClassifier",
 )  # module:class beside this file
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.device.device import Device
+from engine.running.encoder_runner import EncoderRunner
 from engine.running.flight import Choice, Draft, Flight
 from engine.running.runner import Runner
 from engine.sampling.logprobs import LogprobRows
@@ -17,7 +18,13 @@ from engine.scheduling.scheduler import Slice
 class Launcher:
     """Has slices computed, and what is wanted of them: tokens, log-probabilities, vectors."""
 
-    def __init__(self, runner: Runner, sampler: Sampler, device: Device, page_size: int) -> None:
+    def __init__(
+        self,
+        runner: Runner | EncoderRunner,
+        sampler: Sampler,
+        device: Device,
+        page_size: int,
+    ) -> None:
         self._runner = runner
         self._sampler = sampler
         self._device = device

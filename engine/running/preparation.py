@@ -24,6 +24,7 @@ from engine.memory.plan import PlanError, arithmetic, helpful_keys, plan, size
 from engine.models.loader import LoadedModel, Progress, load_model
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
+from engine.running.encoder_runner import EncoderRunner
 from engine.running.exercise import (
     LARGEST,
     MOST_LOGPROBS,
@@ -50,7 +51,7 @@ class Prepared:
     """A loaded model with room for keys and values, and what chooses its tokens."""
 
     loaded: LoadedModel
-    runner: Runner
+    runner: Runner | EncoderRunner
     sampler: Sampler
 
 
@@ -99,6 +100,9 @@ def _prepare(
     platform.prepare_towers(loaded.model, ALL_BY_TORCH if by_torch else least)
     platform.prepare_layers(loaded, options)
     progress("preparing", 0.0)
+    if loaded.family.encoder_only:
+        encoder = EncoderRunner(loaded, options, platform)
+        return Prepared(loaded, encoder, platform.sampler(loaded.eos_ids, encoder.vocabulary))
     pages = pages_needed(options) if platform.warms_up else options.pages
     runner = Runner(loaded, options, platform, pages, ranks)
     prepared = Prepared(loaded, runner, platform.sampler(loaded.eos_ids, runner.vocabulary))
@@ -123,6 +127,7 @@ def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None
     Towers encode one item each: what they have to compile waits for no request.
     """
     runner, family = prepared.runner, prepared.loaded.family
+    assert isinstance(runner, Runner)
     for modality in options.modalities:
         if items := first_items(modality, options, family):
             runner.media.encode(items)
@@ -147,6 +152,7 @@ def exercise(prepared: Prepared, options: EngineOptions, device: Device) -> None
 def measure_pages(prepared: Prepared, options: EngineOptions, platform: Measured) -> int:
     """Pages that fit beside all that was loaded, the largest step, towers and recordings."""
     runner = prepared.runner
+    assert isinstance(runner, Runner)
     peak = platform.peak_bytes(lambda: exercise(prepared, options, platform))
     for modality in options.modalities:
         items = LARGEST[modality](options, prepared.loaded.family)

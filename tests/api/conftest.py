@@ -21,6 +21,8 @@ from appliance.generation.configured import style_for
 from appliance.generation.generation import Generation
 from appliance.generation.prompting import Limits, Prompting
 from appliance.generation.sampling_defaults import SamplingDefaults
+from appliance.generation.scores import ScoreSettings
+from appliance.generation.vectors import VectorSettings
 from appliance.media.intake import Intake
 from appliance.metrics import Metrics
 from appliance.prompt.template import ChatTemplate
@@ -116,6 +118,7 @@ def generation(
     intake: Intake | None = None,
     modalities: tuple[str, ...] = (),
     max_len: int = MAX_LEN,
+    generates: bool = True,
 ) -> Generation:
     prompting = Prompting(
         tokenizer=side.tokenizer,
@@ -126,10 +129,15 @@ def generation(
         metrics=metrics,
         pool=pool,
     )
+    vectors = VectorSettings.of(config.embeddings, side.family)
+    scores = ScoreSettings() if config.embeddings.rerank else None
     return Generation(
         client=engine,
         prompting=prompting,
         metrics=metrics,
         sampling=SamplingDefaults(),
         style=style_for(config.chat, side.template),
+        vectors=vectors if config.embeddings.serve else None,
+        scores=scores,
+        generates=generates,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.checkpoints.bert import write_bert, write_bert_reranker
 from tests.checkpoints.gemma3 import write_gemma3, write_gemma3_text
 from tests.checkpoints.llama import write_llama
 from tests.checkpoints.llava import write_llava
@@ -16,7 +17,10 @@ from tests.checkpoints.qwen2_vl import write_qwen2_vl
 from tests.checkpoints.ultravox import write_ultravox
 
 __all__ = [
+    "ENCODERS",
     "WRITERS",
+    "write_bert",
+    "write_bert_reranker",
     "write_gemma3",
     "write_gemma3_text",
     "write_llama",
@@ -36,4 +40,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "gemma3_text": write_gemma3_text,
     "gemma3": write_gemma3,
     "ultravox": write_ultravox,
+    "bert": write_bert,
+    "bert_reranker": write_bert_reranker,
 }
+ENCODERS = frozenset({"bert", "bert_reranker"})  # which generate nothing

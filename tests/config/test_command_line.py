@@ -127,7 +127,7 @@ def test_cfg_job_prints_yaml_with_overrides_in_it(launch: Launch) -> None:
 def test_the_folder_of_recipes_counts_for_all_flags(launch: Launch, mine: Path) -> None:
     ran = launch("--config-dir", str(mine), "recipe=own", "--help")
     assert ran.returncode == 0
-    assert "demo, gemma_3, llava_1_5, own, qwen2_vl, short, smollm2, ultravox" in ran.stdout
+    assert "demo, gemma_3, llava_1_5, minilm, own, qwen2_vl, short, smollm2, ultravox" in ran.stdout
     assert f"file://{mine}" in launch("--config-dir", str(mine), "--info", "searchpath").stdout
 
 

@@ -19,7 +19,7 @@ ADDRESS = "http://127.0.0.1:8000"  # in the examples; a test's server listens el
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[Server]:
-    with serving("recipe=demo", "engine.threads=1") as server:
+    with serving("recipe=demo", "embeddings.serve=true", "engine.threads=1") as server:
         yield server
 
 

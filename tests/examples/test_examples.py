@@ -77,3 +77,12 @@ def test_logprobs(demo: Server, tmp_path: Path) -> None:
 
 def test_completions(demo: Server, tmp_path: Path) -> None:
     assert "model" in run("completions.py", demo, tmp_path)
+
+
+def test_embeddings(demo: Server, tmp_path: Path) -> None:
+    """What is alike in meaning is not the demo's to say: it was not trained for it."""
+    lines = run("embeddings.py", demo, tmp_path).splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(-1 <= score <= 1 for score in scores)

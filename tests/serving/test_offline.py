@@ -21,6 +21,7 @@ ASK = [{"role": "user", "content": "What is the capital of France?"}]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     folder = WRITERS["qwen2_vl"](tmp_path_factory.mktemp("offline") / "qwen2_vl")
     told = [f"model.path={folder}", "model.name=tiny", "model.max_len=512"]
+    told.append("embeddings.serve=true")
     with Appliance("qwen2_vl", *told) as made:
         yield made
 
@@ -54,6 +55,23 @@ def test_leaving_a_stream_ends_the_answer(model: Appliance) -> None:
             break
         threading.Event().wait(0.05)
     assert model._loader.client.stats.pages_used == 0  # type: ignore[union-attr]
+
+
+def test_vectors_of_texts_and_of_pictures(model: Appliance) -> None:
+    def seen(seed: int) -> list[float]:
+        parts = [{"type": "image", "image": picture(60, 60, seed)}]
+        answer = model.embed(messages=[{"role": "user", "content": parts}])
+        numbers: list[float] = answer["data"][0]["embedding"]
+        return numbers
+
+    texts = [one["embedding"] for one in model.embed(["one", "two", "one"])["data"]]
+    assert texts[0] == pytest.approx(texts[2], abs=1e-5)
+    assert texts[0] != pytest.approx(texts[1], abs=1e-3)
+    assert seen(1) == pytest.approx(seen(1), abs=1e-5)
+    assert seen(1) != pytest.approx(seen(2), abs=1e-3)
+    with pytest.raises(ApplianceError) as refused:
+        model.embed()
+    assert (refused.value.status, refused.value.param) == (400, "input")
 
 
 def test_pictures_are_given_as_they_are(model: Appliance) -> None:

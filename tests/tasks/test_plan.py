@@ -31,7 +31,14 @@ from engine.models.registry import family_for
 from engine.native.choice import computes
 from engine.native.loading import variants
 from engine.scheduling.admission import admission
-from tests.checkpoints import WRITERS, write_llama, write_llava, write_qwen2_vl
+from tests.checkpoints import (
+    WRITERS,
+    write_bert,
+    write_bert_reranker,
+    write_llama,
+    write_llava,
+    write_qwen2_vl,
+)
 from tests.conftest import Launch
 
 ROOM = 4 * GIB
@@ -68,7 +75,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     options: dict[str, Any] = {"flat": True} if flat else {}
     folder = WRITERS[name](tmp_path_factory.mktemp("checkpoint") / name, **options)
     family = family_for(folder)
-    model = family.model_class().from_pretrained(folder)
+    model = family.model_class().from_pretrained(folder, **family.model_settings())
     return Loaded(folder, model, next(iter(family.modalities), None))
 
 
@@ -98,6 +105,10 @@ def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
 
 
 def test_kv_bytes_are_those_of_transformers_own_cache(loaded: Loaded) -> None:
+    if family_for(loaded.folder).encoder_only:
+        plan = planned(loaded.folder)
+        assert plan.kv_bytes_per_token == plan.kv_bytes == 0
+        return
     tokens = 5
     with torch.no_grad():
         text = loaded.model.language_model if loaded.tower == "audio" else loaded.model
@@ -405,3 +416,43 @@ def test_a_signal_ends_a_plan_and_leaves_nothing(
     assert ended.value.code == 128 + number
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("embeddings.serve=false", "set embeddings.serve=true"),
+        ("embeddings.dimensions=[32,65]", "has 65, and vectors of this model have 64 numbers"),
+        ("engine.kv_cache_gb=1", "set engine.kv_cache_gb=null"),
+        ("engine.native=avx2", "set engine.native=auto"),
+        ("engine.max_tokens_per_step=64", "engine.max_tokens_per_step=128, not 64"),
+        ("engine.speculation=ngram", "set engine.speculation=null"),
+        ("parallelism.tensor=2", "set parallelism.tensor=1"),
+        ("model.quantization=int8", "set model.quantization=null"),
+    ],
+)
+def test_an_encoder_is_planned_without_what_it_does_not_have(
+    tmp_path: Path, override: str, says: str
+) -> None:
+    folder = write_bert(tmp_path / "bert")
+    served = [f"model.path={folder}", "embeddings.serve=true"]
+    found = plan_recipe(compose(served).config, folder, ROOM)
+    assert found.kv_bytes == 0
+    assert found.concurrency(found.max_len) == found.max_sequences
+    assert "no KV cache" in plan_task.table(found)
+    with pytest.raises(PlanError, match=re.escape(says)):
+        plan_recipe(compose([*served, override]).config, folder, ROOM)
+    with pytest.raises(PlanError, match="are available"):
+        plan_recipe(compose(served).config, folder, 1 << 20)
+
+
+def test_a_recipe_says_what_an_encoder_is_for(tmp_path: Path) -> None:
+    scores, makes = write_bert_reranker(tmp_path / "scores"), write_bert(tmp_path / "makes")
+    for folder, right in ((scores, "embeddings.rerank=true"), (makes, "embeddings.serve=true")):
+        for served in ("embeddings.rerank=true", "embeddings.serve=true"):
+            config = compose([f"model.path={folder}", served]).config
+            if served == right:
+                assert plan_recipe(config, folder, ROOM).kv_bytes == 0
+            else:
+                with pytest.raises(PlanError, match=r"embeddings\.rerank="):
+                    plan_recipe(config, folder, ROOM)

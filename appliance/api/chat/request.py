@@ -15,7 +15,8 @@ from appliance.api.chat.message_schema import (
 from appliance.api.chat.messages import read_messages
 from appliance.api.chat.thinking import Said, agreed
 from appliance.api.chat.tools import Choice, Tools, definitions_length, offered
-from appliance.api.fields.sampling import INT32, SamplingFields
+from appliance.api.fields.request import INT32
+from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.whole import Whole
 from appliance.config.schema import MediaConfig
 from appliance.errors import bad_request

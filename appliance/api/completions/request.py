@@ -6,47 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
+from appliance.api.fields.prompts import PromptSource, read_prompts
 from appliance.api.fields.sampling import SamplingFields
-from appliance.api.fields.text import read_text
-from appliance.api.fields.whole import Whole, whole
+from appliance.api.fields.whole import Whole
 from appliance.errors import bad_request
 from appliance.generation.answers import AnswerLength
 
 MAX_ANSWERS = 1024
-
-PromptSource = str | list[int]
-
-
-def read_prompts(value: Any, path: str = "prompt") -> list[PromptSource]:
-    """One or many prompts, each text or token ids. Raises ApplianceError."""
-    if isinstance(value, str):
-        return [_prompt(value, path)]
-    if not isinstance(value, list):
-        raise bad_request(
-            f"'{path}' must be a string, an array of strings, of token ids, or of arrays of them.",
-            path,
-            "invalid_type",
-        )
-    if not value:
-        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    if all(type(token) in (int, float) for token in value):
-        return [_prompt(value, path)]
-    return [_prompt(item, f"{path}[{index}]") for index, item in enumerate(value)]
-
-
-def _prompt(value: Any, path: str) -> PromptSource:
-    if isinstance(value, str):
-        return read_text(value, path)
-    ids = value
-    if isinstance(value, list) and any(type(token) is float for token in value):
-        ids = list(map(whole, value))
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise bad_request(
-            f"'{path}' must be a string or an array of token ids.", path, "invalid_type"
-        )
-    if not ids:
-        raise bad_request(f"'{path}' must not be empty.", path, "invalid_value")
-    return ids
 
 
 def _or_none(logprobs: Any) -> Any:

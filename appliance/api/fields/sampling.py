@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from appliance.api.fields.named import NamedFields
+from appliance.api.fields.request import INT32
 from appliance.api.fields.structure import StructureFields
 from appliance.api.fields.whole import Whole
 from appliance.errors import ApplianceError, bad_request
@@ -26,7 +25,6 @@ from appliance.generation.style import Reply
 from engine.request import SamplingOptions
 
 INT64 = 2**63
-INT32 = 2**31
 LONGEST_STOP = 4096  # characters
 MOST_TOKENS_NAMED = 1024  # in `logit_bias` and `stop_token_ids`
 LEAST_TOP_P = 1e-6  # below, it is the best token alone, which float32 might lose
@@ -61,7 +59,7 @@ class StreamOptions(BaseModel):
         return given
 
 
-class SamplingFields(StructureFields, NamedFields, ABC):
+class SamplingFields(StructureFields, ABC):
     """Ranges are OpenAI's; where OpenAI has no such field, those of vLLM."""
 
     temperature: float = Field(default=1.0, ge=0, le=2)
@@ -90,8 +88,6 @@ class SamplingFields(StructureFields, NamedFields, ABC):
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    cache_salt: str | None = None  # or empty, which is none
-    priority: Whole = Field(default=0, ge=-INT32, lt=INT32)
     return_token_ids: bool = False
     timings: bool = False
 
@@ -181,7 +177,7 @@ class SamplingFields(StructureFields, NamedFields, ABC):
             include_stop=self.include_stop_str_in_output,
             skip_special_tokens=self.skip_special_tokens,
             priority=self.priority,
-            salt=_salt(origin.scope, self.cache_salt),
+            salt=self.salt(origin.scope),
             min_tokens=self.min_tokens,
             continuing=continuing,
             discard=discard,
@@ -205,13 +201,6 @@ class SamplingFields(StructureFields, NamedFields, ABC):
             if not 0 <= token < vocab_size:
                 raise outside_vocabulary(token, vocab_size, f"stop_token_ids[{index}]")
         return frozenset(self.stop_token_ids)
-
-
-def _salt(scope: bytes, salt: str | None) -> bytes:
-    """What cached prompts are kept apart by."""
-    if not scope and not salt:
-        return b""
-    return hashlib.blake2b((salt or "").encode(), key=scope, digest_size=16).digest()
 
 
 def outside_vocabulary(token: int, vocab_size: int, path: str) -> ApplianceError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
+from appliance.api.fields.request import RequestFields
 from appliance.api.fields.text import as_json, read_text
 from appliance.api.fields.unbuilt import harmless
 from appliance.api.fields.validation import unsupported
@@ -138,7 +139,7 @@ STRUCTURED_OUTPUTS: dict[str, Any] = {
 }
 
 
-class StructureFields(BaseModel):
+class StructureFields(RequestFields):
     """`response_format` is OpenAI's, `structured_outputs` vLLM's, `guided_…` vLLM's before that.
 
     `json_schema`, `regex` and `ebnf` are SGLang's.
@@ -165,13 +166,18 @@ class StructureFields(BaseModel):
     @property
     def structure(self) -> Structure | None:
         """Raises ApplianceError where there are several."""
-        names = [name for name in StructureFields.model_fields if getattr(self, name) is not None]
+        names = [name for name in STRUCTURES if getattr(self, name) is not None]
         if len(names) > 1:
             raise bad_request(
                 f"'{names[0]}' and '{names[1]}' contradict each other; send one.", names[1]
             )
         found: Structure | None = getattr(self, names[0]) if names else None
         return found
+
+
+STRUCTURES = [
+    name for name in StructureFields.model_fields if name not in RequestFields.model_fields
+]
 
 
 def _structure(kind: str, value: Any, path: str, whitespace: str) -> Structure:

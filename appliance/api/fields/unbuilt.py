@@ -56,6 +56,32 @@ UNBUILT_COMPLETION: Final[dict[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
 }
 
+UNBUILT_EMBEDDING: Final[dict[str, tuple[Any, ...]]] = {
+    "add_special_tokens": (True,),
+    "chat_template": ("",),
+    "embed_dtype": ("float32", "float"),
+    "endianness": ("little", "native"),
+    "lora_path": ("",),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_activation": (),
+}
+
+UNBUILT_SCORE: Final[dict[str, tuple[Any, ...]]] = {
+    "add_special_tokens": (True,),
+    "chat_template": ("",),
+    "instruction": ("",),
+    "max_chunks_per_doc": (),
+    "max_tokens_per_doc": (0,),
+    "mm_processor_kwargs": ({},),
+    "rank_fields": ([], ["text"]),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_activation": (True,),
+}
+
 # Fields that are about the caller, accounting or speed, never about the answer.
 HINTS: Final[frozenset[str]] = frozenset(
     {

@@ -19,8 +19,9 @@ from pydantic import (
     create_model,
 )
 
-from appliance.api.completions.request import CompletionRequest, PromptSource, read_prompts
+from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.named import NamedFields
+from appliance.api.fields.prompts import PromptSource, read_prompts
 from appliance.api.fields.unbuilt import harmless
 from appliance.api.fields.validation import unsupported
 from appliance.api.fields.whole import Whole

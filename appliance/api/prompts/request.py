@@ -9,8 +9,9 @@ from pydantic import PlainValidator
 
 from appliance.api.accept import Unbuilt
 from appliance.api.chat.request import ChatRequest
-from appliance.api.completions.request import CompletionRequest, PromptSource
+from appliance.api.completions.request import CompletionRequest
 from appliance.api.fields.named import NamedFields
+from appliance.api.fields.prompts import PromptSource
 from appliance.api.fields.sampling import outside_vocabulary
 from appliance.api.fields.text import read_text
 from appliance.api.fields.unbuilt import UNBUILT_CHAT, UNBUILT_COMPLETION

@@ -10,12 +10,14 @@ from typing_extensions import TypedDict
 
 from appliance.api.chat.request import ChatRequest
 from appliance.api.completions.request import CompletionRequest
+from appliance.api.embeddings.request import EmbeddingRequest
 from appliance.api.generate.reply import Generated
 from appliance.api.generate.request import GenerateRequest
 from appliance.api.messages.request import CountRequest, MessagesRequest
 from appliance.api.models import SglangCard
 from appliance.api.prompts.reply import Detokenized, Rendered, Tokenized
 from appliance.api.prompts.request import DetokenizeRequest, TokenizeChat, TokenizeText
+from appliance.api.rerank.request import RerankRequest, ScoreRequest
 from appliance.api.responses.request import ResponsesRequest
 from appliance.metrics import CONTENT_TYPE
 
@@ -39,6 +41,31 @@ class Answered(TypedDict):
     model: str
     choices: list[dict[str, Any]]
     usage: Usage
+
+
+class Spent(TypedDict):
+    """What vectors or scores cost."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Listed(TypedDict):
+    """Vectors or scores, in the order sent."""
+
+    object: str
+    model: str
+    data: list[dict[str, Any]]
+    usage: Spent
+
+
+class Ranked(TypedDict):
+    """Documents, the best first."""
+
+    id: str
+    model: str
+    results: list[dict[str, Any]]
+    usage: Spent
 
 
 class Counted(TypedDict):
@@ -106,6 +133,14 @@ SGLANG_CARD = Operation(
     "The model that is served, as SGLang tells of it.", reply=SglangCard, model=True
 )
 
+RERANK = Operation(
+    "Put documents in the order in which they answer a question.",
+    (RerankRequest,),
+    Ranked,
+    model=True,
+)
+SCORE = Operation("Score pairs of texts.", (ScoreRequest,), Listed, model=True)
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "Continue a conversation.",
@@ -136,6 +171,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/messages/count_tokens"): Operation(
         "Count the tokens of such a conversation.", (CountRequest,), Counted, model=True, media=True
     ),
+    ("POST", "/v1/embeddings"): Operation(
+        "Make vectors of texts, token ids or a conversation.",
+        (EmbeddingRequest,),
+        Listed,
+        model=True,
+        media=True,
+    ),
+    ("POST", "/v1/rerank"): RERANK,
+    ("POST", "/rerank"): RERANK,
+    ("POST", "/v1/score"): SCORE,
+    ("POST", "/score"): SCORE,
     ("POST", "/v1/completions"): Operation(
         "Continue text or token ids.", (CompletionRequest,), Answered, streams=True, model=True
     ),

@@ -72,7 +72,6 @@ NEAR = {
     "/v1/chat/completion": CHAT,
     "/v1/chat/completions/chat/completions": CHAT,
     "//chat/completions": CHAT,
-    "/v1/responses": CHAT,
     "/api/chat": CHAT,
     "/completions": "/v1/completions",
     "/v1/completion": "/v1/completions",

@@ -15,6 +15,10 @@ from appliance.generation.answers import AnswerLength
 MAX_ANSWERS = 1024
 
 
+def _prompts(value: Any) -> list[PromptSource]:
+    return read_prompts(value, "prompt")
+
+
 def _or_none(logprobs: Any) -> Any:
     """A number of log-probabilities, for which false is none, as in chats."""
     return None if logprobs is False else logprobs
@@ -28,7 +32,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: Annotated[
         list[PromptSource],
-        PlainValidator(read_prompts, json_schema_input_type=PromptSource | list[PromptSource]),
+        PlainValidator(_prompts, json_schema_input_type=PromptSource | list[PromptSource]),
     ]
     max_tokens: Whole = Field(default=16, ge=0)
     logprobs: Annotated[

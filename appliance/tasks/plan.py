@@ -119,6 +119,7 @@ def table(plan: Plan) -> str:
         (plan.tower, plan.encoder_bytes, "media of one step at their largest"),
         ("encoder cache", plan.encoder_cache_bytes, "cache.encoder_gb"),
         ("KV cache", plan.kv_bytes, kv_terms(plan)),
+        ("states", plan.state_bytes, state_terms(plan)),
     ]
     lines = [f"  {name:<14}{size(count):>12}  {why}" for name, count, why in terms if count]
     lines.append(f"  {'together':<14}{size(plan.total_bytes):>12}")
@@ -141,6 +142,13 @@ def weight_terms(plan: Plan) -> str:
 
 def kv_terms(plan: Plan) -> str:
     return f"{plan.pages:,} + 1 pages x {plan.page_size} tokens x {plan.kv_bytes_per_token:,} bytes"
+
+
+def state_terms(plan: Plan) -> str:
+    if plan.states is None:
+        return ""
+    each = plan.state_page_bytes // plan.states.page
+    return f"{plan.state_pages:,} + 1 pages x {plan.states.page:,} states x {each:,} bytes"
 
 
 def lengths(plan: Plan) -> list[int]:

@@ -16,6 +16,7 @@ FAMILIES = (
     "llava:Llava",
     "gemma3:Gemma3",
     "ultravox:Ultravox",
+    "whisper:Whisper",
 )  # module:class beside this file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 def no_pages() -> array[int]:
     """Of a sequence that holds none: int32 numbers, ready to be copied."""
     return array("i")
+
+
+@dataclass(slots=True)
+class ItemStates:
+    """The pages for the keys and values of an item's states, and whether they are in them."""
+
+    item: MediaItem
+    pages: list[int]
+    stored: bool = False
 
 
 # each is itself: comparing fields would read all tokens
@@ -43,6 +52,7 @@ class Sequence:
     spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) that sees both ways
     computed: int = 0
     pages: MutableSequence[int] = field(default_factory=no_pages)
+    states: list[ItemStates] = field(default_factory=list)  # of items attended to across, in order
     digests: list[bytes] = field(default_factory=list)
     published: int = 0
     cached_tokens: int = 0
@@ -109,6 +119,18 @@ class Sequence:
         """Order of service: priority, then arrival, then number of the answer."""
         return (self.request.priority, self.arrival, self.index)
 
+    def entering(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where media begin whose tower may have to run for tokens `start`..`end`, and their rows.
+
+        An item attended to across may begin before: where a cached prefix was.
+        """
+        for media in self.media:
+            if media.states == 0 and start <= media.start < end:
+                yield media.start, media.length
+        for states in self.states:
+            if not states.stored and states.item.start < end:
+                yield max(states.item.start, start), states.item.states
+
     def draft(self, most: int, worthwhile: float) -> tuple[int, ...]:
         """Up to `most` tokens that come next with more than this chance; all before are known."""
         if self.lookup is None:
@@ -126,7 +148,8 @@ class Sequence:
             state = hashlib.sha256(self.digests[-1] if block else b"prefix:" + self.salt)
             state.update(array("q", self.tokens[start:end]).tobytes())
             for item in self.media:
-                if item.start < end and item.end > start:
+                # what is attended to across has no length; blocks behind its first follow from that
+                if item.start < end and max(item.end, item.start + 1) > start:
                     state.update(item.digest)
                     state.update(struct.pack("<q", start - item.start))
             self.digests.append(state.digest())

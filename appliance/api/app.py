@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from appliance.api.audio.route import Audio
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
 from appliance.api.http.auth import Authentication
@@ -26,10 +27,13 @@ from appliance.service import Service
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
     chat, completions = Chat(service), Completions(service)
+    audio = Audio(service)
     models, probes = Models(service), Probes(service)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/audio/transcriptions", audio.transcribe, methods=["POST"]),
+        Route("/v1/audio/translations", audio.translate, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
 from appliance.generation.parts import AnswerParser, Parts
@@ -13,7 +14,9 @@ from appliance.metrics import Metrics
 from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.request import Output, TokenLogprob
-from engine.sampling.grammar import Grammar
+
+if TYPE_CHECKING:
+    from engine.sampling.constraint import ConstraintSource  # which imports torch
 
 
 @dataclass(slots=True)
@@ -138,7 +141,7 @@ class AnswerOptions:
     min_tokens: int = 0  # stop strings count after these
     continuing: bool = False  # the answer goes on a text, so a space at its beginning is meant
     discard: bool = False  # the prompt's score alone is wanted
-    grammar: Grammar | None = None  # that the answers' text is held to
+    grammar: ConstraintSource | None = None  # that the answers' text is held to
     origin: Origin = field(default_factory=Origin)
 
 

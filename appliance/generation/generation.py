@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.client import Client
 from appliance.errors import bad_request, engine_failed, overloaded
@@ -29,6 +29,9 @@ from appliance.prompt.detokenize import Detokenizer
 from appliance.prompt.stops import StopStrings
 from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
+
+if TYPE_CHECKING:
+    from appliance.generation.transcribing import Transcriber
 
 logger = logging.getLogger("appliance.generation")
 
@@ -67,7 +70,8 @@ class Generation:
         self.tokenizer = prompting.tokenizer
         self.limits = prompting.limits
         self.modalities = prompting.modalities
-        self._prompting = prompting
+        self.prompting = prompting
+        self.transcriber: Transcriber | None = None  # of a model that transcribes
         self._metrics = metrics
         self._sampling = sampling
         self._parser = parser
@@ -89,7 +93,8 @@ class Generation:
         self, prompt: ChatPrompt, fields: AnswerFields, options: AnswerOptions
     ) -> Answers:
         """Begin the answers to a conversation. Raises ApplianceError."""
-        job = await self._prompting.chat(prompt, fields.answer_length)
+        self._check_converses()
+        job = await self.prompting.chat(prompt, fields.answer_length)
         return await self._start([job], fields, options, self._parser)
 
     async def complete(
@@ -99,14 +104,28 @@ class Generation:
 
         Raises ApplianceError.
         """
+        self._check_converses()
         many = len(prompts) > 1
         jobs: list[Job] = []
         for number, source in enumerate(prompts):
             param = f"prompt[{number}]" if many else "prompt"
-            jobs.append(await self._prompting.text(source, fields.answer_length, param))
+            jobs.append(await self.prompting.text(source, fields.answer_length, param))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, options, None)
+
+    def _check_converses(self) -> None:
+        """Raise ApplianceError for a model that says what it hears, and nothing else."""
+        if self.transcriber is not None:
+            raise bad_request(
+                "This model transcribes sounds: send them to /v1/audio/transcriptions.",
+                "model",
+                "unsupported_parameter",
+            )
+
+    async def answer(self, job: Job, fields: AnswerFields, options: AnswerOptions) -> Answers:
+        """Begin the answers to a prompt that is there already. Raises ApplianceError."""
+        return await self._start([job], fields, options, None)
 
     async def _start(
         self,

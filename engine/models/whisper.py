@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.attention.backend import CrossLayers
     from engine.models.family import Arrays, Upload
 
+START = "<|startoftranscript|>"
 STRIDE = 2  # of the encoder's convolutions
 
 
@@ -83,7 +84,10 @@ class Whisper(Family):
         return int(self.config["d_model"]), int(self.config["encoder_ffn_dim"])
 
     def placeholder(self, modality: str) -> str:
-        raise KeyError(modality)
+        """The token that begins a transcript: an item has none of its own among the tokens."""
+        if modality != "audio":
+            raise KeyError(modality)
+        return START
 
     def audio_rate(self) -> int:
         return self.log_mel.rate
@@ -97,19 +101,22 @@ class Whisper(Family):
         return self.states
 
     def audio_tokens(self, samples: int) -> int:
-        """None: whatever it is, it stands beside the tokens."""
-        return 0
+        """Its states: none of them stands among the tokens."""
+        return self.states
 
     def preprocess_audio(self, samples: NDArray[np.float32]) -> Arrays:
         """`features` `[bands, frames]`, float32, 100 frames a second: of a window at least.
 
-        As Whisper's extractor has them: what is shorter than a window ends in silence, and of what
-        is longer the frames that are begun and not filled are left out.
+        And how many `samples` there were, `[1]`. As Whisper's extractor has them: what is shorter
+        than a window ends in silence, and of what is longer the last frame is left out unless it
+        is filled.
         """
         missing = self.most_samples - len(samples)
         if missing >= 0:
-            return {"features": self.log_mel.spectrogram(np.pad(samples, (0, missing)))}
-        return {"features": self.log_mel.spectrogram(samples, len(samples) // self.log_mel.hop)}
+            features = self.log_mel.spectrogram(np.pad(samples, (0, missing)))
+        else:
+            features = self.log_mel.spectrogram(samples, len(samples) // self.log_mel.hop)
+        return {"features": features, "samples": np.array([len(samples)])}
 
     def check_item(self, item: MediaItem) -> None:
         if item.states != self.states:

@@ -168,12 +168,13 @@ def _clip(family: Family, frames: int, side: int) -> MediaItem:
 
 def _sounds(options: EngineOptions, family: Family, seconds: int) -> list[MediaItem]:
     samples = min(family.audio_rate() * seconds, family.most_samples or sys.maxsize)
-    while samples and family.audio_tokens(samples) > options.max_len:
+    states = family.item_states("audio")
+    while not states and samples and family.audio_tokens(samples) > options.max_len:
         samples = samples * 9 // 10
     if not samples:
         return []
     tensors = tensors_of(family.preprocess_audio(np.zeros(samples, np.float32)))
-    length, states = family.audio_tokens(samples), family.item_states("audio")
+    length = 0 if states else family.audio_tokens(samples)
     return [MediaItem("audio", b"", 0, length, tensors, states)]
 
 

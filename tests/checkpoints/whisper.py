@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from tests.checkpoints.files import (
-    special_ids,
-    write_generation_config,
-    write_model,
-    write_tokenizer,
-)
+from tokenizers import Tokenizer
+
+from tests.checkpoints.files import special_ids, write_json, write_model, write_tokenizer
 from tests.checkpoints.tokenization import byte_level_tokenizer
 
 
-def write_whisper(folder: str | Path, seed: int = 0, dtype: str = "float32") -> Path:
+def write_whisper(
+    folder: str | Path,
+    seed: int = 0,
+    dtype: str = "float32",
+    positions: int = 448,
+    multilingual: bool = True,
+) -> Path:
     """A Whisper that hears two seconds at once and has the special tokens of the real ones."""
     from transformers import (
         WhisperConfig,
@@ -41,17 +45,38 @@ def write_whisper(folder: str | Path, seed: int = 0, dtype: str = "float32") -> 
         decoder_ffn_dim=48,
         num_mel_bins=16,
         max_source_positions=100,
-        max_target_positions=448,
+        max_target_positions=positions,
         vocab_size=math.ceil(tokenizer.get_vocab_size() / 64) * 64,
         **ids,
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
     write_model(folder, WhisperForConditionalGeneration(config), seed, dtype)
-    write_tokenizer(folder, tokenizer, "", {"eos_token": "<|endoftext|>"})
-    write_generation_config(folder, tokenizer, ["<|endoftext|>"])
+    write_tokenizer(folder, tokenizer, None, {"eos_token": "<|endoftext|>"})
+    write_json(folder / "generation_config.json", generation(tokenizer, positions, multilingual))
     WhisperFeatureExtractor(feature_size=16, chunk_length=2).save_pretrained(folder)
     return folder
+
+
+def generation(tokenizer: Tokenizer, positions: int, multilingual: bool) -> dict[str, Any]:
+    """What is said of a real one's tokens; those that are never said are some of these."""
+    ids = {text: tokenizer.token_to_id(text) for text in SPECIAL}
+    told: dict[str, Any] = {
+        **{f"{role}_token_id": ids["<|endoftext|>"] for role in ("bos", "eos", "pad")},
+        "decoder_start_token_id": ids["<|startoftranscript|>"],
+        "prev_sot_token_id": ids["<|startofprev|>"],
+        "no_timestamps_token_id": ids["<|notimestamps|>"],
+        "is_multilingual": multilingual,
+        "max_initial_timestamp_index": 50,
+        "max_length": positions,
+        "suppress_tokens": [5, 6, 7, *range(ids["<|startoftranscript|>"], ids["<|notimestamps|>"])],
+        "begin_suppress_tokens": [220, ids["<|endoftext|>"]],
+        "return_timestamps": False,
+    }
+    if multilingual:
+        told["lang_to_id"] = {text: ids[text] for text in ("<|en|>", "<|de|>", "<|fr|>")}
+        told["task_to_id"] = {task: ids[f"<|{task}|>"] for task in ("translate", "transcribe")}
+    return told
 
 
 SPECIAL = [

@@ -1,0 +1,168 @@
+"""`POST /v1/audio/transcriptions` and `POST /v1/audio/translations`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from appliance.api.audio.formats import MEDIA_TYPES, srt, text_of, verbose, vtt
+from appliance.api.audio.request import UNBUILT, TranscriptionRequest, typed
+from appliance.api.audio.stream import TranscriptStream
+from appliance.api.fields.validation import parse
+from appliance.api.http.event_stream import close_when_gone
+from appliance.api.http.exchange import note
+from appliance.api.http.form import read_form
+from appliance.api.http.responses import json_response
+from appliance.api.http.tenants import caller_of
+from appliance.errors import bad_request
+from appliance.generation.answers import Answers, Delta, Origin
+from appliance.media.source import Source
+from appliance.service import Service
+from engine.models.languages import LANGUAGES
+
+if TYPE_CHECKING:
+    from appliance.generation.transcribing import Hearing, Segment, Transcriber
+
+logger = logging.getLogger("appliance.api")
+
+TRANSCRIBE, TRANSLATE = "transcribe", "translate"
+
+
+class Audio:
+    """Speech to text."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def transcribe(self, request: Request) -> Response | TranscriptStream:
+        """What is said, in its language."""
+        return await self._answer(request, TRANSCRIBE)
+
+    async def translate(self, request: Request) -> Response | TranscriptStream:
+        """What is said, in English."""
+        return await self._answer(request, TRANSLATE)
+
+    async def _answer(self, request: Request, task: str) -> Response | TranscriptStream:
+        service, arrived = self._service, time.perf_counter()
+        caller = caller_of(request.scope)
+        transcriber = self._transcriber(task)
+        server = service.config.server
+        told, files = await read_form(request, server.max_body_bytes, server.cors_origins)
+        fields, ignored = parse(
+            TranscriptionRequest,
+            typed(told),
+            UNBUILT,
+            reject_unknown=server.unknown_fields == "reject",
+        )
+        fields.check()
+        service.check_model(fields.model)
+        source = Source("audio", self._file(told, files), "file", "file")
+        from appliance.generation.transcribing import Wish  # loads the model's libraries
+
+        wish = Wish(
+            task,
+            None if fields.language is None else transcriber.language(fields.language),
+            fields.prompt,
+            fields.temperature,
+            measured=fields.response_format == "verbose_json",
+        )
+        scope = caller.owner if service.config.cache.share == "key" else b""
+        origin = Origin(arrived, scope, caller.tenant.charge)
+        headers = self._ignored(request, ignored)
+
+        async def hear(receive: Receive) -> Hearing:
+            read = partial(read_while_wanted, receive)
+            return await transcriber.hear(source, wish, origin, caller.owner, read)
+
+        if fields.stream:
+            return TranscriptStream(hear, keep_alive=service.keep_alive_seconds, headers=headers)
+        hearing = await hear(request.receive)
+        segments = [one async for window in hearing.windows() for one in window]
+        note(request.scope, prompt_tokens=hearing.heard, generated_tokens=hearing.said)
+        return self._whole(fields, task, hearing, segments, headers)
+
+    def _transcriber(self, task: str) -> Transcriber:
+        """Raises ApplianceError where there is none, or none yet."""
+        transcriber = self._service.generator().transcriber
+        if transcriber is None:
+            raise bad_request(
+                "This server's model does not transcribe: sounds may be parts of messages of "
+                "/v1/chat/completions, if it takes any.",
+                "model",
+                "unsupported_parameter",
+            )
+        if task == TRANSLATE and TRANSLATE not in transcriber.tokens.tasks:
+            raise bad_request(
+                "This model is for English alone, and translates nothing.",
+                "model",
+                "unsupported_parameter",
+            )
+        return transcriber
+
+    @staticmethod
+    def _file(told: dict[str, Any], files: dict[str, bytes]) -> bytes:
+        """Raises ApplianceError unless there is one file, by the name of `file`."""
+        if "file" in files:
+            return files["file"]
+        if "file" in told:
+            raise bad_request(
+                "'file' must be a file: its part needs a filename.", "file", "invalid_type"
+            )
+        raise bad_request("'file' is required.", "file", "missing_required_parameter")
+
+    def _ignored(self, request: Request, ignored: list[str]) -> dict[str, str]:
+        """The header that names what is ignored."""
+        if not ignored:
+            return {}
+        names = ", ".join(
+            quote(self._service.secrecy.hide(name), safe="[]._-*") for name in ignored
+        )
+        logger.warning("ignored unknown fields: %s", names[:1000])
+        note(request.scope, ignored_fields=names[:1000])
+        return {"X-Ignored-Fields": names[:1000]}
+
+    @staticmethod
+    def _whole(
+        fields: TranscriptionRequest,
+        task: str,
+        hearing: Hearing,
+        segments: list[Segment],
+        headers: dict[str, str],
+    ) -> Response:
+        asked, text = fields.response_format, text_of(segments)
+        if asked in MEDIA_TYPES:
+            body = {"srt": srt, "vtt": vtt}[asked](segments) if asked != "text" else f"{text}\n"
+            return Response(body, headers=headers, media_type=MEDIA_TYPES[asked])
+        told: dict[str, Any] = {"text": text}
+        if asked == "verbose_json":
+            spoken = "english" if task == TRANSLATE else LANGUAGES[hearing.language]
+            told = {
+                "task": task,
+                "language": spoken,
+                "duration": hearing.seconds,
+                **told,
+                "segments": verbose(segments, fields.temperature),
+            }
+        usage = {"type": "duration", "seconds": hearing.seconds}
+        return json_response(told | {"usage": usage}, headers)
+
+
+async def read_while_wanted(receive: Receive, answers: Answers) -> list[Delta]:
+    """Answers, complete. Raises ClientDisconnect when nobody waits any more, ApplianceError."""
+    watch = asyncio.create_task(close_when_gone(receive, answers))
+    try:
+        deltas = await answers.whole()
+        if answers.closed:
+            raise ClientDisconnect
+        return deltas
+    finally:
+        watch.cancel()
+        answers.close()

@@ -34,6 +34,7 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
             f"{plan.pages:,} pages of {plan.page_size} = {plan.tokens:,} tokens, "
             f"{size(plan.kv_bytes)}",
         ),
+        *([("states", states(plan))] if plan.state_pages else []),
         ("images", images(config.media.image)),
         ("videos", videos(config.media.video)),
         ("sounds", sounds(config.media.audio)),
@@ -44,6 +45,12 @@ def facts(composed: Composed, plan: Plan, address: str | None = None) -> dict[st
         ("recipe", f"{config.recipe or 'none'}  {composed.digest}"),
     ]
     return dict(rows)
+
+
+def states(plan: Plan) -> str:
+    """Return what there is for items that the decoder attends to across."""
+    assert plan.states is not None
+    return f"{plan.state_pages:,} x {plan.states.page:,}, {size(plan.state_bytes)}"
 
 
 def kinds(plan: Plan) -> str:
@@ -62,10 +69,12 @@ def accepted_keys(server: ServerConfig) -> str:
 
 def device(config: Config, plan: Plan) -> str:
     engine, ranks = config.engine, config.parallelism.tensor
-    fused = "fused layers" if engine.fuse else "unfused layers"
+    across = plan.states is not None
+    fused = "fused layers" if engine.fuse and not across else "unfused layers"
     each = f", {ranks} processes" if ranks > 1 else ""
     if engine.device == "cpu":
-        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {in_words(plan.options)}"
+        by_whom = in_words(plan.options, across=across)
+        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {by_whom}"
     graphs = "decoding from graphs" if engine.graphs else "no graphs"
     return f"{engine.device} with FlashInfer{each}, {graphs}, {fused}"
 

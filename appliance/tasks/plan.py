@@ -43,7 +43,8 @@ def run(composed: Composed) -> int:
             there = card() if config.engine.device == "cuda" else None
             plan = plan_recipe(config, folder, None if there is None else usable(config, there))
             off = switched_off(config, folder)
-            kernels = f"  Layers: {native_in_words(plan.options)}."
+            by_whom = native_in_words(plan.options, across=plan.states is not None)
+            kernels = f"  Layers: {by_whom}."
             if there is not None:
                 kernels = kernels_in_words(plan, folder, there.capability)
     except EngineError as error:

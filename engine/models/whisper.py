@@ -78,7 +78,7 @@ class Whisper(Family):
         return max_len
 
     def tower_places(self, modality: str, max_len: int, tokens: int) -> int:
-        return AT_ONCE * self.states
+        return self.states * max(1, min(AT_ONCE, tokens // self.states))
 
     def tower_width(self, modality: str) -> tuple[int, int]:
         return int(self.config["d_model"]), int(self.config["encoder_ffn_dim"])

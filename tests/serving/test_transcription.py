@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from appliance.prompt.tokenizer import Tokenizer
 from tests.checkpoints import write_whisper
 from tests.engine.models.sounds import RATE, Samples, sound
-from tests.serving.conftest import Server, serving
+from tests.serving.conftest import Server, metric, serving
 
 SHORT, WINDOW, LONG = sound(21_000, 1), sound(32_000, 2), sound(100_123, 3)
 SOUNDS = {"short": SHORT, "window": WINDOW, "long": LONG}
@@ -215,6 +218,39 @@ def test_the_log_probability_is_the_mean_of_the_windows_tokens(
     likely = rows.gather(1, ids[0, len(prompt) :, None])
     assert segment.avg_logprob == pytest.approx(float(likely.mean()), abs=1e-3)
     assert segment.compression_ratio > 1  # a random model repeats itself
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_who_leaves_has_nothing_computed_any_more(streamed: bool, server: Server) -> None:
+    fields: dict[str, Any] = {"model": "tiny", "file": file_of(sound(120_000, 5))[1]}
+    body, kind = multipart(fields | {"language": "en", "stream": str(streamed).lower()})
+    host, port = server.base_url.removeprefix("http://").split(":")
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        if streamed:
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        else:
+            wait_until(lambda: metric(server, "appliance_kv_pages_used") > 0)
+    wait_until(lambda: "status=499" in server.output or streamed)
+    wait_until(lambda: metric(server, "appliance_kv_pages_used") == 0)
+    assert "Traceback" not in server.output
+    assert hear(server, SHORT).text == hear(server, SHORT).text
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sounds_that_are_heard_side_by_side_do_not_change_each_other(server: Server) -> None:
+    sounds = [sound(20_000 + 15_000 * number, number) for number in range(6)]
+    alone = [hear(server, one).text for one in sounds]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: hear(server, one).text, sounds))
+    assert together == alone
 
 
 BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
@@ -17,13 +16,13 @@ from appliance.api.audio.formats import MEDIA_TYPES, srt, text_of, verbose, vtt
 from appliance.api.audio.request import UNBUILT, TranscriptionRequest, typed
 from appliance.api.audio.stream import TranscriptStream
 from appliance.api.fields.validation import parse
-from appliance.api.http.event_stream import close_when_gone
 from appliance.api.http.exchange import note
 from appliance.api.http.form import read_form
 from appliance.api.http.responses import json_response
 from appliance.api.http.tenants import caller_of
+from appliance.api.replies import read_while_wanted
 from appliance.errors import bad_request
-from appliance.generation.answers import Answers, Delta, Origin
+from appliance.generation.answers import Origin
 from appliance.media.source import Source
 from appliance.service import Service
 from engine.models.languages import LANGUAGES
@@ -153,16 +152,3 @@ class Audio:
             }
         usage = {"type": "duration", "seconds": hearing.seconds}
         return json_response(told | {"usage": usage}, headers)
-
-
-async def read_while_wanted(receive: Receive, answers: Answers) -> list[Delta]:
-    """Answers, complete. Raises ClientDisconnect when nobody waits any more, ApplianceError."""
-    watch = asyncio.create_task(close_when_gone(receive, answers))
-    try:
-        deltas = await answers.whole()
-        if answers.closed:
-            raise ClientDisconnect
-        return deltas
-    finally:
-        watch.cancel()
-        answers.close()

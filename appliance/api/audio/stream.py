@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.audio.formats import text_of
@@ -57,6 +58,8 @@ class TranscriptStream:
             last = await self._write(scope, hearing, windows, first, write)
         except ApplianceError as fault:
             last = event(fault.body())
+        except ClientDisconnect:
+            return
         await write(last, more=False)
 
     async def _write(

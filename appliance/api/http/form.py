@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,6 +16,7 @@ from appliance.errors import ApplianceError, bad_request
 MULTIPART = "multipart/form-data"
 MOST_FIELDS = 64
 LONGEST_FIELD = 1 << 16  # bytes
+PIECE = 1 << 18  # bytes that are parsed at once
 SAME = ("same-origin", "none")
 
 
@@ -29,7 +31,9 @@ async def read_form(
     body = await read_bounded(request, limit)
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield bytes(body)
+        for start in range(0, len(body), PIECE):
+            yield bytes(body[start : start + PIECE])
+            await asyncio.sleep(0)  # others want the event loop
         yield b""
 
     parser = MultiPartParser(

@@ -26,7 +26,7 @@ from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.request import MediaItem, Output, Request, TokenLogprob
+from engine.request import Alignment, MediaItem, Output, Request, TokenLogprob
 from engine.running.flight import Choice, Flight
 from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
@@ -129,6 +129,8 @@ class Engine:
             self._check(item)
         if self._states is not None:
             self._check_states(request.media, self._states)
+        if request.alignment is not None:
+            self._check_alignment(request, request.alignment)
         spans = [
             (item.start, item.end)
             for item in request.media
@@ -199,6 +201,21 @@ class Engine:
             raise RequestRefused(
                 f"its media take {needed} pages of states, and there are {states.pool.pages}"
             )
+
+    def _check_alignment(self, request: Request, wanted: Alignment) -> None:
+        """Raises RequestRefused unless there is attention across of just this."""
+        sizes = self._family.state_sizes()
+        if sizes is None or request.pooling != "last":
+            raise RequestRefused("nothing of a prompt can be aligned here")
+        if len(request.media) != 1 or request.media[0].start or not request.media[0].states:
+            raise RequestRefused("a prompt is aligned with one item, before all of it")
+        if not wanted.heads or any(
+            not (0 <= layer < sizes.layers and 0 <= head < sizes.heads)
+            for layer, head in wanted.heads
+        ):
+            raise RequestRefused("the model has no such heads")
+        if not (0 <= wanted.first < len(request.prompt_ids) and wanted.width % 2 and wanted.states):
+            raise RequestRefused("no tokens or states are left to be aligned")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its answers, now; its pages are free when this returns."""

@@ -106,6 +106,20 @@ def _media_item(
 
 
 @dataclass(slots=True, frozen=True)
+class Alignment:
+    """Attention across that is wanted of a prompt, in place of what it is pooled to.
+
+    That of `heads`, each (layer, head), for the tokens from `first` on to the first `states` of
+    its item, smoothed over `width` of them.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    first: int
+    states: int
+    width: int = 7
+
+
+@dataclass(slots=True, frozen=True)
 class Request:
     """A prompt and the `n` answers wanted. Lower `priority` runs first; `salt` splits caches.
 
@@ -122,6 +136,7 @@ class Request:
     salt: bytes = b""
     constraint: ConstraintSource | None = None
     pooling: Pooling | None = None
+    alignment: Alignment | None = None  # with pooling, whose vector is `[tokens, states]` then
 
     @property
     def shared(self) -> list[SharedTensors]:

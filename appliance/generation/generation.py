@@ -31,6 +31,9 @@ from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from appliance.generation.transcribing import Transcriber
 
 logger = logging.getLogger("appliance.generation")
@@ -113,6 +116,23 @@ class Generation:
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, options, None)
+
+    async def pooled(self, request: Request, param: str) -> NDArray[np.float32]:
+        """The vector of a request that asks for one and for no text. Raises ApplianceError."""
+        ended = False
+        try:
+            async for output in self.client.submit(request):
+                ended = output.finish_reason is not None
+                if output.vector is not None:
+                    return output.vector
+            raise engine_failed("The engine gave the answer up.")
+        except RequestRefused as refused:
+            raise bad_request(sentence(str(refused)), param) from refused
+        except EngineDead as dead:
+            raise engine_failed("The engine stopped while it was answering.") from dead
+        finally:
+            if not ended:
+                self.client.abort(request.id)
 
     def _check_converses(self) -> None:
         """Raise ApplianceError for a model that says what it hears, and nothing else."""

@@ -7,8 +7,10 @@ its text is the same in all.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
+import secrets
 import struct
 import time
 import zlib
@@ -20,15 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from appliance.errors import bad_request
+from appliance.generation.alignment import token_times
 from appliance.generation.answers import AnswerLength, AnswerOptions, Answers, Delta, Origin
 from appliance.generation.prompting import Job
 from appliance.generation.sampling_defaults import SamplingDefaults
-from appliance.generation.segments import FRAME, cut
+from appliance.generation.segments import FRAME, Span, cut
+from appliance.generation.words import words_of
 from appliance.media.source import Source
 from engine.device.shared_tensors import SharedTensors
 from engine.models.whisper import Whisper
 from engine.models.whisper_tokens import whisper_tokens
-from engine.request import MediaItem, SamplingOptions
+from engine.request import Alignment, MediaItem, Request, SamplingOptions
 from engine.sampling.transcript import OneOf, Transcript
 
 if TYPE_CHECKING:
@@ -51,6 +55,16 @@ class Wish:
     prompt: str = ""
     temperature: float = 0.0
     measured: bool = False
+    words: bool = False  # with the times of each
+
+
+@dataclass(slots=True, frozen=True)
+class Word:
+    """One word with the marks that stand at it, and when it is said, in seconds."""
+
+    text: str
+    start: float
+    end: float
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,6 +81,7 @@ class Segment:
     seek: int
     logprob: float = 0.0
     no_speech: float = 0.0
+    words: tuple[Word, ...] = ()
 
     @property
     def compression(self) -> float:
@@ -102,11 +117,18 @@ class Sound:
         self._features: Any = tensors.array("features")  # [bands, frames]
         self._digest, self._family = item.digest, family
         self._window: tuple[int, MediaItem] | None = None
-        self.seconds = int(tensors.array("samples")[0]) / family.audio_rate()
+        samples = int(tensors.array("samples")[0])
+        self.seconds = samples / family.audio_rate()
+        self._heard = min(self.frames, -(-samples // family.log_mel.hop))
 
     @property
     def frames(self) -> int:
         return int(self._features.shape[1])
+
+    def states(self, seek: int) -> int:
+        """How many of a window's states are of the sound; all, if none is."""
+        states = (self._heard - seek) // 2
+        return min(states, self._family.states) if states > 0 else self._family.states
 
     def window(self, seek: int) -> MediaItem:
         """What is heard from frame `seek` on; behind the end the features are zeros."""
@@ -222,11 +244,10 @@ class Hearing:
             if said and said[-1] == tokens.end:
                 said = said[:-1]
             spans, step = cut(said, tokens.first_time, frames) if said else ([], frames)
+            times = await self._times(seek, answer.token_ids) if self._wish.words else []
             common = (seek, sum(likely) / max(1, len(likely)), quiet)
             yield [
-                self._segment(seek * FRAME + one.start, seek * FRAME + one.end, part, *common)
-                for one in spans
-                if (part := said[one.first : one.last])
+                self._segment(one, said, times, *common) for one in spans if one.first < one.last
             ]
             seek += step if step > 0 else frames
 
@@ -239,11 +260,53 @@ class Hearing:
         return [tokens.start, tokens.languages[self.language], tokens.tasks[self._wish.task]]
 
     def _segment(
-        self, start: float, end: float, tokens: list[int], seek: int, logprob: float, quiet: float
+        self,
+        span: Span,
+        said: list[int],
+        times: list[float],
+        seek: int,
+        logprob: float,
+        quiet: float,
     ) -> Segment:
-        words = [token for token in tokens if token < self._transcriber.tokens.end]
-        text = self._transcriber.generation.tokenizer.decode(words)
-        return Segment(round(start, 2), round(end, 2), text, tokens, seek, logprob, quiet)
+        end, tokenizer = self._transcriber.tokens.end, self._transcriber.generation.tokenizer
+        begun = seek * FRAME
+        places = [place for place in range(span.first, span.last) if said[place] < end]
+        text = [said[place] for place in places]
+        words, done = [], 0
+        for word in words_of(text, self.language, tokenizer.decode) if times else ():
+            first, last = places[done], places[done + word.tokens - 1]
+            done += word.tokens
+            spoken = begun + times[first], begun + times[min(last + 1, len(times) - 1)]
+            words.append(Word(word.text.strip(), round(spoken[0], 2), round(spoken[1], 2)))
+        return Segment(
+            round(begun + span.start, 2),
+            round(begun + span.end, 2),
+            tokenizer.decode(text),
+            said[span.first : span.last],
+            seek,
+            logprob,
+            quiet,
+            tuple(words),
+        )
+
+    async def _times(self, seek: int, said: list[int]) -> list[float]:
+        """When each token of a window begins, in seconds of it; the last one as that before it."""
+        before = [*self._before, *self._told]
+        if len(said) < 2:
+            return [0.0] * len(said)
+        request = Request(
+            id=secrets.token_hex(12),
+            prompt_ids=before + said[:-1],
+            media=[self._sound.window(seek)],
+            salt=self._origin.scope,
+            pooling="last",
+            alignment=Alignment(
+                self._transcriber.tokens.heads, len(before), self._sound.states(seek)
+            ),
+        )
+        attention = await self._transcriber.generation.pooled(request, "file")
+        times = await asyncio.get_running_loop().run_in_executor(None, token_times, attention)
+        return [*times, times[-1]]
 
     async def _quiet(self, seek: int) -> float:
         """How likely it is that nothing is said, told where a language would be named."""

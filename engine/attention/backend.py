@@ -158,6 +158,9 @@ class CrossAttention(Protocol):
         token that sees nothing.
         """
 
+    def aligned(self) -> list[torch.Tensor]:
+        """What the planned batch's aligned rows attended to: `[heads, tokens, states]` each."""
+
 
 @dataclass(slots=True)
 class PlannedKernel:

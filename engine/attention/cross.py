@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from engine.attention.alignment import AlignedRows
 from engine.attention.backend import AttentionShape, KVCache
 from engine.scheduling.cross_batch import CrossBatch
 
@@ -19,6 +20,7 @@ class TorchCrossAttention:
         self.shape = shape
         self.store(cache)
         self._batch: CrossBatch | None = None
+        self._aligned = AlignedRows(shape, {})
         self._rows: list[tuple[slice, torch.Tensor, int]] = []
 
     def store(self, cache: KVCache) -> None:
@@ -32,6 +34,7 @@ class TorchCrossAttention:
     def plan(self, batch: CrossBatch) -> None:
         query, page = batch.query_start.tolist(), batch.page_start.tolist()
         self._batch = batch
+        self._aligned = AlignedRows(self.shape, batch.aligned)
         self._rows = [
             (
                 slice(query[row], query[row + 1]),
@@ -52,12 +55,18 @@ class TorchCrossAttention:
         output = query.new_zeros(query.shape[0], self.shape.heads * value.shape[-1])
         seeing = query if batch.seeing is None else query[batch.seeing]
         attended = output if batch.seeing is None else output[batch.seeing]
-        for rows, pages, length in self._rows:
-            keys, values = (_states(part, pages)[:length] for part in paged)
+        for row, (rows, pages, length) in enumerate(self._rows):
+            keys, values = (states_on(part, pages)[:length] for part in paged)
+            if row in batch.aligned:
+                self._aligned.see(layer, row, seeing[rows], keys)
             attended[rows] = self._attend(seeing[rows], keys, values)
         if batch.seeing is not None:
             output[batch.seeing] = attended
         return output
+
+    def aligned(self) -> list[torch.Tensor]:
+        """What the planned batch's aligned rows attended to: `[heads, tokens, states]` each."""
+        return [self._aligned.weights(row) for row in self._aligned.rows]
 
     def _attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -72,7 +81,7 @@ class TorchCrossAttention:
         return attended[0].transpose(0, 1).reshape(query.shape[0], -1)
 
 
-def _states(paged: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+def states_on(paged: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
     """`[states, heads, size]` on these pages, one after the other."""
     if len(pages) == 1:
         return paged[int(pages[0])]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from engine.attention.alignment import AlignedRows
 from engine.attention.backend import AttentionShape, KVCache
 from engine.attention.limits import WORKSPACE_BYTES
 from engine.device.device import Device, send
@@ -23,6 +24,8 @@ class FlashInferCrossAttention:
         workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device.device)
         self._kernel = library.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2")
         self._staged = device.event()
+        self._batch: CrossBatch | None = None
+        self._aligned = AlignedRows(shape, {})
         self._slots = self._seeing = torch.empty(0)
         self._partly = self._rows = False
 
@@ -37,6 +40,7 @@ class FlashInferCrossAttention:
 
     def plan(self, batch: CrossBatch) -> None:
         shape, pinned = self.shape, self._device.pinned
+        self._batch, self._aligned = batch, AlignedRows(shape, batch.aligned)
         self._partly, self._rows = batch.seeing is not None, bool(batch.lengths)
         seeing = batch.slots.new_empty(0) if batch.seeing is None else batch.seeing
         indices, self._slots, self._seeing = send(
@@ -73,9 +77,24 @@ class FlashInferCrossAttention:
         if not self._rows:
             return query.new_zeros(query.shape[0], query.shape[1] * query.shape[2])
         seeing = query[self._seeing.long()] if self._partly else query
+        self._see(layer, seeing, paged[0])
         attended: torch.Tensor = self._kernel.run(seeing.contiguous(), paged)
         if not self._partly:
             return attended.reshape(query.shape[0], -1)
         output = torch.zeros_like(query, memory_format=torch.contiguous_format)
         output[self._seeing.long()] = attended
         return output.view(query.shape[0], -1)
+
+    def aligned(self) -> list[torch.Tensor]:
+        """What the planned batch's aligned rows attended to: `[heads, tokens, states]` each."""
+        return [self._aligned.weights(row) for row in self._aligned.rows]
+
+    def _see(self, layer: int, query: torch.Tensor, keys: torch.Tensor) -> None:
+        """By torch: no kernel gives weights, and few requests want them."""
+        for row in self._aligned.rows:
+            assert self._batch is not None
+            tokens = slice(*self._batch.query_start[row : row + 2].tolist())
+            first, last = self._batch.page_start[row : row + 2].tolist()
+            pages = self._device.upload(self._batch.page_indices[first:last].long())
+            states = keys[pages].flatten(0, 1)[: self._batch.lengths[row]]
+            self._aligned.see(layer, row, query[tokens], states)

@@ -53,6 +53,7 @@ class StateSizes:
     page: int
     pages: int  # that a sequence takes at most
     layers: int  # that attend across
+    heads: int
     kv_heads: int
     head_dim: int
 

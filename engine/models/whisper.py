@@ -70,6 +70,7 @@ class Whisper(Family):
             page=self.states,
             pages=1,
             layers=int(self.config["decoder_layers"]),
+            heads=heads,
             kv_heads=heads,
             head_dim=int(self.config["d_model"]) // heads,
         )
@@ -157,7 +158,7 @@ class Whisper(Family):
         return CrossLayers(
             shape=AttentionShape(
                 layers=sizes.layers,
-                heads=sizes.kv_heads,
+                heads=sizes.heads,
                 kv_heads=sizes.kv_heads,
                 head_dim=sizes.head_dim,
                 scale=1.0,

@@ -28,6 +28,7 @@ class WhisperTokens:
     tasks: dict[str, int]
     never: tuple[int, ...]
     never_first: tuple[int, ...]
+    heads: tuple[tuple[int, int], ...] = ()  # (layer, head) that follow what is said; none: unknown
 
     @property
     def no_speech(self) -> int:
@@ -62,8 +63,9 @@ def whisper_tokens(folder: Path) -> WhisperTokens:
             tasks=_named(told["task_to_id"]) if many else {},
             never=tuple(map(_id, told.get("suppress_tokens") or ())),
             never_first=tuple(map(_id, told.get("begin_suppress_tokens") or ())),
+            heads=tuple((_id(pair[0]), _id(pair[1])) for pair in told.get("alignment_heads") or ()),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointBroken(f"{path} lacks tokens that Whisper is told what to do by") from error
 
 

@@ -39,7 +39,8 @@ def no_progress(phase: str, fraction: float) -> None:
 class Computed:
     """What a batch gave; it may lie where the next run writes its own.
 
-    `hidden` are final states `[hidden rows, hidden]`, or None of what was recorded. Where there is
+    `hidden` are final states `[hidden rows, hidden]`, or None of what was recorded; `aligned` the
+    attention across of each slice of which it is wanted, `[heads, tokens, states]`. Where there is
     a way to the `likeliest` tokens without logits, these are computed when they are asked for.
     """
 
@@ -48,8 +49,10 @@ class Computed:
         logits: Callable[[], torch.Tensor] | torch.Tensor,
         hidden: torch.Tensor | None = None,
         likeliest: Callable[[], torch.Tensor] | None = None,
+        aligned: Sequence[torch.Tensor] = (),
     ) -> None:
         self._logits = logits
+        self.aligned = aligned
         self.hidden = hidden
         self.likeliest = likeliest
 
@@ -254,9 +257,11 @@ class Runner:
             hidden = hidden.index_select(0, upload(batch.logit_rows))
         head = self._head
         # a cap may make two logits one, of which another is the first
-        if isinstance(head, NativeHead) and self.loaded.logit_cap is None and self._ranks is None:
+        plain = self.loaded.logit_cap is None and self._ranks is None and self._across is None
+        if isinstance(head, NativeHead) and plain:
             return Computed(lambda: head(hidden), pooled, lambda: head.likeliest(hidden))
-        return Computed(self._logits(hidden).float(), pooled)
+        aligned = () if self._across is None else self._across.aligned()
+        return Computed(self._logits(hidden).float(), pooled, aligned=aligned)
 
     def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits of every row of a batch without media, as recordings compute them."""

@@ -31,6 +31,9 @@ class CrossBatch:
     last_page_length: torch.Tensor  # [rows] int32, 1..page_size
     lengths: list[int]  # states that each row sees
     tokens: int  # of the whole batch
+    aligned: dict[
+        int, tuple[tuple[int, int], ...]
+    ]  # rows whose attention is wanted: of which heads
 
 
 def cross_batch(batch: Batch, page_size: int) -> CrossBatch:
@@ -41,8 +44,12 @@ def cross_batch(batch: Batch, page_size: int) -> CrossBatch:
     fresh: dict[int, ItemStates] = {}  # by first page: sequences may share what is new
     rows: list[tuple[int, int, ItemStates]] = []  # first token, last one, what they see
     query_start = batch.query_start.tolist()
+    aligned: dict[int, tuple[tuple[int, int], ...]] = {}
     for item, offset in zip(batch.slices, query_start, strict=False):
+        wanted = item.sequence.request.alignment
         for held, first, last in _runs(item):
+            if wanted is not None:
+                aligned[len(rows)] = wanted.heads
             rows.append((offset + first, offset + last, held))
         for held in item.sequence.states:
             if not held.stored and held.item.start < item.end:
@@ -72,6 +79,7 @@ def cross_batch(batch: Batch, page_size: int) -> CrossBatch:
         ),
         lengths=[held.item.states for held in seen],
         tokens=batch.tokens,
+        aligned=aligned,
     )
 
 

@@ -15,6 +15,7 @@ from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
 from engine.scheduling.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
+    from engine.sampling.alignment import AlignedTokens
     from engine.sampling.constraint import Constraint
     from engine.sampling.pooling import Pool
 
@@ -61,7 +62,7 @@ class Sequence:
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     constraint: Constraint | None = None
-    pool: Pool | None = None  # of the slices computed since the first
+    pool: Pool | AlignedTokens | None = None  # of the slices computed since the first
     lookup: PromptLookup | None = None  # once something was to be drafted
 
     @property
@@ -106,7 +107,7 @@ class Sequence:
     def reuses_prefix(self) -> bool:
         """Whether tokens whose keys and values are known need not be computed."""
         if self.request.pooling is not None:
-            return self.request.pooling == "last"
+            return self.request.pooling == "last" and self.request.alignment is None
         return self.sampling.prompt_logprobs is None or self.generated > 0
 
     @property

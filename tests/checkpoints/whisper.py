@@ -71,6 +71,7 @@ def generation(tokenizer: Tokenizer, positions: int, multilingual: bool) -> dict
         "max_length": positions,
         "suppress_tokens": [5, 6, 7, *range(ids["<|startoftranscript|>"], ids["<|notimestamps|>"])],
         "begin_suppress_tokens": [220, ids["<|endoftext|>"]],
+        "alignment_heads": [[0, 1], [2, 0], [2, 1]],
         "return_timestamps": False,
     }
     if multilingual:

@@ -21,10 +21,12 @@ import soundfile
 import torch
 from openai.types.audio import Transcription, TranscriptionVerbose
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
 from appliance.prompt.tokenizer import Tokenizer
 from tests.checkpoints import write_whisper
 from tests.engine.models.sounds import RATE, Samples, sound
+from tests.generation.test_words import Theirs
 from tests.serving.conftest import Server, metric, serving
 
 SHORT, WINDOW, LONG = sound(21_000, 1), sound(32_000, 2), sound(100_123, 3)
@@ -78,6 +80,46 @@ class Reference:
             (round(float(one["start"]), 2), round(float(one["end"]), 2), one["tokens"].tolist())
             for one in found["segments"][0]
         ]
+
+    @torch.no_grad()
+    def words(self, samples: Samples) -> list[tuple[str, float, float]]:
+        """As its pipeline puts them together: a word ends where the next token begins."""
+        asked = {"language": "en", "task": "transcribe", "return_token_timestamps": True}
+        long = len(samples) > 32_000
+        heard = self.extractor(
+            [samples],
+            sampling_rate=RATE,
+            truncation=not long,
+            padding="longest" if long else "max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        model = WhisperForConditionalGeneration.from_pretrained(
+            self.folder, attn_implementation="eager"
+        ).eval()
+        found = model.generate(
+            heard.input_features,
+            attention_mask=heard.attention_mask,
+            return_timestamps=True,
+            return_segments=True,
+            do_sample=False,
+            **asked,
+        )
+        end, words = model.config.eos_token_id, []
+        for segment in found["segments"][0]:
+            tokens, times = segment["tokens"].tolist(), segment["token_timestamps"].tolist()
+            first, last = segment["idxs"]
+            window = segment["result"]["token_timestamps"].tolist()
+            if last < len(window):  # the window's next token
+                times.append(window[last] + times[0] - window[first])
+            places = [place for place, token in enumerate(tokens) if token < end]
+            texts, _, indices = _combine_tokens_into_words(
+                Theirs(self.tokenizer), [tokens[place] for place in places], "english"
+            )
+            for text, where in zip(texts, indices, strict=True):
+                last = min(places[where[-1]] + 1, len(times) - 1)
+                words.append((text.strip(), times[places[where[0]]], times[last]))
+        return words
 
     def text(self, segments: list[tuple[float, float, list[int]]]) -> str:
         end = self.model.config.eos_token_id
@@ -220,6 +262,29 @@ def test_the_log_probability_is_the_mean_of_the_windows_tokens(
     assert segment.compression_ratio > 1  # a random model repeats itself
 
 
+@pytest.mark.parametrize("name", SOUNDS)
+def test_words_are_timed_as_transformers_times_them(
+    name: str, server: Server, reference: Reference
+) -> None:
+    told = hear(
+        server,
+        SOUNDS[name],
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    expected = reference.words(SOUNDS[name])
+    found = [(word.word, word.start, word.end) for word in told.words]
+    assert [word for word, _, _ in found] == [word for word, _, _ in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[1:] == pytest.approx(theirs[1:], abs=0.0051)
+    assert name != "long" or len({start for _, start, _ in found}) > 3
+    assert told.segments == hear(server, SOUNDS[name], response_format="verbose_json").segments
+    alone = hear(
+        server, SOUNDS[name], response_format="verbose_json", timestamp_granularities=["word"]
+    )
+    assert (alone.segments, alone.words) == (None, told.words)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_who_leaves_has_nothing_computed_any_more(streamed: bool, server: Server) -> None:
     fields: dict[str, Any] = {"model": "tiny", "file": file_of(sound(120_000, 5))[1]}
@@ -271,12 +336,6 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
         400,
         "stream",
         "invalid_value",
-    ),
-    "words": (
-        {"timestamp_granularities[]": "word", "response_format": "verbose_json"},
-        400,
-        "timestamp_granularities[0]",
-        "unsupported_parameter",
     ),
     "a granularity": (
         {"timestamp_granularities[]": "letter", "response_format": "verbose_json"},

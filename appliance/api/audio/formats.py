@@ -39,6 +39,15 @@ def verbose(segments: Sequence[Segment], temperature: float) -> list[dict[str, A
     ]
 
 
+def words(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    """OpenAI's words."""
+    return [
+        {"word": word.text, "start": word.start, "end": word.end}
+        for segment in segments
+        for word in segment.words
+    ]
+
+
 def srt(segments: Sequence[Segment]) -> str:
     """SubRip's subtitles."""
     return "\n".join(

@@ -39,6 +39,16 @@ class TranscriptionRequest(BaseModel):
     stream: bool = False
     timestamp_granularities: list[Granularity] = Field(default_factory=list)
 
+    @property
+    def words(self) -> bool:
+        """Whether times of words are wanted."""
+        return "word" in self.timestamp_granularities
+
+    @property
+    def segments(self) -> bool:
+        """Whether segments are: unless words alone."""
+        return not self.timestamp_granularities or "segment" in self.timestamp_granularities
+
     def check(self) -> None:
         """Raises ApplianceError for fields that contradict each other."""
         if self.timestamp_granularities and self.response_format != "verbose_json":
@@ -46,13 +56,6 @@ class TranscriptionRequest(BaseModel):
                 "'timestamp_granularities' needs 'response_format' to be 'verbose_json'.",
                 "timestamp_granularities",
                 "invalid_value",
-            )
-        if "word" in self.timestamp_granularities:
-            place = self.timestamp_granularities.index("word")
-            raise bad_request(
-                "Times of single words are not told by this server; those of segments are.",
-                f"timestamp_granularities[{place}]",
-                "unsupported_parameter",
             )
         if self.stream and self.response_format not in STREAMED:
             raise bad_request(

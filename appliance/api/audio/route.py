@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from appliance.api.audio.formats import MEDIA_TYPES, srt, text_of, verbose, vtt
+from appliance.api.audio.formats import MEDIA_TYPES, srt, text_of, verbose, vtt, words
 from appliance.api.audio.request import UNBUILT, TranscriptionRequest, typed
 from appliance.api.audio.stream import TranscriptStream
 from appliance.api.fields.validation import parse
@@ -63,6 +63,13 @@ class Audio:
         )
         fields.check()
         service.check_model(fields.model)
+        if fields.words and not transcriber.tokens.heads:
+            raise bad_request(
+                "Times of words are not told: the checkpoint's generation_config.json has no "
+                "alignment_heads.",
+                f"timestamp_granularities[{fields.timestamp_granularities.index('word')}]",
+                "unsupported_parameter",
+            )
         source = Source("audio", self._file(told, files), "file", "file")
         from appliance.generation.transcribing import Wish  # loads the model's libraries
 
@@ -72,6 +79,7 @@ class Audio:
             fields.prompt,
             fields.temperature,
             measured=fields.response_format == "verbose_json",
+            words=fields.words,
         )
         scope = caller.owner if service.config.cache.share == "key" else b""
         origin = Origin(arrived, scope, caller.tenant.charge)
@@ -148,7 +156,10 @@ class Audio:
                 "language": spoken,
                 "duration": hearing.seconds,
                 **told,
-                "segments": verbose(segments, fields.temperature),
             }
+            if fields.segments:
+                told["segments"] = verbose(segments, fields.temperature)
+            if fields.words:
+                told["words"] = words(segments)
         usage = {"type": "duration", "seconds": hearing.seconds}
         return json_response(told | {"usage": usage}, headers)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.generation_whisper import _median_filter
 
 from bench.reference import TOLERANCE, Recorder, Reference, compare, engine_options, greedy
 from bench.stand_in.platforms import engine_on
@@ -19,7 +20,7 @@ from engine.core import Engine
 from engine.errors import ModelUnsupported, RequestRefused
 from engine.models.item_tensors import tensors_of
 from engine.models.whisper import Whisper
-from engine.request import MediaItem, Request
+from engine.request import Alignment, MediaItem, Request
 from tests.engine.models.sounds import Samples, digest, sound
 
 Folder = Callable[[str], Path]
@@ -226,6 +227,56 @@ def _by_parts(
         inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
         hidden = hidden + layer.fc2(inner)
     return decoder.layer_norm(hidden)[0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_prompts_attention_is_that_of_transformers(path: str, checkpoint: Folder) -> None:
+    """Whole and in chunks, beside others, after what is the same was computed before."""
+    folder = checkpoint("whisper")
+    wanted = Alignment(((0, 1), (2, 0)), first=3, states=70)
+    prompt, item = words(40, 1), heard(folder, sound(20_000, 1))
+    model = WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        found = model(
+            item.tensors["features"][None],
+            decoder_input_ids=torch.tensor([prompt]),
+            output_attentions=True,
+        ).cross_attentions
+    weights = torch.stack([found[layer][0, head] for layer, head in wanted.heads])[:, 3:, :70]
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    normed = (weights - mean) / deviation
+    expected = _median_filter(normed, 7).mean(dim=0)
+    for budget in (512, 9):
+        engine = engine_on(path, folder, max_tokens_per_step=budget)
+        recorder = Recorder(engine)
+        recorder.run(Request("before", prompt, greedy(2), [item]))
+        asked = Request("r", prompt, media=[item], pooling="last", alignment=wanted)
+        recorder.run(*requests_for(folder, count=2), asked)
+        [vector] = [one.vector for one in recorder.outputs if one.vector is not None]
+        torch.testing.assert_close(torch.from_numpy(vector), expected, rtol=0, atol=1e-3)
+        assert (normed[0] - expected).abs().max() > 0.1  # control: one head is not the mean
+
+
+def test_an_alignment_that_cannot_be_is_refused(checkpoint: Folder) -> None:
+    folder = checkpoint("whisper")
+    engine, item = Engine(engine_options(folder)), heard(folder, sound(100, 1))
+    good = Alignment(((0, 1),), first=2, states=9)
+    for wanted, media in (
+        (replace(good, heads=((3, 0),)), [item]),
+        (replace(good, heads=((0, 2),)), [item]),
+        (replace(good, heads=()), [item]),
+        (replace(good, first=5), [item]),
+        (replace(good, states=0), [item]),
+        (good, []),
+        (good, [replace(item, start=2)]),
+    ):
+        asked = Request("r", words(5, 1), media=media, pooling="last", alignment=wanted)
+        with pytest.raises(RequestRefused):
+            engine.add(asked)
+    llama = Engine(engine_options(checkpoint("llama")))
+    with pytest.raises(RequestRefused, match="aligned"):
+        llama.add(Request("r", words(5, 1), pooling="last", alignment=good))
+    assert not engine.has_work()
 
 
 def test_what_cannot_be_attended_to_is_refused(checkpoint: Folder) -> None:

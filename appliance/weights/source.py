@@ -282,7 +282,9 @@ def _convert(
         with original(folder.with_suffix(".fetched")) as file:
             check_sha256(file, sha256)
             logger.info("converting %s", file.name)
-            needed = convert_file(file, partial, progress)
+            needed, write = converter(file)
+            check_room(partial, needed)
+            write(file, partial, progress)
         write_manifest(partial, source)
         os.rename(partial, folder)
     except BaseException as error:
@@ -292,22 +294,19 @@ def _convert(
         raise
 
 
-def convert_file(file: Path, folder: Path, progress: Progress) -> int:
-    """Write a checkpoint of a GGUF file, or of CTranslate2's; returns the bytes that it took."""
+def converter(file: Path) -> tuple[int, Callable[[Path, Path, Progress], None]]:
+    """How many bytes a checkpoint made of a file takes, and what writes it to a folder.
+
+    The file is GGUF's, or a model of CTranslate2.
+    """
     if file.name == CTRANSLATE2:
         from appliance.weights import ctranslate2_checkpoint
 
-        needed = file.stat().st_size
-        check_room(folder, needed)
-        ctranslate2_checkpoint.write_checkpoint(file, folder, progress)
-        return needed
+        return file.stat().st_size, ctranslate2_checkpoint.write_checkpoint
     from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
     from appliance.weights.gguf_header import check_header
 
-    needed = check_header(file)
-    check_room(folder, needed)
-    write_checkpoint(file, folder, progress)
-    return needed
+    return check_header(file), write_checkpoint
 
 
 def write_manifest(folder: Path, source: str) -> str:

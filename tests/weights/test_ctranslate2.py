@@ -18,7 +18,7 @@ from appliance.weights import packaged_file
 from appliance.weights.ctranslate2_checkpoint import write_checkpoint
 from appliance.weights.ctranslate2_file import Ctranslate2File
 from appliance.weights.progress import silent
-from appliance.weights.source import convert_file
+from appliance.weights.source import converter
 from tests.checkpoints import write_whisper
 from tests.weights.ctranslate2 import write_model
 from tests.weights.test_weights import configured, resolve
@@ -34,7 +34,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_are_those_of_the_original(checkpoint: Path, tmp_path: Path) -> None:
     write_model(checkpoint, tmp_path / "there")
     (tmp_path / "made").mkdir()
-    convert_file(tmp_path / "there" / "model.bin", tmp_path / "made", silent)
+    file = tmp_path / "there" / "model.bin"
+    needed, write = converter(file)
+    assert needed == file.stat().st_size
+    write(file, tmp_path / "made", silent)
     models = [
         WhisperForConditionalGeneration.from_pretrained(folder).eval()
         for folder in (checkpoint, tmp_path / "made")

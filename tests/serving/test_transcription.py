@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -374,6 +375,10 @@ def test_bodies_that_are_no_form_are_refused(server: Server) -> None:
     assert post(server, body[: len(body) // 2], kind)[0] == 400
     assert post(server, body, kind, Origin="https://elsewhere.example")[0] == 403
     assert post(server, body, kind)[0] == 200
+    packed = gzip.compress(body)
+    assert post(server, packed, kind, **{"Content-Encoding": "gzip"})[0] == 200
+    assert post(server, packed[:-9], kind, **{"Content-Encoding": "gzip"})[0] == 400
+    assert post(server, packed, kind, **{"Content-Encoding": "br"})[0] == 415
     status, _, headers = post(server, *multipart({"model": "tiny", "odd": "1", "file": b"x"}))
     assert status == 422
     assert "X-Ignored-Fields" not in headers

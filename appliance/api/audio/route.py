@@ -54,7 +54,9 @@ class Audio:
         caller = caller_of(request.scope)
         transcriber = self._transcriber(task)
         server = service.config.server
-        told, files = await read_form(request, server.max_body_bytes, server.cors_origins)
+        told, files = await read_form(
+            request, server.max_body_bytes, server.cors_origins, service.aside
+        )
         fields, ignored = parse(
             TranscriptionRequest,
             typed(told),

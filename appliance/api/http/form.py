@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -11,24 +12,30 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from appliance.api.http.body import OF_BROWSERS, read_bounded
+from appliance.api.http.content_coding import content_coding, decoded
 from appliance.errors import ApplianceError, bad_request
 
 MULTIPART = "multipart/form-data"
 MOST_FIELDS = 64
 LONGEST_FIELD = 1 << 16  # bytes
 PIECE = 1 << 18  # bytes that are parsed at once
+Aside = Callable[[Callable[[], bytearray]], Awaitable[bytearray]]
 SAME = ("same-origin", "none")
 
 
 async def read_form(
-    request: Request, limit: int, origins: list[str]
+    request: Request, limit: int, origins: list[str], aside: Aside
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fields and files by name; those whose names end in `[]` are lists, without it.
 
-    `origins` are those whose pages may send forms. Raises ApplianceError, ClientDisconnect.
+    `origins` are those whose pages may send forms; `aside` does what would hold up the event loop.
+    Raises ApplianceError, ClientDisconnect.
     """
     _check(request.headers, origins)
+    coding = content_coding(request.headers)
     body = await read_bounded(request, limit)
+    if coding is not None:
+        body = await aside(partial(decoded, body, coding, limit))
 
     async def stream() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE):

@@ -190,11 +190,13 @@ class Loader:
         from appliance.generation.prompting import Limits, Prompting
         from appliance.generation.sampling_defaults import sampling_defaults
         from appliance.generation.scores import ScoreSettings
+        from appliance.generation.transcribing import Transcriber
         from appliance.generation.vectors import VectorSettings
         from appliance.planning import allowed_modalities, switched_off
         from appliance.prompt.template import ChatTemplate
         from appliance.prompt.tokenizer import Tokenizer
         from engine.models.registry import family_for
+        from engine.models.whisper import Whisper
 
         config = self._composed.config
         assert self.client is not None
@@ -227,7 +229,7 @@ class Loader:
             switched_off=switched_off(config, folder),
             embedding_template=template_of(source) if source and vectors else None,
         )
-        return Generation(
+        generation = Generation(
             client=self.client,
             prompting=prompting,
             metrics=service.metrics,
@@ -237,6 +239,9 @@ class Loader:
             scores=scores,
             generates=not family.encoder_only,
         )
+        if isinstance(family, Whisper):
+            generation.transcriber = Transcriber(generation, family)
+        return generation
 
     async def _follow_phase(self) -> None:
         client, lifecycle = self.client, self._lifecycle

@@ -38,6 +38,7 @@ def facts(
         ("device", device(config, plan)),
         ("context", f"{plan.max_len:,} tokens, {plan.max_sequences} sequences at once"),
         ("KV cache", kv_cache(plan)),
+        *([("states", states(plan))] if plan.state_pages else []),
         ("vectors", vectors(config.embeddings)),
         ("images", images(config.media.image)),
         ("videos", videos(config.media.video)),
@@ -70,6 +71,12 @@ def vectors(config: VectorsConfig) -> str:
     return f"of {states[config.pooling]}{', of length 1' if config.normalize else ''}"
 
 
+def states(plan: Plan) -> str:
+    """Return what there is for items that the decoder attends to across."""
+    assert plan.states is not None
+    return f"{plan.state_pages:,} x {plan.states.page:,}, {size(plan.state_bytes)}"
+
+
 def kinds(plan: Plan) -> str:
     """Return the types of the weights."""
     return plan.dtype if plan.fewer_bits is None else f"{plan.dtype}, {plan.fewer_bits}"
@@ -86,10 +93,12 @@ def accepted_keys(server: ServerConfig) -> str:
 
 def device(config: Config, plan: Plan) -> str:
     engine, ranks = config.engine, config.parallelism.tensor
-    fused = "fused layers" if engine.fuse and plan.kv_bytes else "unfused layers"
+    across = plan.states is not None
+    fused = "fused layers" if engine.fuse and plan.kv_bytes and not across else "unfused layers"
     each = f", {ranks} processes" if ranks > 1 else ""
     if engine.device == "cpu":
-        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {in_words(plan.options)}"
+        by_whom = in_words(plan.options, across=across)
+        return f"cpu{each}, {engine.threads or 'all'} threads, {fused}, {by_whom}"
     graphs = "decoding from graphs" if engine.graphs else "no graphs"
     return f"{engine.device} with FlashInfer{each}, {graphs}, {fused}"
 

@@ -23,6 +23,7 @@ TOLERANCE = 1e-4  # float32 logits
 
 
 def engine_options(folder: Path, **changes: object) -> EngineOptions:
+    states = family_for(folder).state_sizes()
     settings: dict[str, object] = {
         "model_path": str(folder),
         "dtype": "float32",
@@ -36,6 +37,7 @@ def engine_options(folder: Path, **changes: object) -> EngineOptions:
         "prefix_cache": True,
         "encoder_cache_bytes": 1 << 20,
         "modalities": family_for(folder).modalities,
+        "state_pages": 0 if states is None else 16 * states.pages,
     }
     return EngineOptions(**(settings | changes))  # type: ignore[arg-type]
 
@@ -132,6 +134,9 @@ class Reference:
         for name in sorted({name for one in shown for name in one}):
             inputs[name] = torch.cat([one[name] for one in shown if name in one])
         config = self.model.config
+        if self.family.state_sizes() is not None:
+            del inputs["attention_mask"]
+            inputs["decoder_input_ids"] = inputs.pop("input_ids")
         if self.family.both_ways:
             inputs["token_type_ids"] = (ids == config.image_token_id).int()
         if any(name.endswith("grid_thw") for name in inputs):

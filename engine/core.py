@@ -26,7 +26,7 @@ from engine.models.loader import LoadedModel, Progress
 from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.parallel.shard import load_share
-from engine.request import MediaItem, Output, Request, TokenLogprob
+from engine.request import Alignment, MediaItem, Output, Request, TokenLogprob
 from engine.running.flight import Choice, Flight
 from engine.running.launcher import Launcher
 from engine.running.platform import Platform, platform_for
@@ -37,6 +37,7 @@ from engine.scheduling.pace import Pace, turning_point
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.scheduler import Scheduler, Slice
 from engine.scheduling.sequence import Sequence, in_flight
+from engine.scheduling.state_pages import StatePages
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class Engine:
         self._runner = prepared.runner
         self._launcher = Launcher(self._runner, prepared.sampler, self._platform, options.page_size)
         self._pool = PagePool(self._runner.pages)
+        sizes = self._family.state_sizes()
+        self._states = None if sizes is None else StatePages(options.state_pages, sizes.page)
         self._scheduler = Scheduler(
             self._pool,
             options.page_size,
@@ -100,6 +103,7 @@ class Engine:
             options.max_prompt_rows,
             options.speculation_tokens if options.speculation is not None else 0,
             Pace(options.prefill_seconds, turning(prepared.loaded)),
+            self._states,
         )
         self._grammars = Grammars(options.model_path, self._runner.vocabulary, self._eos_ids)
         self._flight: Flight | None = None
@@ -130,6 +134,10 @@ class Engine:
             raise RequestRefused("this engine was started without the tower for such media")
         for item in request.media:
             self._check(item)
+        if self._states is not None:
+            self._check_states(request.media, self._states)
+        if request.alignment is not None:
+            self._check_alignment(request, request.alignment)
         spans = [
             (item.start, item.end)
             for item in request.media
@@ -185,10 +193,38 @@ class Engine:
         """Raises RequestRefused for tensors that no preparing of an item gives."""
         try:
             if "embeds" in item.tensors:
-                fitting(item, "embeds", FLOATS, (item.length, self._runner.hidden))
+                fitting(item, "embeds", FLOATS, (item.encoded, self._runner.hidden))
+            if item.states and (self._states is None or item.length or item.start < 0):
+                raise ValueError("it has states that nothing attends to across")
             self._family.check_item(item)
         except ValueError as wrong:
             raise RequestRefused(f"tensors of a media item do not fit: {wrong}") from None
+
+    def _check_states(self, media: list[MediaItem], states: StatePages) -> None:
+        """Raises RequestRefused for items that a decoder cannot attend to across."""
+        starts = [item.start for item in media if item.states]
+        if starts != sorted(set(starts)):
+            raise RequestRefused("items that are attended to across must begin one after another")
+        needed = states.needed(media)
+        if needed > states.pool.pages:
+            raise RequestRefused(
+                f"its media take {needed} pages of states, and there are {states.pool.pages}"
+            )
+
+    def _check_alignment(self, request: Request, wanted: Alignment) -> None:
+        """Raises RequestRefused unless there is attention across of just this."""
+        sizes = self._family.state_sizes()
+        if sizes is None or request.pooling != "last":
+            raise RequestRefused("nothing of a prompt can be aligned here")
+        if len(request.media) != 1 or request.media[0].start or not request.media[0].states:
+            raise RequestRefused("a prompt is aligned with one item, before all of it")
+        if not wanted.heads or any(
+            not (0 <= layer < sizes.layers and 0 <= head < sizes.heads)
+            for layer, head in wanted.heads
+        ):
+            raise RequestRefused("the model has no such heads")
+        if not (0 <= wanted.first < len(request.prompt_ids) and wanted.width % 2 and wanted.states):
+            raise RequestRefused("no tokens or states are left to be aligned")
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its answers, now; its pages are free when this returns."""

@@ -43,6 +43,7 @@ class EngineOptions:
     prefix_cache: bool
     encoder_cache_bytes: int
     modalities: tuple[str, ...] = ()  # that requests may bring; empty loads no tower
+    state_pages: int = 0  # for what decoders attend to across; 0: nothing, or not planned yet
     kv_cache_gb: float | None = None  # None: what the plan leaves, or a card has room for
     quantization: str | None = None  # of products: fp8 on CUDA, int8 and int4 on the CPU
     native: str = "auto"  # our library's variant, or auto or torch, on the CPU

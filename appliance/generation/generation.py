@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.client import Client
 from appliance.errors import bad_request, engine_failed, not_found, overloaded
@@ -35,6 +35,12 @@ from appliance.prompt.stops import StopStrings
 from engine.errors import EngineDead, RequestRefused
 from engine.request import Request, SamplingOptions
 from engine.sampling.constraint import ConstraintSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from appliance.generation.transcribing import Transcriber
 
 logger = logging.getLogger("appliance.generation")
 
@@ -80,7 +86,8 @@ class Generation:
         self.vectors = vectors
         self.scores = scores
         self.generates = generates
-        self._prompting = prompting
+        self.prompting = prompting
+        self.transcriber: Transcriber | None = None  # of a model that transcribes
         self._metrics = metrics
         self._sampling = sampling
         self._running: dict[Answers, int] = {}  # answers that the engine still works on
@@ -103,7 +110,7 @@ class Generation:
         """Begin the answers to a conversation. Raises ApplianceError."""
         self._check_generates()
         stages = options.origin.stages
-        job = await self._prompting.chat(prompt, fields.answer_length, stages)
+        job = await self.prompting.chat(prompt, fields.answer_length, stages)
         constraint, parser = await self._held(prompt, options.reply, job.ending)
         return await self._start([replace(job, constraint=constraint)], fields, options, parser)
 
@@ -114,19 +121,19 @@ class Generation:
         thinking = self.style.thinks(ending)
         reply = replace(reply, think=prompt.thinking.wanted is not False)
         make = partial(self.style.constraint, reply, thinking=thinking)
-        constraint = make() if reply.tools is None else await self._prompting.aside(make)
+        constraint = make() if reply.tools is None else await self.prompting.aside(make)
         return constraint, self.style.parser(reply, thinking=thinking)
 
     async def count_chat(self, prompt: ChatPrompt) -> Shown:
         """The prompt of a conversation, of any length. Raises ApplianceError."""
-        return await self._prompting.shown_chat(prompt)
+        return await self.prompting.shown_chat(prompt)
 
     async def show_chat(self, prompt: ChatPrompt, fields: AnswerFields, reply: Reply) -> Shown:
         """The prompt that `chat` would begin with, of answers that may be `reply`.
 
         Raises ApplianceError for what `chat` would refuse before its media are decoded.
         """
-        shown = await self._prompting.shown_chat(prompt, fields.answer_length)
+        shown = await self.prompting.shown_chat(prompt, fields.answer_length)
         await self._held(prompt, reply, shown.ending)
         return self._allowed(shown, fields)
 
@@ -140,7 +147,7 @@ class Generation:
     ) -> Shown:
         """The same of one prompt of `complete`, with `own_tokens` of the tokenizer or without."""
         length = None if fields is None else fields.answer_length
-        made = await self._prompting.shown_text(source, length, param, own_tokens=own_tokens)
+        made = await self.prompting.shown_text(source, length, param, own_tokens=own_tokens)
         return self._allowed(made, fields)
 
     def _allowed(self, shown: Shown, fields: AnswerFields | None) -> Shown:
@@ -156,7 +163,7 @@ class Generation:
         Raises ApplianceError.
         """
         self._check_generates()
-        make = partial(self._prompting.text, length=fields.answer_length)
+        make = partial(self.prompting.text, length=fields.answer_length)
         structure = options.reply.structure
         jobs = [replace(job, constraint=structure) for job in await _jobs(prompts, "prompt", make)]
         return await self._start(jobs, fields, options, None)
@@ -180,9 +187,9 @@ class Generation:
         """Begin a vector of each prompt, or the one of a conversation. Raises ApplianceError."""
         options = replace(options, pooling=self.vector_settings().pooling)
         if isinstance(prompts, ChatPrompt):
-            jobs = [await self._prompting.embedded_chat(prompts)]
+            jobs = [await self.prompting.embedded_chat(prompts)]
         else:
-            jobs = await _jobs(prompts, "input", self._prompting.embedded_text)
+            jobs = await _jobs(prompts, "input", self.prompting.embedded_text)
         return await self._start(jobs, fields, options, None)
 
     def score_settings(self) -> ScoreSettings:
@@ -202,20 +209,43 @@ class Generation:
         self.score_settings()
         jobs: list[Job] = []
         for texts, param in pairs:
-            jobs.append(await self._prompting.pair(texts, param))
+            jobs.append(await self.prompting.pair(texts, param))
             if len(jobs) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return await self._start(jobs, fields, replace(options, pooling="cls"), None)
 
     def _check_generates(self) -> None:
-        """Raise ApplianceError 404 for a model that makes nothing but vectors or scores."""
-        if not self.generates:
+        """Raise ApplianceError 404 for a model that makes vectors, scores or transcripts alone."""
+        if not self.generates or self.transcriber is not None:
             instead = "makes embeddings: POST /v1/embeddings"
             if self.scores is not None:
                 instead = "scores texts: POST /rerank or /score"
+            elif self.transcriber is not None:
+                instead = "transcribes sounds: POST /v1/audio/transcriptions"
             raise not_found(
                 f"This model does not generate text; it {instead}.", "unsupported_model", "model"
             )
+
+    async def pooled(self, request: Request, param: str) -> NDArray[np.float32]:
+        """The vector of a request that asks for one and for no text. Raises ApplianceError."""
+        ended = False
+        try:
+            async for output in self.client.submit(request):
+                ended = output.finish_reason is not None
+                if output.vector is not None:
+                    return output.vector
+            raise engine_failed("The engine gave the answer up.")
+        except RequestRefused as refused:
+            raise bad_request(sentence(str(refused)), param) from refused
+        except EngineDead as dead:
+            raise engine_failed("The engine stopped while it was answering.") from dead
+        finally:
+            if not ended:
+                self.client.abort(request.id)
+
+    async def answer(self, job: Job, fields: AnswerFields, options: AnswerOptions) -> Answers:
+        """Begin the answers to a prompt that is there already. Raises ApplianceError."""
+        return await self._start([job], fields, options, None)
 
     async def _start(
         self,

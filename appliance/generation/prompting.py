@@ -17,6 +17,7 @@ from appliance.generation.conversation import ChatPrompt, Conversation, Message
 from appliance.generation.stages import Stages
 from appliance.media.intake import Intake
 from appliance.media.intake import Item as MediaRead
+from appliance.media.source import Source
 from appliance.metrics import Metrics
 from appliance.prompt.build import Item, Prompt, build_chat, build_text
 from appliance.prompt.template import ChatTemplate, Postponed
@@ -220,7 +221,7 @@ class Prompting:
         if asked.template is not None:
             template = await self.aside(partial(template.with_source, asked.template))
         template.options(asked.template_kwargs, asked.thinking)  # or refuse, before any work
-        self._check_modalities(asked)
+        self._check_modalities(conversation.sources)
         certain = self.tokenizer.least_tokens(conversation.certain_length)
         self._check_least(max(certain, conversation.parts), length, param)
 
@@ -282,8 +283,16 @@ class Prompting:
             raise bad_request(f"'{param}' is empty after tokenizing.", param)
         return prompt
 
-    def _check_modalities(self, asked: ChatPrompt) -> None:
-        for source in asked.conversation.sources:
+    async def heard(self, source: Source, owner: bytes) -> MediaItem:
+        """A sound that is no part of a prompt, with its tensors. Raises ApplianceError."""
+        self._check_modalities([source])
+        assert self._intake is not None
+        async with self._intake.take([source], owner) as items:
+            [item] = await self._intake.load(items, owner, [0])
+        return item
+
+    def _check_modalities(self, sources: Sequence[Source]) -> None:
+        for source in sources:
             modality = source.modality
             if modality not in self.modalities:
                 self._metrics.media_refusals.labels("unsupported_parameter", modality).inc()

@@ -152,6 +152,9 @@ class Intake:
                 return None
             if source.content is None:
                 return None
+            if isinstance(source.content, bytes):
+                self._reader.check_sent(source.content, source.kind, source.param)
+                return None
             return self._reader.check(source.content, source.kind, source.param)
 
     def _check_limits(self, found: Sequence[Source]) -> None:
@@ -206,6 +209,8 @@ class Intake:
         if isinstance(source.content, EmbeddingFields):
             loop = asyncio.get_running_loop()
             return Fetched(await loop.run_in_executor(self._threads, source.content.encoded))
+        if isinstance(source.content, bytes):
+            return Fetched(source.content)
         assert target is not None
         return await self._reader.read(target, source.kind, source.param, self._threads)
 

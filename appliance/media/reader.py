@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.config.errors import ConfigurationError
 from appliance.config.schema import MediaConfig
-from appliance.errors import media_timeout
+from appliance.errors import media_timeout, media_too_large
 from appliance.media.configured import media_policies
 from appliance.media.data_url import read_data_url
 from appliance.media.fetch import Fetcher
@@ -29,6 +29,12 @@ class MediaReader:
     def check(self, url: str, modality: str, param: str) -> Target:
         """What a URL means, without resolving or reading anything. Raises ApplianceError."""
         return read_url(url, self._policies[modality], param=param)
+
+    def check_sent(self, data: bytes, modality: str, param: str) -> None:
+        """Raise ApplianceError for content beyond the limit, that came with the request itself."""
+        limit = self._policies[modality].max_bytes
+        if len(data) > limit:
+            raise media_too_large(modality, limit, param)
 
     async def read(self, target: Target, modality: str, param: str, pool: Executor) -> Fetched:
         """Content of what `check` returned; files and data: URLs are read in `pool`.

@@ -29,7 +29,7 @@ class Source:
     """
 
     kind: str
-    content: str | EmbeddingFields | None  # a URL, of whatever scheme
+    content: str | bytes | EmbeddingFields | None  # a URL, of whatever scheme, or what was sent
     part: str
     field: str
     inside: str = ""

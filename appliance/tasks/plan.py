@@ -43,7 +43,8 @@ def run(composed: Composed) -> int:
             there = card() if config.engine.device == "cuda" else None
             plan = plan_recipe(config, folder, None if there is None else usable(config, there))
             off = switched_off(config, folder)
-            kernels = f"  Layers: {native_in_words(plan.options)}."
+            by_whom = native_in_words(plan.options, across=plan.states is not None)
+            kernels = f"  Layers: {by_whom}."
             if there is not None:
                 kernels = kernels_in_words(plan, folder, there.capability)
     except EngineError as error:
@@ -119,6 +120,7 @@ def table(plan: Plan) -> str:
         (plan.tower, plan.encoder_bytes, "media of one step at their largest"),
         ("encoder cache", plan.encoder_cache_bytes, "cache.encoder_gb"),
         ("KV cache", plan.kv_bytes, kv_terms(plan)),
+        ("states", plan.state_bytes, state_terms(plan)),
     ]
     lines = [f"  {name:<14}{size(count):>12}  {why}" for name, count, why in terms if count]
     lines.append(f"  {'together':<14}{size(plan.total_bytes):>12}")
@@ -144,6 +146,13 @@ def weight_terms(plan: Plan) -> str:
 
 def kv_terms(plan: Plan) -> str:
     return f"{plan.pages:,} + 1 pages x {plan.page_size} tokens x {plan.kv_bytes_per_token:,} bytes"
+
+
+def state_terms(plan: Plan) -> str:
+    if plan.states is None:
+        return ""
+    each = plan.state_page_bytes // plan.states.page
+    return f"{plan.state_pages:,} + 1 pages x {plan.states.page:,} states x {each:,} bytes"
 
 
 def lengths(plan: Plan) -> list[int]:

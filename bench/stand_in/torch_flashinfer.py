@@ -99,6 +99,7 @@ class _Wrapper:
         query_start: list[int],
         ranges: Ranges | None = None,
         out: torch.Tensor | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         plan = self._planned
         assert plan is not None, "run before plan"
@@ -125,6 +126,8 @@ class _Wrapper:
                 seen = seen.triu(earlier - plan["window_left"])
             if ranges is not None:
                 seen = ranges.seen(start, end, length)
+            if not causal:
+                seen = torch.ones_like(seen)
             output[start:end] = attend(query[start:end], key, value, seen, plan)
         return output
 
@@ -179,7 +182,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         q_data_type: torch.dtype = torch.float16,
         kv_data_type: torch.dtype | None = None,
     ) -> None:
-        assert causal, "a decoder's prefill is causal"
+        self._causal = causal  # else: every query sees all keys of its row
         assert not self._hopper or (window_left < 0 and not logits_soft_cap), "not compiled"
         assert qo_indptr.dtype == torch.int32
         assert qo_indptr.device.type == paged_kv_indptr.device.type == "cpu"
@@ -197,7 +200,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
     def run(
         self, q: torch.Tensor, paged_kv_cache: Cache, *, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self._attend(q, paged_kv_cache, self._query_start, out=out)
+        return self._attend(q, paged_kv_cache, self._query_start, out=out, causal=self._causal)
 
 
 class BatchPrefillWithCausalBidirectionalRangesWrapper(_Wrapper):

@@ -13,6 +13,7 @@ import torch
 from engine.attention.rows import DeviceRows, Rows
 from engine.device.device import Device, Event
 from engine.scheduling.batch import Batch
+from engine.scheduling.cross_batch import CrossBatch
 
 PAGED_ATTENTION = "appliance_paged"  # what transformers knows our attention by
 WHOLE_ATTENTION = "appliance_whole"  # the same, of encoders: engine/layers/encoder.py
@@ -45,6 +46,19 @@ class AttentionShape:
         """Earlier keys that a token of this layer sees; -1: all."""
         window = self.windows[layer] if self.windows else None
         return -1 if window is None else window - 1
+
+
+@dataclass(slots=True, frozen=True)
+class CrossLayers:
+    """Attention to states beside a sequence, in a stack of transformers.
+
+    `modules` are those layers' attentions in the order of their caches, and the stack takes new
+    states `[1, states, hidden]` as `argument`.
+    """
+
+    shape: AttentionShape
+    modules: Sequence[Any]
+    argument: str = "encoder_hidden_states"
 
 
 class KVCache:
@@ -118,6 +132,35 @@ class AttentionBackend(Protocol):
         query `[tokens, heads, head_dim]`, key `[tokens, kv_heads, head_dim]`, value `[tokens,
         kv_heads, value_dim]`; returns `[tokens, heads * value_dim]`.
         """
+
+
+class CrossAttention(Protocol):
+    """Paged attention to states beside a sequence, of which each token sees all that it may.
+
+    Every token's states are stored once, by the step that is the first to attend to them.
+    """
+
+    def store(self, cache: KVCache) -> None:
+        """Keep keys and values of states there from now on."""
+
+    def release(self) -> None:
+        """Let go of the cache; nothing runs until `store`."""
+
+    def plan(self, batch: CrossBatch) -> None:
+        """Prepare what all layers of this step share."""
+
+    def run(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Store keys and values of the planned batch's new states, then attend.
+
+        query `[tokens, heads, head_dim]`, key and value `[states, kv_heads, ...]`, of which those
+        behind the planned slots are nobody's; returns `[tokens, heads * value_dim]`, zeros for a
+        token that sees nothing.
+        """
+
+    def aligned(self) -> list[torch.Tensor]:
+        """What the planned batch's aligned rows attended to: `[heads, tokens, states]` each."""
 
 
 @dataclass(slots=True)

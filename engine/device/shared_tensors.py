@@ -124,10 +124,20 @@ class SharedTensors(Mapping[str, "torch.Tensor"]):
         dtype, count = getattr(torch, place.dtype), math.prod(place.shape)
         if not count:
             return torch.empty(place.shape, dtype=dtype)
+        flat = torch.frombuffer(self._mapped(), dtype=dtype, count=count, offset=place.offset)
+        return flat.view(place.shape)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of them for who has no torch. Raises KeyError."""
+        import numpy
+
+        place = self.places[name]
+        return numpy.ndarray(place.shape, place.dtype, self._mapped(), place.offset)
+
+    def _mapped(self) -> mmap.mmap:
         if self._memory is None:  # a private mapping: a writer would write to a copy
             self._memory = mmap.mmap(self._handle, self.nbytes, access=mmap.ACCESS_COPY)
-        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=place.offset)
-        return flat.view(place.shape)
+        return self._memory
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)

@@ -11,7 +11,12 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from engine.attention.backend import PAGED_ATTENTION, AttentionBackend
+from engine.attention.backend import (
+    PAGED_ATTENTION,
+    AttentionBackend,
+    CrossAttention,
+    CrossLayers,
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -29,6 +34,7 @@ class DecoderInput:
     embeddings: torch.Tensor  # [tokens, hidden]
     positions: torch.Tensor  # [rows, tokens]; one row, or three for M-RoPE
     features: Mapping[int, Sequence[LayerFeature]] = field(default_factory=dict)
+    states: torch.Tensor | None = None  # [new states, hidden], to be attended to across
 
 
 class Decoder(Protocol):
@@ -44,11 +50,27 @@ class TransformersDecoder:
     Works for every model whose attention goes through `AttentionInterface`.
     """
 
-    def __init__(self, stack: Any, backend: AttentionBackend) -> None:
-        self._stack = stack
-        for module in stack.modules():
-            if hasattr(module, "layer_idx") and hasattr(module, "scaling"):
-                module.paged_attention = backend
+    def __init__(
+        self,
+        stack: Any,
+        backend: AttentionBackend,
+        across: CrossAttention | None = None,
+        cross_layers: CrossLayers | None = None,
+    ) -> None:
+        """`cross_layers` attend by `across` to the states that come with batches."""
+        self._stack, self._cross_layers = stack, cross_layers
+        layers = cross_layers.modules if cross_layers is not None else ()
+        elsewhere = set(map(id, layers))
+        own = [
+            module
+            for module in stack.modules()
+            if hasattr(module, "layer_idx")
+            and hasattr(module, "scaling")
+            and id(module) not in elsewhere
+        ]
+        for modules, attention in ((own, backend), (layers, across)):
+            for layer, module in enumerate(modules):
+                module.paged_attention, module.paged_layer = attention, layer
 
     def __call__(self, batch: DecoderInput) -> torch.Tensor:
         positions = batch.positions
@@ -56,11 +78,19 @@ class TransformersDecoder:
             self._stack.layers[layer].register_forward_hook(partial(_add_features, features))
             for layer, features in batch.features.items()
         ]
+        across: dict[str, torch.Tensor] = {}
+        if self._cross_layers is not None:
+            states = batch.states
+            if states is None or not len(states):
+                # the layers do their keys' shapes sums, for which there has to be one
+                states = batch.embeddings.new_zeros(1, batch.embeddings.shape[1])
+            across = {self._cross_layers.argument: states[None]}
         try:
             output = self._stack(
                 inputs_embeds=batch.embeddings[None],
                 position_ids=positions if positions.shape[0] == 1 else positions[:, None],
                 use_cache=False,
+                **across,
             )
         finally:
             for hook in hooks:
@@ -85,9 +115,9 @@ def _paged_attention(
     attention_mask: torch.Tensor | None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    backend: AttentionBackend = module.paged_attention
+    backend: AttentionBackend | CrossAttention = module.paged_attention
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
-    output = backend.run(module.layer_idx, query, key, value)
+    output = backend.run(module.paged_layer, query, key, value)
     return output.view(1, query.shape[0], query.shape[1], query.shape[2]), None
 
 

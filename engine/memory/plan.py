@@ -14,7 +14,7 @@ from engine.memory import card_memory, quantization
 from engine.memory.checkpoint import ITEMSIZE, Checkpoint, read_checkpoint, tensor_shapes
 from engine.memory.shares import share_of, undivided
 from engine.memory.stored import check_stored
-from engine.models.family import Family
+from engine.models.family import Family, StateSizes
 from engine.models.registry import family_for
 from engine.native.loading import DTYPES
 from engine.options import PROMPT_ROWS, EngineOptions
@@ -54,6 +54,9 @@ class Plan:
     pages: int
     max_len: int
     available_bytes: int
+    states: StateSizes | None = None  # of what the decoder attends to across
+    state_pages: int = 0
+    state_page_bytes: int = 0
     fewer_bits: str | None = None  # in words, which weights are of fewer than `dtype` has
 
     @property
@@ -62,6 +65,7 @@ class Plan:
         return replace(
             self.options,
             pages=self.pages,
+            state_pages=self.state_pages,
             max_len=self.max_len,
             encoder_cache_bytes=self.encoder_cache_bytes,
         )
@@ -97,7 +101,12 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        return self.fixed_bytes + self.kv_bytes
+        return self.fixed_bytes + self.kv_bytes + self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the cache for what is attended to across."""
+        return (self.state_pages + 1) * self.state_page_bytes if self.state_pages else 0
 
     @property
     def fixed_bytes(self) -> int:
@@ -107,7 +116,8 @@ class Plan:
 
     def concurrency(self, length: int) -> int:
         """How many sequences of `length` tokens, none of them shared, can run at once."""
-        return min(self.max_sequences, self.pages // math.ceil(length / self.page_size))
+        most = min(self.max_sequences, self.pages // math.ceil(length / self.page_size))
+        return most if self.states is None else min(most, self.state_pages // self.states.pages)
 
 
 def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
@@ -124,6 +134,7 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
     check(options, checkpoint, family, length)
     check_stored(checkpoint, tensor_shapes(family.folder), family.tower_prefixes)
     share = share_of(checkpoint, options.tensor_parallel)
+    states = family.state_sizes()
     towers = checkpoint.tower_parameters if options.modalities else 0
     weights = quantization.weights_bytes(options, share, towers)
     if family.encoder_only:
@@ -151,6 +162,8 @@ def plan(options: EngineOptions, available_bytes: int | None = None) -> Plan:
         pages=0,
         max_len=length,
         available_bytes=there.available,
+        states=states,
+        state_page_bytes=0 if states is None else state_page_bytes(states, options.dtype),
         fewer_bits=quantization.in_words(options, checkpoint),
     )
     return without_kv_cache(without_cache) if family.encoder_only else with_kv_cache(without_cache)
@@ -192,6 +205,8 @@ def check(options: EngineOptions, checkpoint: Checkpoint, family: Family, length
     ranks = options.tensor_parallel
     reasons.append(undivided(checkpoint.heads, checkpoint.kv_heads, checkpoint.intermediate, ranks))
     reasons.append(quantization.unsupported(options, checkpoint))
+    if family.state_sizes() is not None:
+        reasons += across_lacks(options)
     for reason in reasons:
         if reason is not None:
             raise PlanError(reason)
@@ -232,6 +247,21 @@ def check_encoder(options: EngineOptions, architecture: str, length: int) -> Non
             f"{architecture} takes a prompt whole: with model.max_len={length} that needs "
             f"engine.max_tokens_per_step={length}, not {options.max_tokens_per_step}"
         )
+
+
+def across_lacks(options: EngineOptions) -> list[str]:
+    """What a decoder that attends across does not have of what is asked for."""
+    asked = {
+        "engine.graphs=true": options.graphs
+        and "is of steps that attend to tokens alone: set engine.graphs=false",
+        "engine.kv_dtype=fp8": options.kv_dtype is not None
+        and "stores tokens alone: set engine.kv_dtype=auto",
+        f"parallelism.tensor={options.tensor_parallel}": options.tensor_parallel > 1
+        and "splits no layers that attend across: set parallelism.tensor=1",
+        f"model.quantization={options.quantization}": options.quantization is not None
+        and "is of fused layers, and those that attend across are not: set model.quantization=null",
+    }
+    return [f"{name} {why}" for name, why in asked.items() if why]
 
 
 @dataclass(slots=True, frozen=True)
@@ -322,25 +352,49 @@ def with_kv_cache(plan: Plan) -> Plan:
     one = math.ceil(plan.max_len / plan.page_size)
     left = plan.available_bytes - plan.fixed_bytes
     if kv_cache_gb is None:
-        share = int(max(left, 0) * (1.0 if everything else KV_SHARE)) // page_bytes - 1
+        room = int(max(left, 0) * (1.0 if everything else KV_SHARE))
+    else:
+        room = int(kv_cache_gb * GIB)
+    plan = replace(plan, state_pages=state_pages(plan, room, one * page_bytes))
+    room -= plan.state_bytes
+    left -= plan.state_bytes
+    if kv_cache_gb is None:
+        share = room // page_bytes - 1
         pages = max(one, share if everything else min(share, one * plan.max_sequences))
     else:
-        pages = int(kv_cache_gb * GIB) // page_bytes - 1
+        pages = room // page_bytes - 1
     kv_bytes = (pages + 1) * page_bytes
     if pages < one:
         most = max(pages, 0) * plan.page_size
         raise PlanError(
             f"engine.kv_cache_gb={kv_cache_gb:g} holds {most} tokens at "
             f"{size(plan.kv_bytes_per_token)} each, one sequence of model.max_len={plan.max_len} "
-            f"takes {size((one + 1) * page_bytes)}: raise engine.kv_cache_gb or lower model.max_len"
+            f"takes {size((one + 1) * page_bytes + plan.state_bytes)}: raise engine.kv_cache_gb or "
+            "lower model.max_len"
         )
     if kv_bytes > left:
         what = "KV cache" if kv_cache_gb is not None else "KV cache for one sequence"
         raise PlanError(
-            f"{arithmetic(plan)} + {what} {size(kv_bytes)} = {size(plan.fixed_bytes + kv_bytes)}, "
+            f"{arithmetic(plan)} + {what} {size(kv_bytes)} = "
+            f"{size(plan.fixed_bytes + plan.state_bytes + kv_bytes)}, "
             f"but {size(plan.available_bytes)} are available: {helpful_keys(plan)}"
         )
     return replace(plan, pages=pages, kv_bytes=kv_bytes)
+
+
+def state_pages(plan: Plan, room: int, sequence_bytes: int) -> int:
+    """Pages for what as many sequences attend to across as `room` has, their tokens beside them."""
+    if plan.states is None:
+        return 0
+    each = plan.states.pages * plan.state_page_bytes
+    sequences = (room - plan.state_page_bytes) // (sequence_bytes + each)
+    return plan.states.pages * max(1, min(sequences, plan.max_sequences))
+
+
+def state_page_bytes(states: StateSizes, dtype: str) -> int:
+    """Keys and values of a page's states, in all layers that attend to them."""
+    each = 2 * states.layers * states.kv_heads * states.head_dim * ITEMSIZE[dtype]
+    return states.page * each
 
 
 def arithmetic(plan: Plan) -> str:
@@ -351,6 +405,7 @@ def arithmetic(plan: Plan) -> str:
         "activations": plan.activation_bytes,
         plan.tower: plan.encoder_bytes,
         "encoder cache": plan.encoder_cache_bytes,
+        "states": plan.state_bytes,
     }
     return " + ".join(f"{name} {size(count)}" for name, count in terms.items() if count)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
+    from engine.attention.backend import CrossLayers
+
     Arrays = dict[str, NDArray[Any]]  # of an item, by name
     Upload = Callable[[torch.Tensor], torch.Tensor]  # to the model's device; the host does not wait
 
@@ -39,6 +41,21 @@ class VideoOptions:
     fps: float | None = None
     frame_pixels: int | None = None
     tokens: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class StateSizes:
+    """What a decoder keeps of encoded items that it attends to across: keys and values of states.
+
+    A page holds what a tower gives at once, `page` states, so that an item's lie side by side.
+    """
+
+    page: int
+    pages: int  # that a sequence takes at most
+    layers: int  # that attend across
+    heads: int
+    kv_heads: int
+    head_dim: int
 
 
 class Family:
@@ -88,6 +105,10 @@ class Family:
     def tower_width(self, modality: str) -> tuple[int, int]:
         """Hidden and intermediate size of the layers of a modality's tower."""
         raise KeyError(modality)
+
+    def state_sizes(self) -> StateSizes | None:
+        """What its decoder keeps of items that it attends to across; None: all are embedded."""
+        return None
 
     @property
     def patches_in_place(self) -> int:
@@ -146,6 +167,15 @@ class Family:
         """Placeholders of a sound. Raises ValueError for a length that it refuses."""
         raise KeyError("audio")
 
+    @property
+    def most_samples(self) -> int | None:
+        """Samples of the longest sound that is one item; None: an item is of any length."""
+        return None
+
+    def item_states(self, modality: str) -> int:
+        """States of an item that the decoder attends to across; 0: it has placeholders."""
+        return 0
+
     def preprocess_audio(self, samples: NDArray[np.float32]) -> Arrays:
         """Arrays of mono `samples` at `audio_rate`, float32 from -1 to 1."""
         raise KeyError("audio")
@@ -188,6 +218,21 @@ class Family:
     def pooled_head(self, model: Any, states: torch.Tensor) -> torch.Tensor:
         """What is handed out of final hidden states that are to be pooled, `[rows, hidden]`."""
         return states
+
+    def attend_by(self, model: Any, decoder: str, vision: str) -> None:
+        """Have the decoder attend by one interface of transformers, towers for pictures by another.
+
+        Whatever else there is attends by torch.
+        """
+        pictures = getattr(model.config, "vision_config", None) is not None
+        parts = {"vision_config": vision} if pictures else {}
+        nested = getattr(model.config, "text_config", None)
+        attention: Any = {"text_config": decoder, **parts} if nested else decoder
+        model.set_attn_implementation(attention)
+
+    def cross_layers(self, model: Any) -> CrossLayers | None:
+        """The decoder's layers that attend to the states of `state_sizes`; None: there are none."""
+        return None
 
     def drop_towers(self, config: Any) -> None:
         """Change a transformers configuration to be built without the towers' layers."""

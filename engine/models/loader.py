@@ -10,7 +10,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
-from engine.attention.backend import PAGED_ATTENTION, WHOLE_ATTENTION, AttentionShape
+from engine.attention.backend import (
+    PAGED_ATTENTION,
+    WHOLE_ATTENTION,
+    AttentionShape,
+    CrossLayers,
+)
 from engine.errors import ModelUnsupported
 from engine.models.end_tokens import end_tokens
 from engine.models.family import Family
@@ -46,6 +51,7 @@ class LoadedModel:
     dtype: torch.dtype
     vocabulary: int  # of all ranks together
     logit_cap: float | None = None  # bounds logits by cap * tanh(logit / cap)
+    cross: CrossLayers | None = None  # layers that attend to states beside the sequence
 
 
 def load_model(
@@ -123,11 +129,7 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
     """
     if family.encoder_only:
         return as_encoder(family, model)
-    pictures = getattr(model.config, "vision_config", None) is not None
-    vision = {"vision_config": vision_attention} if pictures else {}
-    text = getattr(model.config, "text_config", None)
-    attention: Any = {"text_config": PAGED_ATTENTION, **vision} if text else PAGED_ATTENTION
-    model.set_attn_implementation(attention)
+    family.attend_by(model, PAGED_ATTENTION, vision_attention)
     model.eval().requires_grad_(False)
     stack = family.decoder(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -141,6 +143,7 @@ def as_loaded(family: Family, model: Any, vision_attention: str = "sdpa") -> Loa
         dtype=model.dtype,
         vocabulary=vocabulary,
         logit_cap=getattr(model.config, "final_logit_softcapping", None),
+        cross=family.cross_layers(model),
     )
 
 

@@ -49,13 +49,18 @@ class LogMel:
         """Columns of the spectrogram: one for each hop begun, at least two."""
         return max(2, -(-samples // self.hop))
 
-    def spectrogram(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`[bands, frames]` of mono `samples` `[samples]`, both float32."""
-        frames, side = self.frames(len(samples)), self._size // 2
-        missing = frames * self.hop - len(samples)
+    def spectrogram(
+        self, samples: NDArray[np.float32], frames: int | None = None
+    ) -> NDArray[np.float32]:
+        """`[bands, frames]` of mono `samples` `[samples]`, both float32; the first so many of them.
+
+        To fill the last frame, silence follows.
+        """
+        frames, side = frames or self.frames(len(samples)), self._size // 2
+        missing = max(0, frames * self.hop - len(samples))
         # a frame's middle is where its hop begins
         around = np.pad(np.pad(samples, (0, missing)), side, mode="reflect")
-        pieces = sliding_window_view(around, self._size)[:: self.hop]
+        pieces = sliding_window_view(around, self._size)[:: self.hop][:frames]
         window = np.hanning(self._size + 1)[:-1].astype(np.float32)
         found = np.empty((self.bands, frames), np.float32)
         for first in range(0, frames, AT_ONCE):

@@ -18,6 +18,7 @@ FAMILIES = (
     "ultravox:Ultravox",
     "bert:Bert",
     "bert:BertClassifier",
+    "whisper:Whisper",
 )  # module:class beside this file
 
 

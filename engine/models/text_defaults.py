@@ -15,6 +15,21 @@ LLAMA: dict[str, Any] = {  # LlamaConfig
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
+WHISPER: dict[str, Any] = {  # WhisperConfig
+    "d_model": 384,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "decoder_layers": 4,
+    "decoder_attention_heads": 6,
+    "decoder_ffn_dim": 1536,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+    "num_mel_bins": 80,
+    "vocab_size": 51_865,
+    "activation_function": "gelu",
+    "tie_word_embeddings": True,
+}
 GEMMA3: dict[str, Any] = {  # Gemma3TextConfig
     "hidden_size": 2304,
     "intermediate_size": 9216,

@@ -49,14 +49,15 @@ def left_to_torch(options: EngineOptions) -> str | None:
     return None if options.dtype in DTYPES else f"there are no kernels of {options.dtype}"
 
 
-def in_words(options: EngineOptions) -> str:
+def in_words(options: EngineOptions, *, across: bool = False) -> str:
     """Whose kernels compute the layers on a CPU, as far as the settings tell.
 
-    Layers of a pattern that is not known are torch's in any case; the engine's log says so.
+    Layers of a pattern that is not known are torch's in any case, as are those of a decoder that
+    attends `across`; the engine's log says so.
     """
     try:
         variant = chosen(options.native)
     except NativeUnusable as error:
         return f"torch's operators ({error})"
-    by_torch = variant is None or left_to_torch(options) is not None
+    by_torch = across or variant is None or left_to_torch(options) is not None
     return "torch's operators" if by_torch else f"our kernels for {variant}"

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from engine.attention import native as native_attention
-from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
+from engine.attention.backend import AttentionBackend, AttentionShape, CrossAttention, KVCache
 from engine.attention.cpu import CpuAttention
+from engine.attention.cross import TorchCrossAttention
 from engine.attention.native import NativeAttention
 from engine.device.device import Host
 from engine.errors import ModelUnsupported
@@ -88,6 +89,9 @@ class CpuPlatform(Host):
         if self.machine is None:
             return CpuAttention(shape, cache)
         return NativeAttention(shape, cache, self.machine)
+
+    def attention_across(self, shape: AttentionShape, cache: KVCache) -> CrossAttention:
+        return TorchCrossAttention(shape, cache)
 
     def decoder(
         self, stack: Any, shape: AttentionShape, backend: AttentionBackend

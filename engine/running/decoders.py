@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.attention.backend import AttentionBackend
+from engine.attention.backend import AttentionBackend, CrossAttention
 from engine.errors import ModelUnsupported
 from engine.layers.decoder import Decoder, TransformersDecoder
 from engine.layers.fuse import FusedDecoder, adds_plainly, fusible
@@ -14,6 +14,7 @@ from engine.options import EngineOptions
 from engine.parallel.ranks import Ranks
 from engine.running.platform import Platform
 
+NOT_RECORDED = "are not recorded: set engine.graphs=false"
 NOT_OWN = "have no products of ours: set engine.decode_products=library"
 
 
@@ -23,6 +24,7 @@ def decoder_for(
     platform: Platform,
     backend: AttentionBackend,
     ranks: Ranks | None,
+    across: CrossAttention | None = None,
 ) -> Decoder:
     """The fastest one for this model, these settings and this device.
 
@@ -31,8 +33,8 @@ def decoder_for(
     stack, shape = loaded.stack, loaded.shape
     for reason in refusals(loaded, options, ranks):
         raise ModelUnsupported(reason)
-    if not options.fuse or not fusible(stack):
-        return TransformersDecoder(stack, backend)
+    if loaded.cross is not None or not options.fuse or not fusible(stack):
+        return TransformersDecoder(stack, backend, across, loaded.cross)
     whole = platform.decoder(stack, shape, backend)
     if whole is not None:
         return whole
@@ -52,7 +54,8 @@ def decoder_for(
 
 def refusals(loaded: LoadedModel, options: EngineOptions, ranks: Ranks | None) -> Iterator[str]:
     """What is asked of layers that are not of the pattern, or shared, and that they do not have."""
-    fused, own = options.fuse and fusible(loaded.stack), options.decode_products == "own"
+    fused = options.fuse and loaded.cross is None and fusible(loaded.stack)
+    own = options.decode_products == "own"
     if options.prefill_graphs and (ranks is not None or not fused):
         yield (
             "prompts are recorded between attentions of fused layers, on a single card: set "
@@ -63,6 +66,10 @@ def refusals(loaded: LoadedModel, options: EngineOptions, ranks: Ranks | None) -
             f"model.quantization={options.quantization} is of fused layers, and those of this "
             "model are not: set model.quantization=null"
         )
+    if options.graphs and loaded.cross is not None:
+        yield f"layers that attend across {NOT_RECORDED}"
+    if ranks is not None and loaded.cross is not None:
+        yield f"parallelism.tensor={ranks.size} splits no layers that attend across: set it to 1"
     if ranks is not None and not fused:
         yield f"parallelism.tensor={ranks.size} splits fused layers: set engine.fuse=true"
     if not own:

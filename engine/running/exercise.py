@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -166,13 +167,15 @@ def _clip(family: Family, frames: int, side: int) -> MediaItem:
 
 
 def _sounds(options: EngineOptions, family: Family, seconds: int) -> list[MediaItem]:
-    samples = family.audio_rate() * seconds
-    while samples and family.audio_tokens(samples) > options.max_len:
+    samples = min(family.audio_rate() * seconds, family.most_samples or sys.maxsize)
+    states = family.item_states("audio")
+    while not states and samples and family.audio_tokens(samples) > options.max_len:
         samples = samples * 9 // 10
     if not samples:
         return []
     tensors = tensors_of(family.preprocess_audio(np.zeros(samples, np.float32)))
-    return [MediaItem("audio", b"", 0, family.audio_tokens(samples), tensors)]
+    length = 0 if states else family.audio_tokens(samples)
+    return [MediaItem("audio", b"", 0, length, tensors, states)]
 
 
 def _shape(options: EngineOptions) -> tuple[int, int]:

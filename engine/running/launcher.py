@@ -7,7 +7,8 @@ import torch
 from engine.device.device import Device
 from engine.running.encoder_runner import EncoderRunner
 from engine.running.flight import Choice, Draft, Flight
-from engine.running.runner import Runner
+from engine.running.runner import Computed, Runner
+from engine.sampling.alignment import AlignedTokens
 from engine.sampling.logprobs import LogprobRows
 from engine.sampling.pooling import Pool
 from engine.sampling.sampler import Sampler, takes_likeliest
@@ -38,8 +39,7 @@ class Launcher:
         flight = Flight()
         pooled = [item for item in slices if item.sequence.request.pooling is not None]
         if pooled:
-            assert computed.hidden is not None  # recordings are of decoding alone
-            self._pool(flight, pooled, computed.hidden)
+            self._pool(flight, pooled, computed)
         rows: list[int] = []  # of logits, one for each choice
         row = 0
         for item in slices:
@@ -87,14 +87,16 @@ class Launcher:
             flight.drafts.append(Draft(item.sequence, [], row))
         flight.drafts[-1].tokens.append(item.draft)
 
-    def _pool(self, flight: Flight, pooled: list[Slice], hidden: torch.Tensor) -> None:
-        """Add rows of hidden states to the vectors that they are part of."""
-        parts = hidden.split([len(item.pooled) for item in pooled])
+    def _pool(self, flight: Flight, pooled: list[Slice], computed: Computed) -> None:
+        """Add rows of hidden states, or of attention, to the vectors that they are part of."""
+        assert computed.hidden is not None
+        parts = computed.hidden.split([len(item.pooled) for item in pooled])
+        aligned = iter(computed.aligned)
         for item, part in zip(pooled, parts, strict=True):
-            sequence = item.sequence
+            sequence, wanted = item.sequence, item.sequence.request.alignment
             if sequence.pool is None or item.start == 0:  # anew after a preemption
-                sequence.pool = Pool()
-            sequence.pool.add(item.start, part)
+                sequence.pool = Pool() if wanted is None else AlignedTokens(wanted)
+            sequence.pool.add(item.start, part if wanted is None else next(aligned))
             if item.last:
                 vector = self._device.download(sequence.pool.vector())
                 flight.vectors.append((sequence, vector))

@@ -85,13 +85,13 @@ class Media:
             known |= {
                 media.digest: embeddings for media, embeddings in zip(missing, encoded, strict=True)
             }
-            cut = {place.media.digest for place in places if place.part.stop < place.media.length}
+            cut = {place.media.digest for place in places if place.part.stop < place.media.encoded}
             self._ahead |= {digest: known[digest] for digest in cut}  # the next step has the rest
         return [(place.rows, known[place.media.digest][place.part]) for place in places]
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> list[torch.Tensor]:
-        """What the towers make of items, one after the other: `[item.length, hidden]` each."""
+        """What the towers make of items, one after the other: `[item.encoded, hidden]` each."""
         if self.graphs is not None:
             encoded = self.graphs.encode(items)
         else:
@@ -99,10 +99,8 @@ class Media:
             with self._platform.encoding():
                 encoded = family.encode(model, items, self._platform.upload)
         for item, embeddings in zip(items, encoded, strict=True):
-            if len(embeddings) != item.length:
-                raise EngineError(
-                    f"an item of {item.length} placeholders gave {len(embeddings)} embeddings"
-                )
+            if len(embeddings) != item.encoded:
+                raise EngineError(f"an item of {item.encoded} rows gave {len(embeddings)}")
         return encoded
 
     def _keep(self, items: list[MediaItem], encoded: list[torch.Tensor], seconds: float) -> None:
@@ -120,7 +118,10 @@ class Media:
 
 @dataclass(slots=True, frozen=True)
 class MediaPlace:
-    """A part of a media item's embeddings and the rows of a batch that they belong in."""
+    """A part of a media item's embeddings and the rows that they belong in.
+
+    Rows are of a batch, or of the states that its tokens attend to across.
+    """
 
     media: MediaItem
     part: slice
@@ -128,14 +129,21 @@ class MediaPlace:
 
 
 def media_of(slices: Iterable[Slice]) -> list[MediaItem]:
-    """Items that slices reach into."""
-    return [
-        media
-        for item in slices
-        if item.start < item.sequence.prompt_length
-        for media in item.sequence.media
-        if media.start < item.end and media.end > item.start
-    ]
+    """Items that slices reach into, or are the first to attend to across."""
+    found = []
+    for item in slices:
+        if item.start < item.sequence.prompt_length:
+            found += [
+                media
+                for media in item.sequence.media
+                if media.start < item.end and media.end > item.start
+            ]
+        found += [
+            held.item
+            for held in item.sequence.states
+            if not held.stored and held.item.start < item.end
+        ]
+    return found
 
 
 def media_places(batch: Batch) -> list[MediaPlace]:
@@ -143,8 +151,20 @@ def media_places(batch: Batch) -> list[MediaPlace]:
     places = []
     for item, offset in zip(batch.slices, batch.query_start.tolist(), strict=False):
         for media in media_of([item]):
+            if media.states:
+                continue
             first, last = max(media.start, item.start), min(media.end, item.end)
             part = slice(first - media.start, last - media.start)
             rows = slice(offset + first - item.start, offset + last - item.start)
             places.append(MediaPlace(media, part, rows))
+    return places
+
+
+def state_places(items: list[MediaItem]) -> list[MediaPlace]:
+    """Where the states of items lie, one item after the other."""
+    places, first = [], 0
+    for media in items:
+        rows = slice(first, first + media.states)
+        places.append(MediaPlace(media, slice(0, media.states), rows))
+        first = rows.stop
     return places

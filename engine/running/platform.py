@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from engine.attention.backend import AttentionBackend, AttentionShape, KVCache
+from engine.attention.backend import AttentionBackend, AttentionShape, CrossAttention, KVCache
+from engine.attention.cross_flashinfer import FlashInferCrossAttention
 from engine.attention.flashinfer import (
     FlashInferAttention,
     check_supported,
@@ -69,6 +70,9 @@ class Platform(Device, Protocol):
 
         `prefill` names the kernels for prompts, where a device has several.
         """
+
+    def attention_across(self, shape: AttentionShape, cache: KVCache) -> CrossAttention:
+        """Attention to states beside the sequences, whose keys and values are in `cache`."""
 
     def kernels(self) -> Kernels:
         """The operations of fused layers."""
@@ -135,6 +139,11 @@ class FlashInferOffers:
     ) -> AttentionBackend:
         hopper = prefill == "fa3"
         return FlashInferAttention(shape, cache, self, dtype, self.library, hopper=hopper)
+
+    def attention_across(
+        self: FlashInferPlatform, shape: AttentionShape, cache: KVCache
+    ) -> CrossAttention:
+        return FlashInferCrossAttention(shape, cache, self, self.library)
 
     def kernels(self) -> Kernels:
         return FlashInferKernels(self.library)

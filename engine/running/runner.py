@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from engine.attention.backend import KVCache, RecordableAttention
+from engine.attention.backend import CrossAttention, KVCache, RecordableAttention
 from engine.device.device import Recorder
 from engine.errors import EngineError
 from engine.layers.decoder import DecoderInput
@@ -22,12 +23,13 @@ from engine.parallel.ranks import Ranks
 from engine.parallel.shard import VocabularyPart
 from engine.running.decoders import decoder_for
 from engine.running.graphs import DecodeGraphs
-from engine.running.media import Media, media_places
+from engine.running.media import Media, media_places, state_places
 from engine.running.platform import Platform
 from engine.running.prefill_graphs import PrefillGraphs
 from engine.running.tower_graphs import TowerGraphs
 from engine.sampling.token_counts import resolve
 from engine.scheduling.batch import Batch
+from engine.scheduling.cross_batch import CrossBatch, cross_batch
 
 
 def no_progress(phase: str, fraction: float) -> None:
@@ -37,7 +39,8 @@ def no_progress(phase: str, fraction: float) -> None:
 class Computed:
     """What a batch gave; it may lie where the next run writes its own.
 
-    `hidden` are final states `[hidden rows, hidden]`, or None of what was recorded. Where there is
+    `hidden` are final states `[hidden rows, hidden]`, or None of what was recorded; `aligned` the
+    attention across of each slice of which it is wanted, `[heads, tokens, states]`. Where there is
     a way to the `likeliest` tokens without logits, these are computed when they are asked for.
     """
 
@@ -46,8 +49,10 @@ class Computed:
         logits: Callable[[], torch.Tensor] | torch.Tensor,
         hidden: torch.Tensor | None = None,
         likeliest: Callable[[], torch.Tensor] | None = None,
+        aligned: Sequence[torch.Tensor] = (),
     ) -> None:
         self._logits = logits
+        self.aligned = aligned
         self.hidden = hidden
         self.likeliest = likeliest
 
@@ -85,13 +90,15 @@ class Runner:
         self.lost = False  # whether the ranks are out of step: nothing can be computed any more
         self._graphs: DecodeGraphs | None = None
         self._prefill_graphs: PrefillGraphs | None = None
+        self._states = loaded.family.state_sizes()
         self._cache = self._new_cache(pages)
         self._backend = platform.attention(
             loaded.shape, self._cache, loaded.dtype, options.prefill_attention
         )
         table = loaded.model.get_input_embeddings()
         self._embed = table if ranks is None else VocabularyPart(table.weight.data, ranks.rank)
-        self._decoder = decoder_for(loaded, options, platform, self._backend, ranks)
+        self._across = self._attention_across()
+        self._decoder = decoder_for(loaded, options, platform, self._backend, ranks, self._across)
         last = loaded.model.get_output_embeddings().weight
         self._head = platform.kernels().head(tensor_of(last))
 
@@ -194,10 +201,15 @@ class Runner:
     def run(self, batch: Batch) -> Computed:
         """Store the batch's keys and values, and compute what is wanted of its rows."""
         places = media_places(batch)
+        across = None
+        if self._states is not None:
+            across = cross_batch(batch, self._states.page)
         # before the other ranks start: it may fail alone
-        media = self.media.embeddings(places, self._embed.weight)
+        wanted = places + state_places(across.fresh if across is not None else [])
+        found = self.media.embeddings(wanted, self._embed.weight)
+        media, states = found[: len(places)], [values for _, values in found[len(places) :]]
         if self._ranks is None:
-            return self._run(batch, media)
+            return self._run(batch, media, across=across, states=states)
         token_ids = batch.token_ids.clone()
         for place in places:
             token_ids[place.rows] = self.vocabulary  # no rank's; the sum has them from here
@@ -218,16 +230,26 @@ class Runner:
             self._ranks.order(message)
 
     def _run(
-        self, batch: Batch, media: list[tuple[slice, torch.Tensor]], eager: bool = False
+        self,
+        batch: Batch,
+        media: list[tuple[slice, torch.Tensor]],
+        eager: bool = False,
+        across: CrossBatch | None = None,
+        states: Sequence[torch.Tensor] = (),
     ) -> Computed:
         eager = eager or bool(media)
         if self._graphs is not None and not eager and self._graphs.fits(batch):
             return Computed(self._graphs.run(batch))
         self._backend.plan(batch)
+        if self._across is not None and across is not None:
+            self._across.plan(across)
         upload = self._platform.upload
         decoder = self._prefill_graphs or self._decoder
         token_ids, positions = upload(batch.token_ids), upload(batch.positions)
-        hidden = decoder(self._embedded(token_ids, positions, media))
+        embedded = self._embedded(token_ids, positions, media)
+        if states:
+            embedded = replace(embedded, states=torch.cat(list(states)))
+        hidden = decoder(embedded)
         rows = batch.hidden_rows
         # of none, no view: it would keep all of the step's states in memory
         pooled = hidden[upload(rows)] if len(rows) else hidden.new_empty(0, hidden.shape[1])
@@ -235,9 +257,11 @@ class Runner:
             hidden = hidden.index_select(0, upload(batch.logit_rows))
         head = self._head
         # a cap may make two logits one, of which another is the first
-        if isinstance(head, NativeHead) and self.loaded.logit_cap is None and self._ranks is None:
+        plain = self.loaded.logit_cap is None and self._ranks is None and self._across is None
+        if isinstance(head, NativeHead) and plain:
             return Computed(lambda: head(hidden), pooled, lambda: head.likeliest(hidden))
-        return Computed(self._logits(hidden).float(), pooled)
+        aligned = () if self._across is None else self._across.aligned()
+        return Computed(self._logits(hidden).float(), pooled, aligned=aligned)
 
     def _next_logits(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits of every row of a batch without media, as recordings compute them."""
@@ -269,6 +293,20 @@ class Runner:
         if self._ranks is not None and len(logits):
             logits = self._ranks.gather(logits)[:, : self.vocabulary]
         return logits
+
+    def _attention_across(self) -> CrossAttention | None:
+        """Over a cache of the planned size: what is measured later is the room for tokens."""
+        layers, sizes = self.loaded.cross, self._states
+        if layers is None or sizes is None:
+            return None
+        cache = KVCache(
+            layers.shape,
+            self._options.state_pages,
+            sizes.page,
+            self.loaded.dtype,
+            self._platform.device,
+        )
+        return self._platform.attention_across(layers.shape, cache)
 
     def _new_cache(self, pages: int) -> KVCache:
         options, shape = self._options, self.loaded.shape

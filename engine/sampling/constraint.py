@@ -29,6 +29,13 @@ class Constraint(Protocol):
     def complete(self) -> bool:
         """Whether nothing but an end token may come."""
 
+    @property
+    def group(self) -> int | None:
+        """First of tokens that go on to the vocabulary's end and stand for one choice together.
+
+        Where they are likelier together than any single token before them, one of them it is.
+        """
+
     def mask(self, row: torch.Tensor) -> None:
         """Write which tokens may come next into `row` `[mask_words(vocabulary)]`, int32, all zero.
 

@@ -117,6 +117,8 @@ class Grammars:
 class GrammarConstraint:
     """`Constraint` of one answer."""
 
+    group = None
+
     def __init__(self, compiled: Future[Any]) -> None:
         self._compiled = compiled
         self._own: Any = None

@@ -66,10 +66,22 @@ def constrained(
     """
     rows = [row for row, sequence in enumerate(sequences) if sequence.constraint is not None]
     if len(rows) == len(sequences):
-        return torch.where(allowed, logits, float("-inf"))
-    places, logits = upload(torch.tensor(rows)), logits.clone()
-    logits[places] = torch.where(allowed, logits[places], float("-inf"))
+        logits = torch.where(allowed, logits, float("-inf"))
+    else:
+        places, logits = upload(torch.tensor(rows)), logits.clone()
+        logits[places] = torch.where(allowed, logits[places], float("-inf"))
+    for row in rows:
+        constraint = sequences[row].constraint
+        if constraint is not None and constraint.group is not None:
+            _weigh(logits[row], constraint.group)
     return logits
+
+
+def _weigh(row: torch.Tensor, group: int) -> None:
+    """Leave only a group in `row` where it outweighs each token before it; nobody waits for it."""
+    others = row[:group]
+    outweighed = row[group:].logsumexp(dim=-1) > others.max()
+    others.masked_fill_(outweighed, float("-inf"))
 
 
 def unpacked(masks: torch.Tensor, vocabulary: int) -> torch.Tensor:

@@ -44,6 +44,10 @@ class BudgetConstraint:
         return self._other is None or self._other.ready
 
     @property
+    def group(self) -> int | None:
+        return None if self._other is None else self._other.group
+
+    @property
     def complete(self) -> bool:
         return self._other is not None and self._other.complete
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from engine.scheduling.pace import GRAIN, Pace
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.sequence import Sequence, no_pages
+from engine.scheduling.state_pages import StatePages
 
 # Rows that are computed in the time in which a step reads all weights, about (SmolLM2, two cores).
 # With r rows a step's token takes 1/r of that and a row's time, a draft only the latter: it has to
@@ -87,9 +88,7 @@ class Budget:
             self.prompts = True
         if item.start >= item.sequence.prompt_length:
             return
-        self.images -= sum(
-            media.length for media in item.sequence.media if item.start <= media.start < item.end
-        )
+        self.images -= sum(rows for _, rows in item.sequence.entering(item.start, item.end))
         if item.wants_prompt_logprobs:
             self.prompt_rows -= item.count
 
@@ -118,8 +117,11 @@ class Scheduler:
         max_prompt_rows: int,
         draft_tokens: int = 0,
         pace: Pace | None = None,
+        states: StatePages | None = None,
     ) -> None:
+        """`states` are the pages for what sequences attend to across; None: they do not."""
         self.pool = pool
+        self.states = states
         self.page_size = page_size
         self.max_tokens = max_tokens
         self.max_sequences = max_sequences
@@ -239,6 +241,8 @@ class Scheduler:
     def computed(self, item: Slice) -> None:
         """Note that a slice's keys and values are in its pages; full pages become findable."""
         item.sequence.computed = item.end
+        if self.states is not None:
+            self.states.computed(item.sequence, item.end)
         self.publish(item.sequence)
 
     def publish(self, sequence: Sequence) -> None:
@@ -261,6 +265,8 @@ class Scheduler:
             hits = self.pool.match(sequence.block_digests(self.page_size)[:blocks])
         missing = self._pages_for(len(sequence.tokens)) - len(hits)
         if missing > self.pool.free - self.pool.idle(hits):
+            return False
+        if self.states is not None and not self.states.admit(sequence):
             return False
         self.pool.share(hits)
         sequence.pages = array("i", hits)
@@ -305,13 +311,10 @@ class Scheduler:
         for first, last in sequence.spans:
             if first < end < last:
                 end = max(first, start)
-        for item in sequence.media:
-            if item.end <= start or item.start >= end:
-                continue
-            if item.start >= start:  # its tower has to run
-                if item.length > images and images < self.max_tokens:
-                    return item.start
-                images -= item.length
+        for first, rows in sequence.entering(start, end):
+            if rows > images and images < self.max_tokens:
+                return first
+            images -= rows
         return end
 
     def _drafts(self, item: Slice, budget: Budget, worthwhile: float) -> list[Slice]:
@@ -357,5 +360,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
+        if self.states is not None:
+            self.states.release(sequence)
         sequence.pages = no_pages()
         sequence.computed = sequence.published = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from engine.request import MediaItem, Request, SamplingOptions, TokenLogprob
 from engine.scheduling.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
+    from engine.sampling.alignment import AlignedTokens
     from engine.sampling.constraint import Constraint
     from engine.sampling.pooling import Pool
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 def no_pages() -> array[int]:
     """Of a sequence that holds none: int32 numbers, ready to be copied."""
     return array("i")
+
+
+@dataclass(slots=True)
+class ItemStates:
+    """The pages for the keys and values of an item's states, and whether they are in them."""
+
+    item: MediaItem
+    pages: list[int]
+    stored: bool = False
 
 
 # each is itself: comparing fields would read all tokens
@@ -43,6 +53,7 @@ class Sequence:
     spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) that sees both ways
     computed: int = 0
     pages: MutableSequence[int] = field(default_factory=no_pages)
+    states: list[ItemStates] = field(default_factory=list)  # of items attended to across, in order
     digests: list[bytes] = field(default_factory=list)
     published: int = 0
     cached_tokens: int = 0
@@ -52,7 +63,7 @@ class Sequence:
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     constraint: Constraint | None = None
-    pool: Pool | None = None  # of the slices computed since the first
+    pool: Pool | AlignedTokens | None = None  # of the slices computed since the first
     lookup: PromptLookup | None = None  # once something was to be drafted
 
     @property
@@ -97,7 +108,7 @@ class Sequence:
     def reuses_prefix(self) -> bool:
         """Whether tokens whose keys and values are known need not be computed."""
         if self.request.pooling is not None:
-            return self.request.pooling == "last"
+            return self.request.pooling == "last" and self.request.alignment is None
         return self.sampling.prompt_logprobs is None or self.generated > 0
 
     @property
@@ -109,6 +120,18 @@ class Sequence:
     def rank(self) -> tuple[int, int, int]:
         """Order of service: priority, then arrival, then number of the answer."""
         return (self.request.priority, self.arrival, self.index)
+
+    def entering(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where media begin whose tower may have to run for tokens `start`..`end`, and their rows.
+
+        An item attended to across may begin before: where a cached prefix was.
+        """
+        for media in self.media:
+            if media.states == 0 and start <= media.start < end:
+                yield media.start, media.length
+        for states in self.states:
+            if not states.stored and states.item.start < end:
+                yield max(states.item.start, start), states.item.states
 
     def draft(self, most: int, worthwhile: float) -> tuple[int, ...]:
         """Up to `most` tokens that come next with more than this chance; all before are known."""
@@ -127,7 +150,8 @@ class Sequence:
             state = hashlib.sha256(self.digests[-1] if block else b"prefix:" + self.salt)
             state.update(array("q", self.tokens[start:end]).tobytes())
             for item in self.media:
-                if item.start < end and item.end > start:
+                # what is attended to across has no length; blocks behind its first follow from that
+                if item.start < end and max(item.end, item.start + 1) > start:
                     state.update(item.digest)
                     state.update(struct.pack("<q", start - item.start))
             self.digests.append(state.digest())

@@ -286,7 +286,7 @@ async def test_what_is_too_long_is_told_in_the_words_that_clients_know(
 async def test_a_kv_cache_that_is_smaller_than_the_model_is_named(cook: Cook) -> None:
     kitchen = cook()
     assert kitchen.service.generation is not None
-    prompting = kitchen.service.generation._prompting
+    prompting = kitchen.service.generation.prompting
     prompting.limits = replace(prompting.limits, pages=4)
     error = (await kitchen.client.complete(prompt=[5] * 64)).error
     assert "maximum context length is 64 tokens. " in error["message"]

@@ -15,6 +15,7 @@ from tests.checkpoints.llava import write_llava
 from tests.checkpoints.qwen import write_qwen2, write_qwen3
 from tests.checkpoints.qwen2_vl import write_qwen2_vl
 from tests.checkpoints.ultravox import write_ultravox
+from tests.checkpoints.whisper import write_whisper
 
 __all__ = [
     "ENCODERS",
@@ -29,6 +30,7 @@ __all__ = [
     "write_qwen2_vl",
     "write_qwen3",
     "write_ultravox",
+    "write_whisper",
 ]
 
 WRITERS: dict[str, Callable[..., Path]] = {
@@ -42,5 +44,6 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "ultravox": write_ultravox,
     "bert": write_bert,
     "bert_reranker": write_bert_reranker,
+    "whisper": write_whisper,
 }
 ENCODERS = frozenset({"bert", "bert_reranker"})  # which generate nothing

@@ -58,7 +58,7 @@ def write_model(
 
 
 def write_tokenizer(
-    folder: Path, tokenizer: Tokenizer, template: str, names: dict[str, str]
+    folder: Path, tokenizer: Tokenizer, template: str | None, names: dict[str, str]
 ) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(
@@ -67,7 +67,7 @@ def write_tokenizer(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 4096,
-            "chat_template": template,
+            **({} if template is None else {"chat_template": template}),
             **names,
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -106,11 +107,11 @@ def test_without_arguments_recipes_are_listed_with_one_line_each(
 ) -> None:
     ran = launch()
     assert ran.returncode == 0
-    assert "  smollm2    SmolLM2-135M-Instruct, " in ran.stdout
+    assert re.search(r"^  smollm2 +SmolLM2-135M-Instruct, ", ran.stdout, re.MULTILINE)
     assert "Mine instead." not in ran.stdout
     for listed in (launch("--config-dir", str(mine)), launch(APPLIANCE_RECIPES=str(mine))):
-        assert "  own        A recipe of my own." in listed.stdout
-        assert "  qwen2_vl   Mine instead." in listed.stdout
+        assert re.search(r"^  own +A recipe of my own\.$", listed.stdout, re.MULTILINE)
+        assert re.search(r"^  qwen2_vl +Mine instead\.$", listed.stdout, re.MULTILINE)
         assert "  smollm2  " in listed.stdout
 
 

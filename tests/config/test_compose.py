@@ -36,7 +36,7 @@ def test_built_in_recipes_compose_and_explain_themselves(name: str) -> None:
     assert f"appliance recipe={name}" in text
     assert "# Memory:" in text
     assert "curl " in text
-    assert f'"model": "{name}"' in text
+    assert f'"model": "{name}"' in text or f"-F model={name} " in text
 
 
 def test_a_users_recipe_wins_over_a_built_in_one_of_its_name(mine: Path) -> None:

@@ -38,6 +38,7 @@ from tests.checkpoints import (
     write_llama,
     write_llava,
     write_qwen2_vl,
+    write_whisper,
 )
 from tests.conftest import Launch
 
@@ -82,14 +83,14 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_weights_are_the_bytes_of_the_loaded_parameters(loaded: Loaded) -> None:
     modalities = (loaded.tower,) if loaded.tower else ()
     model = load_model(str(loaded.folder), "float32", "cpu", modalities).model
-    held = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert planned(loaded.folder, modalities=modalities).weights_bytes == held
+    there = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert planned(loaded.folder, modalities=modalities).weights_bytes == there
     half = planned(loaded.folder, modalities=modalities, dtype="bfloat16")
-    assert half.weights_bytes * 2 == held
+    assert half.weights_bytes * 2 == there
 
 
 def test_a_tower_that_is_not_loaded_is_not_counted(loaded: Loaded) -> None:
-    towers = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.")
+    towers = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "encoder.")
     decoder = sum(
         p.numel()
         for name, p in loaded.model.named_parameters()
@@ -110,19 +111,34 @@ def test_kv_bytes_are_those_of_transformers_own_cache(loaded: Loaded) -> None:
         assert plan.kv_bytes_per_token == plan.kv_bytes == 0
         return
     tokens = 5
+    states = family_for(loaded.folder).state_sizes()
+    ids = torch.ones(1, tokens, dtype=torch.long)
     with torch.no_grad():
-        text = loaded.model.language_model if loaded.tower == "audio" else loaded.model
-        cache = text(torch.ones(1, tokens, dtype=torch.long)).past_key_values
-    held = sum(
+        if states is not None:
+            encoded = (torch.zeros(1, states.page, loaded.model.config.d_model),)
+            cache = loaded.model(encoder_outputs=encoded, decoder_input_ids=ids).past_key_values
+            assert planned(loaded.folder).state_page_bytes == held(cache.cross_attention_cache)
+            cache = cache.self_attention_cache
+        else:
+            text = loaded.model.language_model if loaded.tower == "audio" else loaded.model
+            cache = text(ids).past_key_values
+    assert planned(loaded.folder).kv_bytes_per_token * tokens == held(cache)
+
+
+def held(cache: Any) -> int:
+    """Bytes of all keys and values in it."""
+    return sum(
         tensor.numel() * tensor.element_size()
         for layer in cache.layers
         for tensor in (layer.keys, layer.values)
     )
-    assert planned(loaded.folder).kv_bytes_per_token * tokens == held
 
 
 def test_sequence_length_is_the_checkpoints_unless_told(loaded: Loaded) -> None:
-    assert planned(loaded.folder).max_len == loaded.text.max_position_embeddings
+    positions = family_for(loaded.folder).text_config()["max_position_embeddings"]
+    told = getattr(loaded.text, "max_position_embeddings", None)
+    assert planned(loaded.folder).max_len == (told or loaded.text.max_target_positions)
+    assert planned(loaded.folder).max_len == positions
     assert planned(loaded.folder, max_len=100).max_len == 100
 
 
@@ -156,6 +172,38 @@ def test_the_cache_takes_a_quarter_of_what_is_left_and_no_more_than_can_be_used(
     limited = planned(folder, max_sequences=10**6)
     left = ROOM - limited.fixed_bytes
     assert 0.24 * left < limited.kv_bytes <= 0.25 * left
+
+
+def test_every_sequence_that_may_run_has_pages_for_what_it_attends_to_across(
+    tmp_path: Path,
+) -> None:
+    folder = write_whisper(tmp_path / "tiny")
+    enough = planned(folder, modalities=("audio",), max_sequences=4)
+    assert enough.state_pages == enough.concurrency(448) == 4
+    assert enough.resolved.state_pages == 4
+    assert enough.total_bytes == enough.fixed_bytes + enough.kv_bytes + enough.state_bytes
+    each = enough.state_page_bytes + 448 * enough.kv_bytes_per_token
+    few = planned(folder, max_sequences=64, kv_cache_gb=10.5 * each / GIB)
+    assert 8 <= few.concurrency(448) == few.state_pages <= 10
+    assert few.kv_bytes + few.state_bytes <= 10.5 * each
+    one = planned(folder, max_sequences=64, kv_cache_gb=3 * each / GIB)
+    assert one.concurrency(448) >= 1
+    with pytest.raises(PlanError, match=r"raise engine\.kv_cache_gb"):
+        planned(folder, kv_cache_gb=each / GIB / 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ({"tensor_parallel": 2}, "parallelism.tensor=1"),
+        ({"quantization": "int8"}, "model.quantization=null"),
+    ],
+)
+def test_what_layers_that_attend_across_do_not_have_is_refused(
+    asked: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match=re.escape(f"set {key}")):
+        planned(write_whisper(tmp_path / "tiny"), **asked)
 
 
 def test_what_cannot_fit_is_refused_with_arithmetic_that_adds_up(tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ LINGER_BYTES = 64 * 2**20
 async def read_body(request: Request, limit: int) -> bytearray:
     """The body, counted while it comes in. Raises ApplianceError 413 or 415, ClientDisconnect."""
     _check_content_type(request.headers)
+    return await read_bounded(request, limit)
+
+
+async def read_bounded(request: Request, limit: int) -> bytearray:
+    """A body of whatever type. Raises ApplianceError 413, ClientDisconnect."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         await _discard(request)

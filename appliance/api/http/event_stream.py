@@ -17,6 +17,11 @@ from appliance.errors import ApplianceError
 from appliance.generation.answers import Answers, Delta, PromptScore
 
 KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_STREAM = (  # the headers of one
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 LARGE = 512  # tokens from which on what is told of them is written off the event loop
 
 
@@ -70,9 +75,7 @@ class EventStream:
         self._events = events
         self._keep_alive = keep_alive
         self._headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
+            *EVENT_STREAM,
             *((name.lower().encode(), value.encode()) for name, value in headers.items()),
         ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
+from appliance.api.audio.request import TranscriptionRequest
 from appliance.api.chat.request import ChatRequest
 from appliance.api.completions.request import CompletionRequest
 from appliance.api.embeddings.request import EmbeddingRequest
@@ -41,6 +42,12 @@ class Answered(TypedDict):
     model: str
     choices: list[dict[str, Any]]
     usage: Usage
+
+
+class Transcribed(TypedDict):
+    """What is said; subtitles and plain text are no JSON."""
+
+    text: str
 
 
 class Spent(TypedDict):
@@ -141,6 +148,16 @@ RERANK = Operation(
 )
 SCORE = Operation("Score pairs of texts.", (ScoreRequest,), Listed, model=True)
 
+TRANSCRIPTION = Operation(
+    "Tell what is said in a sound, the form's `file`.",
+    (TranscriptionRequest,),
+    Transcribed,
+    streams=True,
+    model=True,
+    media=True,
+    takes="multipart/form-data",
+)
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "Continue a conversation.",
@@ -171,6 +188,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/messages/count_tokens"): Operation(
         "Count the tokens of such a conversation.", (CountRequest,), Counted, model=True, media=True
     ),
+    ("POST", "/v1/audio/transcriptions"): TRANSCRIPTION,
+    ("POST", "/v1/audio/translations"): replace(TRANSCRIPTION, summary="The same in English."),
     ("POST", "/v1/embeddings"): Operation(
         "Make vectors of texts, token ids or a conversation.",
         (EmbeddingRequest,),

@@ -31,6 +31,7 @@ class OneOf:
         self._tokens: list[int] = []
 
     ready = True
+    group = None
 
     @property
     def complete(self) -> bool:

@@ -387,9 +387,9 @@ def test_bodies_that_are_no_form_are_refused(server: Server) -> None:
 
 
 def test_a_model_that_transcribes_does_nothing_else(server: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="/v1/audio/transcriptions"):
+    with pytest.raises(openai.NotFoundError, match="/v1/audio/transcriptions"):
         server.client.completions.create(model="tiny", prompt="Once")
-    with pytest.raises(openai.BadRequestError, match="/v1/audio/transcriptions"):
+    with pytest.raises(openai.NotFoundError, match="/v1/audio/transcriptions"):
         server.client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "Hello"}]
         )
@@ -398,7 +398,7 @@ def test_a_model_that_transcribes_does_nothing_else(server: Server) -> None:
 def test_a_model_that_does_not_transcribe_says_so(
     checkpoint: Callable[[str], Path], tiny_llama: Server
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match="does not transcribe"):
+    with pytest.raises(openai.NotFoundError, match="does not transcribe"):
         hear(tiny_llama, SHORT)
 
 

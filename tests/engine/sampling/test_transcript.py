@@ -13,7 +13,8 @@ from transformers.generation.logits_process import (
     WhisperTimeStampLogitsProcessor,
 )
 
-from engine.sampling.constraint import constrained, mask_words, unpacked
+from engine.sampling.constraint import mask_words
+from engine.sampling.masks import constrained, unpacked
 from engine.sampling.transcript import OneOf, Transcript
 
 VOCABULARY, END, FIRST_TIME, PROMPT = 173, 90, 110, 3

@@ -176,4 +176,4 @@ class Output:
     vector: numpy.ndarray | None = None  # [hidden], float32: the whole answer, if asked for
     # with the first token: when its sequence left the queue, by time.perf_counter(), which is one
     # clock for all processes of a machine where Python takes CLOCK_MONOTONIC for it
-    admitted: float | None = None
+    admitted: float | None = field(default=None, compare=False)

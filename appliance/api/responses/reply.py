@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
 from appliance.api.blocks import Block, Blocks
 from appliance.api.http.responses import encode
+from appliance.api.replies import created
 from appliance.api.responses.request import ResponsesRequest
 from appliance.api.translation import Translation
 from appliance.errors import ApplianceError
@@ -27,7 +27,7 @@ class ResponseObject:
     ) -> None:
         self.id = f"resp_{secrets.token_hex(24)}"
         self._answers = answers
-        self._created = int(time.time())
+        self._created = created()
         self._blocks = Blocks()
         self._ids: dict[int, str] = {}
         self._finish: str | None = None
@@ -68,7 +68,7 @@ class ResponseObject:
             "id": self.id,
             "object": "response",
             "created_at": self._created,
-            "completed_at": int(time.time()) if status == "completed" else None,
+            "completed_at": created() if status == "completed" else None,
             "status": status,
             "error": error,
             "incomplete_details": {"reason": LONGER} if status == "incomplete" else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,49 +30,49 @@ class Blocks:
         self.closed: list[Block] = []
         self._open: Block | None = None
 
-    def push(self, parts: Parts) -> Iterator[tuple[Change, Block, str]]:
+    def push(self, parts: Parts) -> list[tuple[Change, Block, str]]:
         """What changes, and the text that it adds."""
+        changes: list[tuple[Change, Block, str]] = []
         if parts.reasoning:
-            yield from self._to("reasoning", parts.reasoning)
+            changes += self._to("reasoning", parts.reasoning)
         if parts.text:
-            yield from self._to("text", parts.text)
+            changes += self._to("text", parts.text)
         for call in parts.tool_calls:
             if self._open is None or self._open.call != call.index:
-                yield from self.finish()
-                made = Block(
-                    len(self.closed), "call", "", call.index, call.name or "", call.id or ""
-                )
-                yield from self._begin(made)
-            yield from self._add(call.arguments)
+                place, name = len(self.closed) + (self._open is not None), call.name or ""
+                changes += self._begin(Block(place, "call", "", call.index, name, call.id or ""))
+            changes += self._add(call.arguments)
+        return changes
 
-    def finish(self) -> Iterator[tuple[Change, Block, str]]:
+    def finish(self) -> list[tuple[Change, Block, str]]:
         """Closes what is open."""
-        if self._open is not None:
-            self.closed.append(self._open)
-            yield "close", self._open, ""
-            self._open = None
+        if self._open is None:
+            return []
+        block, self._open = self._open, None
+        self.closed.append(block)
+        return [("close", block, "")]
 
-    def _to(self, kind: Kind, text: str) -> Iterator[tuple[Change, Block, str]]:
-        if self._open is None or self._open.kind != kind:
-            yield from self.finish()
-            yield from self._begin(Block(len(self.closed), kind))
-        yield from self._add(text)
+    def _to(self, kind: Kind, text: str) -> list[tuple[Change, Block, str]]:
+        if self._open is not None and self._open.kind == kind:
+            return self._add(text)
+        place = len(self.closed) + (self._open is not None)
+        return [*self._begin(Block(place, kind)), *self._add(text)]
 
-    def _begin(self, block: Block) -> Iterator[tuple[Change, Block, str]]:
+    def _begin(self, block: Block) -> list[tuple[Change, Block, str]]:
+        closed = self.finish()
         self._open = block
-        yield "open", block, ""
+        return [*closed, ("open", block, "")]
 
-    def _add(self, text: str) -> Iterator[tuple[Change, Block, str]]:
-        if text and self._open is not None:
-            self._open.content += text
-            yield "add", self._open, text
+    def _add(self, text: str) -> list[tuple[Change, Block, str]]:
+        if not text or self._open is None:
+            return []
+        self._open.content += text
+        return [("add", self._open, text)]
 
 
 def blocks_of(parts: Parts) -> list[Block]:
     """The blocks of a whole answer."""
     blocks = Blocks()
-    for _ in blocks.push(parts):
-        pass
-    for _ in blocks.finish():
-        pass
+    blocks.push(parts)
+    blocks.finish()
     return blocks.closed

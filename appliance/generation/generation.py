@@ -121,7 +121,8 @@ class Generation:
         thinking = self.style.thinks(ending)
         reply = replace(reply, think=prompt.thinking.wanted is not False)
         make = partial(self.style.constraint, reply, thinking=thinking)
-        constraint = make() if reply.tools is None else await self.prompting.aside(make)
+        held = reply.tools is not None or reply.structure is not None
+        constraint = await self.prompting.aside(make) if held else make()
         return constraint, self.style.parser(reply, thinking=thinking)
 
     async def count_chat(self, prompt: ChatPrompt) -> Shown:

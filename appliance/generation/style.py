@@ -142,8 +142,9 @@ def _grammar(style: Style, reply: Reply, thinking: bool) -> Grammar:
     grammar = rules.grammar(" ".join(parts), structure)
     if reason := fault(grammar.text):
         raise bad_request(
-            f"The tools cannot be used together: {reason.splitlines()[0][:200]}.",
-            "tools",
+            "What the answer is held to, tools and form and thought together, cannot be followed: "
+            f"{reason.splitlines()[0][:200]}.",
+            None if tools is None else "tools",
             "invalid_value",
         )
     return grammar

@@ -22,29 +22,25 @@ REMEMBERED = 512
 class ToolText:
     """A tool as sent. `parameters` is the JSON of its schema, `param` where that stands.
 
-    With `strict` a call that breaks the schema may not come.
+    `definition` is OpenAI's, for the chat template, and `length` its characters as JSON. With
+    `strict` a call that breaks the schema may not come.
     """
 
     name: str
     definition: Mapping[str, Any] = field(compare=False)
+    length: int = field(compare=False)
     parameters: str
     strict: bool
     param: str
 
 
+@lru_cache(REMEMBERED)
 def usable(tool: ToolText, style: Style) -> tuple[Tool, str | None]:
     """The tool, and the place of what its calls are not held to, if there is anything.
 
-    Raises ApplianceError 400 for a strict one that cannot be held to, and for one that is too long
-    or too deep to be looked at.
+    Raises ApplianceError 400 for a strict one that cannot be held to.
     """
-    made, unheld = _usable(tool, style)
-    return Tool(made.name, tool.definition, made.parameters, made.lenient), unheld
-
-
-@lru_cache(REMEMBERED)
-def _usable(tool: ToolText, style: Style) -> tuple[Tool, str | None]:
-    whole = Tool(tool.name, {}, tool.parameters)
+    whole = Tool(tool.name, tool.parameters)
     assert style.calls is not None
     try:
         grammar_of(Structure("json", tool.parameters, tool.param))
@@ -64,10 +60,10 @@ def _usable(tool: ToolText, style: Style) -> tuple[Tool, str | None]:
             place,
             "invalid_value",
         )
-    looser = Tool(tool.name, {}, tool.parameters, lenient=True)
+    looser = Tool(tool.name, tool.parameters, lenient=True)
     if _has_end(tool.parameters) and style.fault(looser) is None:
         return looser, place
-    return Tool(tool.name, {}, ANY_ARGUMENTS), place
+    return Tool(tool.name, ANY_ARGUMENTS), place
 
 
 def _has_end(schema: str) -> bool:

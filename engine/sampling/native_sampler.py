@@ -6,7 +6,6 @@ import torch
 
 from engine.native.library import Machine
 from engine.native.loading import Choice
-from engine.sampling.masks import constrained, unpacked
 from engine.sampling.sampler import HostSampler, uniform
 from engine.scheduling.sequence import Sequence
 
@@ -26,9 +25,7 @@ class NativeSampler(HostSampler):
         self, logits: torch.Tensor, sequences: list[Sequence], masks: torch.Tensor | None
     ) -> torch.Tensor:
         if masks is not None and any(_weighs(sequence) for sequence in sequences):
-            allowed = unpacked(masks, self._vocabulary)
-            logits = constrained(logits, sequences, allowed, lambda tensor: tensor)
-            masks = None
+            logits, masks = self._masked(logits, sequences, masks), None
         masked = [row for row, sequence in enumerate(sequences) if sequence.constraint is not None]
         return self._machine.choose(logits, list(map(_choice, sequences)), masks, masked)
 

@@ -62,8 +62,7 @@ class HostSampler:
     ) -> torch.Tensor:
         """`masks` are of the sequences with a constraint."""
         if masks is not None:
-            allowed = unpacked(masks, self._vocabulary)
-            logits = constrained(logits, sequences, allowed, lambda tensor: tensor)
+            logits = self._masked(logits, sequences, masks)
         chosen = logits.argmax(dim=-1)
         rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0]
         if rows:
@@ -71,6 +70,12 @@ class HostSampler:
             picked = self._draw(logits[index], [sequences[i] for i in rows])
             chosen = chosen.index_copy(0, index, picked)
         return chosen
+
+    def _masked(
+        self, logits: torch.Tensor, sequences: list[Sequence], masks: torch.Tensor
+    ) -> torch.Tensor:
+        allowed = unpacked(masks, self._vocabulary)
+        return constrained(logits, sequences, allowed, lambda tensor: tensor)
 
     def _adjust(self, row: torch.Tensor, sequence: Sequence) -> None:
         options, output = sequence.sampling, sequence.output

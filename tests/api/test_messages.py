@@ -239,6 +239,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": []}]}]},
         "messages[0].content[0].input",
     ),
+    (
+        {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": 5}]}]},
+        "messages[0].content[0].thinking",
+    ),
     ({"system": 5}, "system"),
     ({"system": [{"type": "image"}]}, "system[0].type"),
     ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),

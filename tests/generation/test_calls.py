@@ -17,6 +17,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from appliance.generation.calls.formats import FORMATS, format_of
 from appliance.generation.calls.mistral import ARGS
+from appliance.generation.calls.pythonic import Pythonic
+from appliance.generation.calls.qwen3_coder import Qwen3Coder
 from appliance.generation.calls.tool import Tool, ToolUse
 from appliance.generation.parts import AnswerParser, Parts
 from appliance.generation.style import Reply, Style
@@ -49,8 +51,8 @@ WEATHER: dict[str, Any] = {
 }
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS = (
-    Tool("weather", {}, json.dumps(WEATHER)),
-    Tool("weather-now", {}, json.dumps(NOTHING)),
+    Tool("weather", json.dumps(WEATHER)),
+    Tool("weather-now", json.dumps(NOTHING)),
 )
 # Where texts stand as they are, one that knows nothing finds no end.
 UNTOLD = {"city": {"enum": ["Oslo", "Rome\n", True]}, "note": {"type": "null"}}
@@ -160,7 +162,7 @@ def vocabulary(marked: bool) -> LLTokenizer:
 
 def tools_of(name: str) -> tuple[Tool, ...]:
     """For a model that knows nothing."""
-    return (Tool("weather", {}, json.dumps(TEXTLESS)), TOOLS[1]) if name == "qwen3_coder" else TOOLS
+    return (Tool("weather", json.dumps(TEXTLESS)), TOOLS[1]) if name == "qwen3_coder" else TOOLS
 
 
 def schema_of(tool: str | None, name: str) -> Any:
@@ -372,3 +374,26 @@ def test_a_call_comes_behind_a_thought() -> None:
 )
 def test_a_template_shows_its_format(template: str, name: str) -> None:
     assert format_of(template) == name
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"type": "string", "pattern": "a"}, ".properties.x.pattern"),
+        (
+            {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 3}]},
+            ".properties.x.maxLength",
+        ),
+        ({"$ref": "#/$defs/t"}, ".properties.x.minLength"),
+        ({"type": "string", "description": "Any."}, None),
+        ({"type": "integer", "minimum": 3}, None),
+        ({"enum": ["a", "b"]}, None),
+    ],
+    ids=str,
+)
+def test_what_plain_texts_are_not_held_to_is_told(schema: Any, place: str | None) -> None:
+    shared = {"t": {"type": "string", "minLength": 1}}
+    whole = {"type": "object", "properties": {"x": schema}, "$defs": shared}
+    tool = Tool("f", json.dumps({**whole, "additionalProperties": False}))
+    assert Qwen3Coder().unheld(tool) == place
+    assert Pythonic().unheld(tool) is None

@@ -14,7 +14,7 @@ from appliance.api.chat.message_schema import (
 )
 from appliance.api.chat.messages import read_messages
 from appliance.api.chat.thinking import Said, agreed
-from appliance.api.chat.tools import Choice, Tools, definitions_length, offered
+from appliance.api.chat.tools import Choice, Tools, offered
 from appliance.api.fields.request import INT32
 from appliance.api.fields.sampling import SamplingFields
 from appliance.api.fields.whole import Whole
@@ -79,7 +79,7 @@ class ChatRequest(SamplingFields):
             media_options=read_media_options(self.media_io_kwargs, media),
             thinking=self._thinking,
             tools=[tool.definition for tool in tools],
-            tools_length=definitions_length(tools),
+            tools_length=sum(tool.length for tool in tools),
         )
 
     def reply(self, grammar: Grammar | None, style: Style, ignored: list[str]) -> Reply:

@@ -53,16 +53,11 @@ def _tools(value: Any, info: ValidationInfo) -> list[ToolText]:
             path = f"tools[{index}].function.name"
             raise bad_request(f"'{path}': there is another '{tool.name}'.", path, "invalid_value")
         names.add(tool.name)
-    if definitions_length(read) > LONGEST_TOOLS:
+    if sum(tool.length for tool in read) > LONGEST_TOOLS:
         raise bad_request(
             f"'tools' may hold at most {LONGEST_TOOLS} characters.", "tools", "invalid_value"
         )
     return read
-
-
-def definitions_length(tools: Sequence[ToolText]) -> int:
-    """Characters of tools as JSON."""
-    return sum(len(json.dumps(tool.definition, ensure_ascii=False)) for tool in tools)
 
 
 def _tool(value: Any, path: str, ignored: list[str]) -> ToolText:
@@ -97,7 +92,8 @@ def _tool(value: Any, path: str, ignored: list[str]) -> ToolText:
     shown = {"name": name, "description": description, "parameters": parameters}
     definition = {"type": "function", "function": {k: v for k, v in shown.items() if v is not None}}
     where = f"{place}.parameters"
-    return ToolText(name, definition, _schema(parameters, where), bool(strict), where)
+    schema, length = _schema(parameters, where), len(as_json(definition, place))
+    return ToolText(name, definition, length, schema, bool(strict), where)
 
 
 def read_tool_name(value: Any, path: str) -> str:
@@ -120,8 +116,7 @@ def _schema(parameters: Any, path: str) -> str:
         return NO_ARGUMENTS
     if not isinstance(parameters, dict):
         raise bad_request(f"'{path}' must be an object.", path, "invalid_type")
-    as_json(parameters, path)
-    schema = dict(parameters)
+    schema = json.loads(as_json(parameters, path))
     if schema.setdefault("type", "object") not in ("object", ["object"]):
         raise bad_request(
             f"'{path}.type' must be 'object': arguments have names.",

@@ -6,7 +6,7 @@ import json
 import secrets
 from typing import Any
 
-from appliance.api.blocks import Block, Blocks, blocks_of
+from appliance.api.blocks import Block, Blocks, Change, blocks_of
 from appliance.api.http.faults import ANTHROPIC, fault_body
 from appliance.api.http.responses import encode
 from appliance.api.translation import Translation
@@ -106,7 +106,7 @@ class MessageEvents:
         return f"event: error\ndata: {encode(told)}\n\n".encode()
 
     @staticmethod
-    def _change(change: str, block: Block, text: str) -> bytes:
+    def _change(change: Change, block: Block, text: str) -> bytes:
         if change == "open":
             return _event("content_block_start", index=block.place, content_block=_begun(block))
         if change == "close":

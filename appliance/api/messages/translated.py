@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from appliance.api.fields.text import read_text
 from appliance.api.fields.validation import unsupported
 from appliance.api.messages.request import CountRequest, MessagesRequest
 from appliance.api.translation import Translation
@@ -111,7 +112,9 @@ class _Message:
                 self._tool_use(block, path)
             case "thinking":
                 thought = self._more.get("reasoning_content", "")
-                self._more["reasoning_content"] = thought + str(block.get("thinking", ""))
+                self._more["reasoning_content"] = thought + read_text(
+                    block.get("thinking"), f"{path}.thinking"
+                )
             case _:  # nobody but who wrote it can read it
                 self._made.ignored.append(path)
 

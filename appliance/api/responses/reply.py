@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from appliance.api.blocks import Block, Blocks
+from appliance.api.blocks import Block, Blocks, Change
 from appliance.api.http.responses import encode
 from appliance.api.replies import created
 from appliance.api.responses.request import ResponsesRequest
@@ -49,13 +49,13 @@ class ResponseObject:
             "truncation": "disabled",
         }
 
-    def push(self, delta: Delta) -> list[tuple[str, Block, str]]:
+    def push(self, delta: Delta) -> list[tuple[Change, Block, str]]:
         """What a delta changes."""
         self._finish = delta.finish_reason
-        return list(self._blocks.push(delta.parts))
+        return self._blocks.push(delta.parts)
 
-    def finish(self) -> list[tuple[str, Block, str]]:
-        return list(self._blocks.finish())
+    def finish(self) -> list[tuple[Change, Block, str]]:
+        return self._blocks.finish()
 
     @property
     def status(self) -> str:
@@ -181,7 +181,7 @@ class ResponseEvents:
         error = {"code": told.code, "message": told.message, "param": told.param}
         return self._event("error", **error) + self._event("response.failed", response=body)
 
-    def _change(self, change: str, block: Block, text: str) -> bytes:
+    def _change(self, change: Change, block: Block, text: str) -> bytes:
         response, place = self._response, {"output_index": block.place}
         where = {**place, "item_id": response.identity(block)}
         inside = {**where, "content_index": 0}

@@ -20,8 +20,6 @@ UNBUILT_RESPONSES: Final[dict[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-# Of tools that a server runs, of which there are none, and how chunks are padded.
-IDLE: Final = ("max_tool_calls", "stream_options")
 
 
 class ResponsesRequest(NamedFields):
@@ -40,3 +38,5 @@ class ResponsesRequest(NamedFields):
     reasoning: dict[str, Any] | None = None
     include: list[str] = Field(default_factory=list)
     stream: bool = False
+    stream_options: dict[str, Any] | None = None  # how events are padded: these are not
+    max_tool_calls: Whole | None = Field(default=None, ge=1)  # of tools that a server runs: none

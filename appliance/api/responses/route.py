@@ -18,7 +18,7 @@ from appliance.api.http.server_timing import server_timing
 from appliance.api.http.tenants import caller_of
 from appliance.api.replies import whole
 from appliance.api.responses.reply import ResponseEvents, ResponseObject
-from appliance.api.responses.request import IDLE, UNBUILT_RESPONSES, ResponsesRequest
+from appliance.api.responses.request import UNBUILT_RESPONSES, ResponsesRequest
 from appliance.api.responses.store import ResponseStore
 from appliance.api.responses.translated import translated
 from appliance.api.translation import Translation
@@ -43,7 +43,6 @@ class Responses:
             return ResponsesRequest, UNBUILT_RESPONSES
 
         fields, ignored = await accept_named(request, service, kind)
-        ignored = [name for name in ignored if name not in IDLE]
         owner, earlier = caller_of(request.scope).owner, []
         if fields.previous_response_id:
             earlier = self._store.messages(owner, fields.previous_response_id)

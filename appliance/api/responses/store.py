@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ApplianceError, bad_request, not_found
 
+CONTAINER = 256  # bytes of an object or a list beside what is in it
 Key = tuple[bytes, str]  # whose, and its id
 
 
 @dataclass(slots=True, frozen=True)
 class Kept:
-    """`messages` are the conversation up to the response, its own among them."""
+    """`messages` are the conversation up to the response, its own among them; nobody changes them.
+
+    `size` is about how many bytes that takes.
+    """
 
     response: bytes
-    messages: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.response) + len(self.messages)
+    messages: list[dict[str, Any]]
+    size: int
 
 
 class ResponseStore:
@@ -34,9 +34,11 @@ class ResponseStore:
     def __bool__(self) -> bool:
         return self._most > 0
 
-    def keep(self, owner: bytes, identity: str, response: bytes, messages: list[Any]) -> None:
+    def keep(
+        self, owner: bytes, identity: str, response: bytes, messages: list[dict[str, Any]]
+    ) -> None:
         """Forgets the oldest ones where there is no room."""
-        kept = Kept(response, json.dumps(messages).encode())
+        kept = Kept(response, messages, len(response) + weight(messages))
         if kept.size > self._most:
             return
         self._kept[owner, identity] = kept
@@ -63,8 +65,7 @@ class ResponseStore:
                 "previous_response_not_found",
             )
         self._kept.move_to_end((owner, identity))
-        messages: list[dict[str, Any]] = json.loads(kept.messages)
-        return messages
+        return kept.messages
 
     def response(self, owner: bytes, identity: str) -> bytes:
         """The body of a response. Raises ApplianceError 404."""
@@ -79,6 +80,14 @@ class ResponseStore:
         if kept is None:
             raise missing()
         self._bytes -= kept.size
+
+
+def weight(value: Any) -> int:
+    """Bytes that it takes, about: a picture is one text, and is not written out to be measured."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return CONTAINER + sum(map(weight, inner))
 
 
 def missing() -> ApplianceError:

@@ -52,8 +52,8 @@ def pattern(text: str) -> str:
 class JsonCall:
     """One call while it comes.
 
-    `raw` is all that came of it. It is `failed` once it is known to be none, `begun` once it is
-    known to be one, and `done` with the brace that closes it.
+    It is `failed` once it is known to be none, `begun` once it is known to be one, and `done` with
+    the brace that closes it. `raw` is what came until either was known.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -72,7 +72,8 @@ class JsonCall:
 
     def push(self, text: str) -> tuple[str, str]:
         """What `text` adds to the arguments, and what of it stands behind the call."""
-        self.raw += text
+        if not self.begun:
+            self.raw += text
         for place, character in enumerate(text):
             if not self._head:
                 return self._arguments(text[place:])

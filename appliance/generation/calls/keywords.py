@@ -72,10 +72,25 @@ def unheld(tool: Tool, plain_texts: bool) -> str | None:
         if not WRITABLE.fullmatch(name):
             return f".properties.{name}"
     for one in keywords(tool) or () if plain_texts else ():
-        if "string" in one.kinds and not {"enum", "const"} & one.schema.keys():
-            for name in one.schema.keys() - NOTES - {*SHARED, "type", "anyOf", "oneOf", "$ref"}:
-                return f".properties.{one.name}.{name}"
+        if (name := text_limit(one.schema, one.schema)) is not None:
+            return f".properties.{one.name}.{name}"
     return None
+
+
+def text_limit(schema: dict[str, Any], root: dict[str, Any], depth: int = 0) -> str | None:
+    """A keyword about the characters of a text that a schema lets stand there, if there is one."""
+    if "string" not in kinds(schema, root) or {"enum", "const"} & schema.keys():
+        return None
+    choices = [one for name in ("anyOf", "oneOf") for one in schema.get(name, ())]
+    if isinstance(schema.get("$ref"), str):
+        choices.append(referred(root, schema["$ref"]))
+    own = schema.keys() - NOTES - {*SHARED, "type", "anyOf", "oneOf", "$ref"}
+    inner = (
+        text_limit(one, root, depth + 1)
+        for one in choices
+        if isinstance(one, dict) and depth < DEEPEST
+    )
+    return next(iter(sorted(own)), None) or next(filter(None, inner), None)
 
 
 def kinds(

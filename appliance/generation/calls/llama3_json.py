@@ -54,7 +54,8 @@ class Llama3JsonParser:
     def push(self, text: str) -> Parts:
         parts, rest = Parts(), text
         while rest and not self._text:
-            self._raw += rest
+            if self._call is None or not self._call.begun:
+                self._raw += rest
             if self._call is None:
                 rest = self._raw.lstrip(SPACES + ";" if self._calls else SPACES)
                 rest = rest.removeprefix(TAG).lstrip(SPACES)

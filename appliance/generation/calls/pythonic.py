@@ -109,25 +109,19 @@ class PythonicParser:
         self._nesting, self._quote, self._escaped = 0, "", False
 
     def push(self, text: str) -> Parts:
-        parts = Parts()
-        for place, character in enumerate(text):
-            if self._over:
-                break
+        parts, read, before = Parts(), 0, ""
+        while read < len(text) and not self._over:
+            character = text[read]
+            read += 1
             if self._inside:
                 self._argument(character, parts)
                 continue
             if self._raw is not None:
                 self._raw += character
             if not self._name(character, parts):
-                self._over = True
-                if self._raw is not None:
-                    parts.add(Parts(self._raw))
-                    return self._as_text(text[place + 1 :], parts)
-        return self._as_text(text, parts) if self._over and self._raw is not None else parts
-
-    def _as_text(self, text: str, parts: Parts) -> Parts:
-        """Once it is known to be no call, all of it."""
-        parts.add(Parts(text))
+                self._over, before = True, self._raw or ""
+        if self._over and self._raw is not None:  # it is known to be no call
+            parts.add(Parts(before + text[read:]))
         return parts
 
     def _name(self, character: str, parts: Parts) -> bool:

@@ -93,7 +93,10 @@ class Qwen3CoderParser:
         self._prose, self._begin = Prose(), Until(BEGIN)
         self._raw: str | None = None  # of a call, from its mark on, until its name is known
         self._name: str | None = None
-        self._body = ""  # of a call, what of it is not read yet
+        self._tags = ""  # of a call, what is not read yet between its arguments
+        self._key: str | None = None  # of the argument that is being read
+        self._value: list[str] = []
+        self._ended = Until(PARAMETER_END)
         self._count = 0
 
     def push(self, text: str) -> Parts:
@@ -122,29 +125,35 @@ class Qwen3CoderParser:
             parts.add(Parts(self._prose.push(BEGIN + raw)))
             return ""
         self._prose.cut()
-        self._name, self._count, self._body = name, 0, ""
+        self._name, self._count, self._tags = name, 0, ""
         parts.add(self._assembly.begin(name))
         return behind
 
     def _parameters(self, text: str, parts: Parts) -> str:
         """Arguments as they become whole, up to the end of the call."""
-        self._body += text
-        while True:
-            ahead = self._body.lstrip(SPACES)
-            if ahead.startswith(PARAMETER):
-                head, found, behind = ahead.partition(">")
-                value, ended, rest = behind.partition(PARAMETER_END)
-                if not (found and ended):
+        while text:
+            if self._key is not None:
+                value, behind = self._ended.push(text)
+                self._value.append(value)
+                if behind is None:
                     return ""
-                self._body = rest
-                self._argument(head.removeprefix(PARAMETER), value, parts)
+                self._argument(self._key, "".join(self._value), parts)
+                self._key, text = None, behind
                 continue
-            place = ahead.find(END)
-            if place < 0:
-                return ""
-            parts.add(self._assembly.arguments("}" if self._count else "{}"))
-            self._name = None
-            return ahead[place + len(END) :]
+            self._tags += text
+            ahead = self._tags.lstrip(SPACES)
+            if ahead.startswith(PARAMETER):
+                head, found, text = ahead.partition(">")
+                if found:
+                    self._key, self._value, self._tags = head.removeprefix(PARAMETER), [], ""
+                continue
+            _, found, rest = ahead.partition(END)
+            if found:
+                parts.add(self._assembly.arguments("}" if self._count else "{}"))
+                self._name = None
+                return rest
+            return ""
+        return ""
 
     def _argument(self, key: str, written: str, parts: Parts) -> None:
         before = ", " if self._count else "{"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(slots=True, frozen=True)
 class Tool:
-    """`definition` is OpenAI's, for the chat template; `parameters` the JSON of the schema.
+    """`parameters` is the JSON of the schema of its arguments.
 
     With `lenient` a call is held to what of the schema can be, because all of it cannot.
     """
 
     name: str
-    definition: Mapping[str, Any] = field(compare=False)
     parameters: str
     lenient: bool = False
 

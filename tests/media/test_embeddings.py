@@ -89,7 +89,7 @@ def test_every_number_of_bfloat16_is_taken_as_it_is(llava: Family) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     every = torch.from_numpy(bits).view(torch.bfloat16)
     finite = every[every.isfinite()]
-    for part in finite.resize_(-(-len(finite) // 1024), 16, 64):
+    for part in torch.nn.functional.pad(finite, (0, -len(finite) % 1024)).view(-1, 16, 64):
         found = tensor(load(tensors(embeds=part), llava))
         assert torch.equal(found.view(torch.int32), part.float().view(torch.int32))
         assert torch.equal(found.to(torch.bfloat16).view(torch.int16), part.view(torch.int16))
